@@ -1,0 +1,97 @@
+"""Where priors come from: bundled folders, diffusers pipeline folders, the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+BUNDLED = Path(__file__).parent / "priors"
+
+
+def bundled_priors() -> list[str]:
+    """Names of the priors inside the package."""
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
+
+
+def prior_folder(name: str) -> Path:
+    """Folder of a bundled prior, or ``name`` itself as a path; it need not exist."""
+    return BUNDLED / name if name in bundled_priors() else Path(name)
+
+
+def held_out_images(name: str = "digits") -> Tensor:
+    r"""
+    The images that a prior of ``examples/train_prior.py`` never saw, for evaluation.
+
+    :param str name: bundled prior or folder with ``held_out.npz``.
+    :return: images in [0, 1], shape (N, C, H, W), float32.
+    """
+    file = prior_folder(name) / "held_out.npz"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist; give a prior that examples/train_prior.py made")
+    with np.load(file, allow_pickle=False) as archive:
+        return torch.from_numpy(archive["images"]).float() / 255
+
+
+def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """The UNet and the scheduler of a diffusers pipeline, from a bundled name, a folder or the hub."""
+    from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+
+    folder = prior_folder(name)
+    is_local = folder.exists()
+    if is_local:
+        _check_folder(folder)
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise FileNotFoundError(
+            f"{str(name)!r} is neither a bundled prior ({', '.join(bundled_priors())}), nor a folder, "
+            "nor a hub id like 'google/ddpm-celebahq-256'"
+        )
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder if is_local else name,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=is_local,
+            low_cpu_mem_usage=False,
+        )
+    except OSError as error:
+        if is_local:
+            raise ValueError(f"{folder}: the pipeline cannot be read: {error}") from error
+        raise FileNotFoundError(
+            f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without "
+            f"safetensors weights): {error}"
+        ) from error
+    if not isinstance(pipeline.unet, UNet2DModel):
+        raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a pixel-space UNet2DModel is needed")
+    scheduler = pipeline.scheduler
+    if not hasattr(scheduler, "alphas_cumprod"):  # e.g. a multistep scheduler trained with the same betas
+        scheduler = DDIMScheduler.from_config(scheduler.config)
+    return pipeline.unet, scheduler
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no pixel-space pipeline, or has no safetensors weights, before diffusers reads it."""
+    index_file = folder / "model_index.json"
+    if not index_file.exists():
+        raise FileNotFoundError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that "
+            "pipeline.save_pretrained(FOLDER) or examples/train_prior.py wrote"
+        )
+    index = json.loads(index_file.read_text())
+    missing = {"unet", "scheduler"} - index.keys()
+    if missing or "vae" in index:
+        raise ValueError(
+            f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a pixel-space 'unet' "
+            "and a 'scheduler', as DDPMPipeline and DDIMPipeline have"
+        )
+    weights = folder / "unet" if (folder / "unet").is_dir() else folder
+    if not list(weights.glob("*.safetensors")):
+        raise ValueError(
+            f"{weights} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
+            "UNet2DModel.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
+        )

@@ -1,0 +1,242 @@
+"""The splittable prior: a diffusion model as a chain of deterministic DDIM steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+class DiffusionPrior(nn.Module):
+    r"""
+    A pretrained diffusion model as a chain of ``num_layers`` deterministic DDIM steps.
+
+    .. math::
+
+        G = g_{N-1} \circ \dots \circ g_0, \qquad
+        g_i(z) = \sqrt{\bar\alpha_{t_{i+1}}}\, \hat x_0 + \sqrt{1 - \bar\alpha_{t_{i+1}}}\, \hat\epsilon,
+
+    where :math:`\hat x_0` is the network's clean image at noise level :math:`t_i`, clamped to [-1, 1], and
+    :math:`\hat\epsilon` the noise that is then left in :math:`z`. Layer 0 takes pure noise, layer ``num_layers - 1``
+    gives the image. The levels are spaced evenly over the training steps, e.g. 999, 666, 333, 0 for three layers
+    of 1000 steps; the last one keeps the noise of training step 0.
+
+    The chain lives in the network's range [-1, 1]; :meth:`to_image` and :meth:`to_model` are the only places where
+    it meets deepinv's range [0, 1].
+
+    :param torch.nn.Module unet: network called as ``unet(z, t)`` with ``z`` of shape (B, C, H, W) and ``t`` of shape
+        (B,); returns a tensor, or an object with a ``sample`` (diffusers), of C channels, or of 2C (learned variance:
+        the first C, the mean, are used).
+    :param scheduler: a variance-preserving diffusers scheduler (``DDPMScheduler``, ``DDIMScheduler``): its
+        ``alphas_cumprod`` and ``config.prediction_type`` (epsilon, v_prediction or sample) are read.
+    :param int num_layers: number N of layers, from 1 to the number of training steps less one (paper: 3).
+    :param bool clip_sample: clamp :math:`\hat x_0` to [-1, 1] in every layer, as published.
+
+    :Examples:
+
+        >>> from deepinv_dmilo import DiffusionPrior
+        >>> prior = DiffusionPrior.from_pretrained("digits", num_layers=3)
+        >>> prior.timesteps.tolist()
+        [999, 666, 333, 0]
+        >>> prior.sample(2).shape
+        torch.Size([2, 1, 32, 32])
+    """
+
+    def __init__(self, unet: nn.Module, scheduler: Any, *, num_layers: int = 3, clip_sample: bool = True) -> None:
+        super().__init__()
+        alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+        if alphas_cumprod is None:
+            raise TypeError(
+                f"scheduler {type(scheduler).__name__} has no alphas_cumprod; pass a variance-preserving one, "
+                "such as diffusers.DDPMScheduler or DDIMScheduler"
+            )
+        prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type {prediction_type!r} is not supported; use one of {PREDICTION_TYPES}")
+        train_steps = len(alphas_cumprod)
+        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or not 1 <= num_layers < train_steps:
+            raise ValueError(f"num_layers={num_layers!r}: type a whole number from 1 to {train_steps - 1}, e.g. 3")
+        self.unet = unet
+        self.num_layers = num_layers
+        self.clip_sample = clip_sample
+        self.prediction_type = prediction_type
+        self.name: str | None = None
+        stride = train_steps // num_layers
+        levels = [min(i * stride, train_steps - 1) for i in reversed(range(num_layers + 1))]
+        # A buffer, so that a layer's timestep is on the network's device without a copy at every call.
+        self.register_buffer("timesteps", torch.tensor(levels), persistent=False)
+        # Python floats: exact in any dtype, on any device.
+        self.alphas_cumprod = [float(a) for a in alphas_cumprod]
+        self._abar = [self.alphas_cumprod[t] for t in levels]
+        if self._abar[0] <= 0 and prediction_type == "epsilon":
+            raise ValueError(
+                "the scheduler's last alphas_cumprod is 0 (zero terminal signal), where the predicted noise says "
+                "nothing of the image; use a prediction_type='v_prediction' model"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        num_layers: int = 3,
+        clip_sample: bool = True,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> DiffusionPrior:
+        r"""
+        The prior of a bundled model (``"digits"``), a diffusers pipeline folder or a hub id (``"owner/model"``).
+
+        A bundled name or folder is read offline, and weights from safetensors files only.
+
+        :param str name: bundled name, path of a folder with ``model_index.json``, or hub id.
+        :param int num_layers: see :class:`DiffusionPrior`.
+        :param bool clip_sample: see :class:`DiffusionPrior`.
+        :param str, torch.device device: where to put the network.
+        :param torch.dtype dtype: type of the network's weights.
+        :return: the prior, in evaluation mode.
+        :raises FileNotFoundError: neither a bundled name, nor a pipeline folder, nor a hub id that can be reached.
+        :raises ValueError: a pipeline without safetensors weights, or of another kind than a pixel-space UNet.
+        """
+        from deepinv_dmilo.pretrained import load_unet_and_scheduler
+
+        unet, scheduler = load_unet_and_scheduler(name, dtype)
+        prior = cls(unet, scheduler, num_layers=num_layers, clip_sample=clip_sample)
+        prior.name = str(name)
+        return prior.eval().to(device)
+
+    def layer(self, i: int, z: Tensor) -> Tensor:
+        r"""
+        Layer i of the chain: one DDIM step from noise level ``timesteps[i]`` to ``timesteps[i + 1]``.
+
+        :param int i: layer, 0 next to the noise, ``num_layers - 1`` next to the image.
+        :param torch.Tensor z: latent of shape (B, C, H, W), floating.
+        :return: the next latent (for the last layer the image in [-1, 1]), shape and dtype of ``z``, differentiable.
+        """
+        abar, abar_next = self._abar[i], self._abar[i + 1]
+        prediction = self.predict(z, self.timesteps[i])
+        if self.prediction_type == "epsilon":
+            x0 = (z - (1 - abar) ** 0.5 * prediction) / abar**0.5
+        elif self.prediction_type == "v_prediction":
+            x0 = abar**0.5 * z - (1 - abar) ** 0.5 * prediction
+        else:
+            x0 = prediction
+        if self.clip_sample:
+            x0 = x0.clamp(-1, 1)
+        eps = (z - abar**0.5 * x0) / (1 - abar) ** 0.5
+        return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
+
+    def predict(self, z: Tensor, t: Tensor) -> Tensor:
+        """The network's output at training step t (0-dim or (B,)), without the learned variance, in z's dtype."""
+        dtype = next((p.dtype for p in self.unet.parameters()), z.dtype)
+        output = self.unet(z.to(dtype), t.expand(len(z)))
+        if not torch.is_tensor(output):
+            output = output.sample if hasattr(output, "sample") else output[0]
+        return output[:, : z.shape[1]].to(z.dtype)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The whole chain G: latent of shape (B, C, H, W) to image in [-1, 1] of the same shape."""
+        for i in range(self.num_layers):
+            z = self.layer(i, z)
+        return z
+
+    @staticmethod
+    def to_image(u: Tensor) -> Tensor:
+        """From the model's range [-1, 1] to deepinv's [0, 1]."""
+        return (u + 1) / 2
+
+    @staticmethod
+    def to_model(x: Tensor) -> Tensor:
+        """From deepinv's range [0, 1] to the model's [-1, 1]."""
+        return 2 * x - 1
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape (C, H, W) of the images the network was trained on, None where its configuration does not tell."""
+        config = getattr(self.unet, "config", None)
+        size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+        if size is None or channels is None:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return channels, height, width
+
+    def latent(self, shape: Sequence[int], rng: torch.Generator | None = None) -> Tensor:
+        """
+        Standard normal noise of a shape, on the prior's device; the global random state is never touched.
+
+        With ``rng`` its next numbers; without, the same noise for every image of the batch and at every call, so
+        that an image's result does not depend on the batch it came in.
+        """
+        if rng is None:
+            seeded = torch.Generator().manual_seed(0)
+            noise = torch.randn(tuple(shape[1:]), generator=seeded).expand(tuple(shape))
+        else:
+            noise = torch.randn(tuple(shape), generator=rng, device=rng.device)
+        return noise.to(self.timesteps.device)
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """
+        Images of the prior in [0, 1], shape (n, C, H, W): the chain applied to n noises.
+
+        With few layers they are coarse; without ``rng`` the same n images at every call.
+        """
+        if self.image_shape is None:
+            raise ValueError("the network's configuration does not tell its image size; use prior(z) with your own z")
+        rng = rng or torch.Generator().manual_seed(0)
+        with self.frozen():
+            return self.to_image(self(self.latent((n, *self.image_shape), rng)).clamp(-1, 1))
+
+    def denoiser(self) -> nn.Module:
+        """The same network as a deepinv denoiser (images in [0, 1]), for deepinv's DPS, DiffPIR, DDRM and others."""
+        from deepinv.models import ScoreModelWrapper
+
+        return ScoreModelWrapper(
+            _TensorOutput(self),
+            prediction_type=self.prediction_type,
+            clip_output=self.clip_sample,
+            scale_t=torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt().float(),
+            variance_preserving=True,
+            takes_integer_time=True,
+            n_timesteps=len(self.alphas_cumprod),
+            device=self.timesteps.device,
+        )
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no weight gradients inside; every flag as before after it, also after an error."""
+        parameters = [(p, p.requires_grad) for p in self.parameters()]
+        modes = [(m, m.training) for m in self.modules()]
+        try:
+            self.requires_grad_(False)
+            self.eval()
+            yield
+        finally:
+            for parameter, flag in parameters:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        return (
+            f"{type(self).__name__}({self.name or type(self.unet).__name__!r}, {size:,} parameters, "
+            f"num_layers={self.num_layers}, timesteps={self.timesteps.tolist()}, "
+            f"prediction_type={self.prediction_type!r}, clip_sample={self.clip_sample})"
+        )
+
+
+class _TensorOutput(nn.Module):
+    """The prior's network as deepinv calls one: plain tensor out."""
+
+    def __init__(self, prior: DiffusionPrior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, z: Tensor, t: Tensor, return_dict: bool = False) -> Tensor:
+        return self.prior.predict(z, t)

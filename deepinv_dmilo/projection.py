@@ -1,0 +1,91 @@
+"""The projected-gradient part of DMILO-PGD: steps on the measurements, and their size."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from deepinv.physics import LinearPhysics, Physics
+from torch import Tensor
+
+from deepinv_dmilo.measurements import Measurements, energy, parts
+
+_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # what it was made from, norm
+
+
+def gradient_steps(
+    x: Tensor,  # (B, C, H, W) in [0, 1]
+    y: Measurements,
+    physics: Physics,
+    *,
+    steps: int,
+    step_size: float | str,
+    normalize: bool,
+) -> Tensor:
+    r"""Descend :math:`\frac12\|A(x) - y\|^2` (``normalize``: :math:`\|A(x) - y\|`) in [0, 1], clamped after each step."""
+    for _ in range(steps):
+        misfit, gradient = _misfit_and_gradient(x, y, physics)
+        if normalize:
+            gradient = gradient / _column(2 * misfit).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        if step_size != "auto":
+            x = x - float(step_size) * gradient
+        elif isinstance(physics, LinearPhysics):
+            x = x - gradient / squared_norm(physics, x)
+        else:
+            x = _backtrack(x, y, physics, misfit, gradient)
+        x = x.clamp(0, 1)
+    return x
+
+
+def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
+    """
+    ``||A||^2`` by deepinv's power method, cached per physics until one of its parameters changes.
+
+    Computed on a single image where the operator is the same for the whole batch, so that a batch takes the steps
+    of its images; with per-sample parameters (one mask each) it is the largest of the batch.
+    """
+    tensors = [*physics.parameters(), *physics.buffers()]
+    # Identities and in-place versions; the tensors themselves are kept too, so that no identity is used again.
+    made_from = [[id(t) for t in tensors], [t._version for t in tensors], x.shape[1:], x.dtype, x.device]
+    cached = _SQUARED_NORMS.get(physics)
+    if cached is None or cached[0][:-1] != made_from:
+        one = torch.zeros_like(x[:1])
+        is_shared = len(parts(physics.A(one))[0]) == 1
+        device_ids = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=device_ids):  # the power method draws from the global state
+            torch.manual_seed(0)
+            norm = physics.compute_sqnorm(one if is_shared else torch.zeros_like(x), tol=1e-5, verbose=False)
+        cached = ([*made_from, tensors], norm)
+        _SQUARED_NORMS[physics] = cached
+    return cached[1].clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _misfit_and_gradient(x: Tensor, y: Measurements, physics: Physics) -> tuple[Tensor, Tensor]:
+    """``||A(x) - y||^2 / 2`` of each sample, (B,), and its gradient, (B, C, H, W), by automatic differentiation."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        misfit = energy(physics.A(x) - y) / 2
+        (gradient,) = torch.autograd.grad(misfit.sum(), x)
+    return misfit.detach(), gradient
+
+
+def _backtrack(x: Tensor, y: Measurements, physics: Physics, misfit: Tensor, gradient: Tensor) -> Tensor:
+    """One step of each sample, halved until it decreases the misfit enough (Armijo, 1e-4) or 30 times."""
+    slope = energy(gradient)
+    step = 2 * misfit / slope.clamp(min=torch.finfo(x.dtype).tiny)  # the step to a zero misfit, were A linear and 1-d
+    accepted = x
+    pending = slope > 0
+    for _ in range(30):
+        trial = (x - _column(step) * gradient).clamp(0, 1)
+        enough = energy(physics.A(trial) - y) / 2 <= misfit - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
+        accepted = torch.where(_column(pending & enough), trial, accepted)
+        pending = pending & ~enough
+        if not pending.any():
+            break
+        step = step / 2
+    return accepted
+
+
+def _column(t: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return t.view(-1, 1, 1, 1)

@@ -1,0 +1,129 @@
+"""The chain: against closed forms, against diffusers' DDIM step, and its bookkeeping."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from toys import AffineNet, ConvNet, tiny_unet, toy_prior
+
+from deepinv_dmilo import DiffusionPrior
+
+SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
+
+
+def test_time_grid_is_the_papers():
+    assert toy_prior(ConvNet()).timesteps.tolist() == [999, 666, 333, 0]
+    assert toy_prior(ConvNet(), num_layers=1).timesteps.tolist() == [999, 0]
+    assert toy_prior(ConvNet(), num_layers=4).timesteps.tolist() == [999, 750, 500, 250, 0]
+
+
+def test_layer_of_an_affine_network_is_its_closed_form():
+    w, b = 0.25, 0.125  # exact in float32, in which the network is made
+    prior = toy_prior(AffineNet(w, b), clip_sample=False)
+    z = torch.randn(SHAPE, dtype=torch.float64)
+    abar = DDIMScheduler().alphas_cumprod.double()
+    for i, (t, s) in enumerate([(999, 666), (666, 333), (333, 0)]):
+        # eps = w z + b, x0 = (z - sqrt(1 - a_t) eps) / sqrt(a_t), next = sqrt(a_s) x0 + sqrt(1 - a_s) eps
+        ratio = (abar[s] / abar[t]).sqrt()
+        gain = ratio * (1 - (1 - abar[t]).sqrt() * w) + (1 - abar[s]).sqrt() * w
+        offset = b * ((1 - abar[s]).sqrt() - ratio * (1 - abar[t]).sqrt())
+        # float64 rounding, times the gain of about 100 of the layer next to the noise
+        torch.testing.assert_close(prior.layer(i, z), gain * z + offset, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("clip_sample", [True, False])
+def test_layer_is_the_ddim_step_of_diffusers(prediction_type, clip_sample):
+    net = ConvNet()
+    prior = toy_prior(net, prediction_type=prediction_type, clip_sample=clip_sample).eval()
+    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=clip_sample, set_alpha_to_one=False)
+    scheduler.set_timesteps(3)
+    z = torch.randn(SHAPE, dtype=torch.float64)
+    for i, t in enumerate([999, 666, 333]):
+        output = net(z, torch.full((2,), t))
+        expected = scheduler.step(output, t, z, eta=0.0, use_clipped_model_output=True).prev_sample
+        # diffusers keeps its levels in float32: 1e-7, times the gain of the first layer
+        torch.testing.assert_close(prior.layer(i, z), expected, rtol=1e-4, atol=1e-4)
+        z = expected
+
+
+def test_chain_is_its_layers_composed():
+    prior = toy_prior(ConvNet(), num_layers=5).eval()
+    z = torch.randn(SHAPE, dtype=torch.float64)
+    composed = z
+    for i in range(5):
+        composed = prior.layer(i, composed)
+    torch.testing.assert_close(prior(z), composed, rtol=0, atol=0)
+
+
+def test_layer_is_differentiable():
+    prior = toy_prior(ConvNet(channels=1), clip_sample=False).eval()
+    z = torch.randn(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: prior.layer(1, z), z)
+
+
+def test_learned_variance_uses_the_mean_half():
+    net = ConvNet(out_channels=6)
+    prior = toy_prior(net).eval()
+    z = torch.randn(SHAPE, dtype=torch.float64)
+    t = torch.tensor(500)
+    torch.testing.assert_close(prior.predict(z, t), net(z, t)[:, :3], rtol=0, atol=0)
+    assert prior(z).shape == z.shape
+
+
+def test_ranges_are_inverse_to_each_other():
+    x = torch.rand(SHAPE)
+    assert DiffusionPrior.to_model(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    # one rounding in float32
+    torch.testing.assert_close(DiffusionPrior.to_image(DiffusionPrior.to_model(x)), x, rtol=0, atol=1e-6)
+
+
+def test_sample_is_in_range_repeatable_and_leaves_the_global_state():
+    prior = DiffusionPrior(tiny_unet(), DDIMScheduler())
+    before = torch.random.get_rng_state()
+    x = prior.sample(3)
+    assert x.shape == (3, 1, 16, 16)
+    assert 0 <= x.min() <= x.max() <= 1
+    assert not torch.equal(x[0], x[1])
+    assert torch.equal(x, prior.sample(3))
+    assert not torch.equal(x, prior.sample(3, torch.Generator().manual_seed(5)))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_latent_without_rng_does_not_depend_on_the_batch():
+    prior = toy_prior(ConvNet())
+    four = prior.latent((4, 3, 8, 12))
+    assert torch.equal(four[2:3], prior.latent((1, 3, 8, 12)))
+    drawn = prior.latent((4, 3, 8, 12), torch.Generator().manual_seed(0))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_frozen_restores_every_flag_also_after_an_error():
+    prior = toy_prior(ConvNet()).train()
+    prior.unet.first.eval()
+    prior.unet.last.bias.requires_grad_(False)
+    modes = [m.training for m in prior.modules()]
+    flags = [p.requires_grad for p in prior.parameters()]
+    with pytest.raises(KeyError), prior.frozen():
+        assert not any(m.training for m in prior.modules())
+        assert not any(p.requires_grad for p in prior.parameters())
+        raise KeyError
+    assert [m.training for m in prior.modules()] == modes
+    assert [p.requires_grad for p in prior.parameters()] == flags
+
+
+def test_prints_its_settings():
+    text = repr(toy_prior(ConvNet(), num_layers=2))
+    assert "num_layers=2" in text
+    assert "timesteps=[999, 500, 0]" in text
+    assert "'epsilon'" in text
+
+
+def test_denoiser_is_the_posterior_mean_of_the_network():
+    prior = toy_prior(AffineNet(0.3, 0.1), dtype=torch.float32, clip_sample=False)
+    abar = float(DDIMScheduler().alphas_cumprod[400])
+    sigma = ((1 - abar) / abar) ** 0.5 / 2  # in [0, 1], half of that in [-1, 1]
+    x = torch.rand(2, 3, 8, 12)
+    z = abar**0.5 * (2 * x - 1)
+    expected = ((z - (1 - abar) ** 0.5 * (0.3 * z + 0.1)) / abar**0.5 + 1) / 2
+    # deepinv looks sigma up in its table of 1000 levels: the noise is that of one level, to 1e-3
+    torch.testing.assert_close(prior.denoiser()(x, sigma), expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,53 @@
+"""Small networks with known behaviour, in place of trained ones."""
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+from deepinv_dmilo import DiffusionPrior
+
+
+class AffineNet(torch.nn.Module):
+    """A network that is weight * z + bias, entry by entry."""
+
+    def __init__(self, weight=0.3, bias=0.1):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(float(weight)))
+        self.bias = torch.nn.Parameter(torch.tensor(float(bias)))
+
+    def forward(self, z, t):
+        return self.weight * z + self.bias
+
+
+class ConvNet(torch.nn.Module):
+    """A smooth nonlinear network that sees neighbours and the training step; takes any size and ``channels``."""
+
+    def __init__(self, channels=3, out_channels=None):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = torch.nn.Conv2d(channels, 8, 3, padding=1)
+        self.dropout = torch.nn.Dropout(0.5)  # wrong results, should the solver forget the evaluation mode
+        self.last = torch.nn.Conv2d(8, out_channels or channels, 3, padding=1)
+
+    def forward(self, z, t):
+        phase = (t.to(z.dtype) / 1000).view(-1, 1, 1, 1)
+        return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
+
+
+def toy_prior(net, *, num_layers=3, prediction_type="epsilon", clip_sample=True, dtype=torch.float64):
+    scheduler = DDIMScheduler(prediction_type=prediction_type)
+    return DiffusionPrior(net, scheduler, num_layers=num_layers, clip_sample=clip_sample).to(dtype)
+
+
+def tiny_unet(channels=1, size=16):
+    """A randomly initialised diffusers UNet of 30 thousand parameters."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
