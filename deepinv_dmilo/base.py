@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deepinv_dmilo.layer import Fit
-from deepinv_dmilo.measurements import Measurements, check_inputs, mean_energy, residual, working_dtype
+from deepinv_dmilo.measurements import Measurements, check_inputs, mean_energy, measure, residual, working_dtype
 from deepinv_dmilo.prior import DiffusionPrior
 
 Self = TypeVar("Self", bound="PriorReconstructor")
@@ -102,7 +102,7 @@ class PriorReconstructor(Reconstructor):
 
     def _measurement_fit(self, target: Measurements, physics: Physics) -> Fit:
         """The data term on an image u in [-1, 1]; the factor 4 gives the paper's value, computed in [-1, 1] units."""
-        return lambda u: 4 * mean_energy(physics.A(self.prior.to_image(u)) - target)
+        return lambda u: 4 * mean_energy(measure(self.prior.to_image(u), physics) - target)
 
     def extra_repr(self) -> str:
         shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in ("training", "device")}

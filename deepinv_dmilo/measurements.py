@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import LinearPhysics, PhaseRetrieval, Physics
 from deepinv.utils import TensorList
 from torch import Tensor
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from deepinv_dmilo.prior import DiffusionPrior
 
 Measurements: TypeAlias = "Tensor | TensorList"
+
+
+def measure(x: Tensor, physics: Physics) -> Measurements:
+    """A(x) of real images x; deepinv's phase retrieval wants them in a complex type."""
+    if isinstance(physics, PhaseRetrieval):
+        x = x.to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
+    return physics.A(x)
 
 
 def parts(y: Measurements) -> list[Tensor]:
@@ -34,7 +41,7 @@ def mean_energy(r: Measurements) -> Tensor:
 
 def residual(x: Tensor, y: Measurements, physics: Physics) -> Tensor:
     """Root mean square of A(x) - y over a sample's measurements, shape (B,); at a perfect fit the noise level."""
-    return mean_energy(physics.A(x) - y).sqrt()
+    return mean_energy(measure(x, physics) - y).sqrt()
 
 
 def working_dtype(y: Measurements) -> torch.dtype:
@@ -133,7 +140,7 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: DiffusionPrior) 
 def _measured_shapes(shape: tuple[int, ...], y: Measurements, physics: Physics) -> list[tuple[int, ...]]:
     x = torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y))
     with torch.no_grad():
-        return _shapes(physics.A(x))
+        return _shapes(measure(x, physics))
 
 
 def _shapes(y: Measurements) -> list[tuple[int, ...]]:

@@ -54,7 +54,6 @@ def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, A
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder if is_local else name,
-            torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=is_local,
             low_cpu_mem_usage=False,
@@ -71,7 +70,7 @@ def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, A
     scheduler = pipeline.scheduler
     if not hasattr(scheduler, "alphas_cumprod"):  # e.g. a multistep scheduler trained with the same betas
         scheduler = DDIMScheduler.from_config(scheduler.config)
-    return pipeline.unet, scheduler
+    return pipeline.unet.to(dtype), scheduler
 
 
 def _check_folder(folder: Path) -> None:

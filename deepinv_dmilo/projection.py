@@ -8,7 +8,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import Measurements, energy, parts
+from deepinv_dmilo.measurements import Measurements, energy, measure, parts
 
 _SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # what it was made from, norm
 
@@ -54,17 +54,19 @@ def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
         device_ids = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=device_ids):  # the power method draws from the global state
             torch.manual_seed(0)
-            norm = physics.compute_sqnorm(one if is_shared else torch.zeros_like(x), tol=1e-5, verbose=False)
+            start = one if is_shared else torch.zeros_like(x)
+            norm = physics.compute_sqnorm(start, max_iter=1000, tol=1e-4, verbose=False)
+        norm = norm.clamp(min=torch.finfo(x.dtype).tiny)
         cached = ([*made_from, tensors], norm)
         _SQUARED_NORMS[physics] = cached
-    return cached[1].clamp(min=torch.finfo(x.dtype).tiny)
+    return cached[1]
 
 
 def _misfit_and_gradient(x: Tensor, y: Measurements, physics: Physics) -> tuple[Tensor, Tensor]:
     """``||A(x) - y||^2 / 2`` of each sample, (B,), and its gradient, (B, C, H, W), by automatic differentiation."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        misfit = energy(physics.A(x) - y) / 2
+        misfit = energy(measure(x, physics) - y) / 2
         (gradient,) = torch.autograd.grad(misfit.sum(), x)
     return misfit.detach(), gradient
 
@@ -77,7 +79,7 @@ def _backtrack(x: Tensor, y: Measurements, physics: Physics, misfit: Tensor, gra
     pending = slope > 0
     for _ in range(30):
         trial = (x - _column(step) * gradient).clamp(0, 1)
-        enough = energy(physics.A(trial) - y) / 2 <= misfit - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
+        enough = energy(measure(trial, physics) - y) / 2 <= misfit - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
         accepted = torch.where(_column(pending & enough), trial, accepted)
         pending = pending & ~enough
         if not pending.any():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepinv_dmilo.base import PriorReconstructor, Trace, check_settings
 from deepinv_dmilo.layer import Fit, LayerProblem, check_finite, per_sample_mean, solve_with_adam
-from deepinv_dmilo.measurements import Measurements
+from deepinv_dmilo.measurements import Measurements, measure
 from deepinv_dmilo.prior import DiffusionPrior
 from deepinv_dmilo.projection import gradient_steps
 
@@ -243,7 +243,7 @@ class DMILOPGD(DMILO):
             step_size=self.step_size,
             normalize=self.normalize_gradient,
         )
-        return physics.A(x)
+        return measure(x, physics)
 
 
 def _latent_fit(target: Tensor) -> Fit:

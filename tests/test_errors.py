@@ -1,0 +1,183 @@
+"""Bad input: one named error that says what to type instead."""
+
+import json
+
+import deepinv as dinv
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from toys import ConvNet, tiny_unet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
+from deepinv_dmilo.pretrained import held_out_images
+
+IMAGE = (1, 16, 24)
+
+
+@pytest.fixture
+def prior():
+    return DiffusionPrior(tiny_unet(), DDIMScheduler())
+
+
+@pytest.fixture
+def model(prior):
+    return DMILOPGD(prior, outer_steps=1, inner_steps=2)
+
+
+@pytest.fixture
+def physics():
+    return dinv.physics.Inpainting(IMAGE, mask=0.5)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def test_the_fixtures_work(model, physics):
+    assert model(physics(torch.rand(2, *IMAGE)), physics).shape == (2, *IMAGE)
+
+
+def test_wrong_number_of_channels(model):
+    physics = dinv.physics.Inpainting((3, 16, 24), mask=0.5)
+    with pytest.raises(ValueError, match=r"\(2, 3, 16, 24\) do not fit the prior, which takes \(B, 1, H, W\)"):
+        model(physics(torch.rand(2, 3, 16, 24)), physics)
+
+
+def test_size_that_the_network_cannot_take(model):
+    physics = dinv.physics.Inpainting((1, 16, 25), mask=0.5)
+    with pytest.raises(ValueError, match="pad or crop height and width to multiples of 2"):
+        model(physics(torch.rand(1, 1, 16, 25)), physics)
+
+
+def test_measurements_of_another_physics(model, physics):
+    with pytest.raises(ValueError, match=r"does not match physics .* pass y = physics\(x\)"):
+        model(torch.rand(2, 1, 4, 6), physics)
+
+
+def test_physics_that_hides_its_image_size_asks_for_init(model):
+    physics = dinv.physics.Physics(A=lambda x: x.flatten(1)[:, :100].square())
+    y = torch.rand(2, 100)
+    assert model(y, physics).shape == (2, 1, 16, 16)  # the prior's own size fits
+    y, physics = torch.rand(2, 384), dinv.physics.Physics(A=lambda x: x.flatten(1).square())
+    with pytest.raises(ValueError, match="or init=z of shape"):
+        model(y, physics)
+    assert model(y, physics, init=torch.randn(2, *IMAGE)).shape == (2, *IMAGE)
+
+
+def test_init_of_another_batch(model, physics):
+    with pytest.raises(ValueError, match="init has shape"):
+        model(physics(torch.rand(2, *IMAGE)), physics, init=torch.randn(3, *IMAGE))
+
+
+def test_physics_and_prior_on_another_device(model, physics):
+    y = physics(torch.rand(2, *IMAGE))
+    with pytest.raises(ValueError, match=r"physics is on meta and y on cpu; type physics.to\(y.device\)"):
+        model(y, physics.to("meta"))
+    model.prior.to("meta")
+    with pytest.raises(ValueError, match=r"the prior is on meta and y on cpu; type model.to\(y.device\)"):
+        model(y, physics)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_measurements_that_are_not_finite(model, physics, value):
+    y = physics(torch.rand(2, *IMAGE))
+    y[0, 0, 3, 4] = value
+    with pytest.raises(ValueError, match="y has 1 NaN or infinite values"):
+        model(y, physics)
+
+
+def test_empty_batch(model, physics):
+    with pytest.raises(ValueError, match="non-empty batch"):
+        model(torch.zeros(0, *IMAGE), physics)
+
+
+def test_arguments_in_the_wrong_order_or_of_the_wrong_kind(model, physics, prior):
+    y = physics(torch.rand(1, *IMAGE))
+    with pytest.raises(TypeError, match="y is a Inpainting"):
+        model(physics, y)
+    with pytest.raises(TypeError, match="physics is a function"):
+        model(y, lambda x: x)
+    with pytest.raises(TypeError, match="prior is a UNet2DModel; pass DiffusionPrior"):
+        DMILO(prior.unet)
+    with pytest.raises(TypeError, match="rng is a int"):
+        DMILO(prior, rng=3)
+    with pytest.raises(TypeError, match="no alphas_cumprod"):
+        DiffusionPrior(prior.unet, object())
+
+
+def test_divergence_names_layer_and_step(physics):
+    net = ConvNet(channels=1)
+    net.last.weight.data.fill_(float("nan"))
+    model = DMILO(toy_prior(net, dtype=torch.float32), outer_steps=1, inner_steps=2)
+    with pytest.raises(FloatingPointError, match=r"nan at outer step 1, layer 2, step 1, sample 0; lower latent_lr"):
+        model(physics(torch.rand(1, *IMAGE)), physics)
+    with pytest.raises(FloatingPointError, match="nan at iteration 1"):
+        DMPlug(model.prior)(physics(torch.rand(1, *IMAGE)), physics)
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 1000, 2.5, True])
+def test_number_of_layers(num_layers):
+    with pytest.raises(ValueError, match="type a whole number from 1 to 999"):
+        DiffusionPrior(tiny_unet(), DDIMScheduler(), num_layers=num_layers)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "message"),
+    [
+        (DMILO, {"outer_steps": 0}, "outer_steps=0: type a whole number of at least 1"),
+        (DMILO, {"inner_steps": 2.5}, "inner_steps=2.5"),
+        (DMILO, {"latent_lr": 0.0}, "latent_lr=0.0: type a number above 0"),
+        (DMILO, {"sparsity": -1.0}, "sparsity=-1.0: type a number of at least 0"),
+        (DMILO, {"latent_penalty": float("nan")}, "latent_penalty=nan: type a finite number"),
+        (DMILOPGD, {"step_size": "fast"}, "type 'auto' or a positive number"),
+        (DMILOPGD, {"step_size": -1.0}, "step_size=-1.0"),
+        (DMILOPGD, {"gradient_steps": 0}, "gradient_steps=0"),
+        (DMILOPGD, {"normalize_gradient": True}, "step_size=1.0"),
+        (DMPlug, {"steps": 0}, "steps=0"),
+    ],
+)
+def test_settings_out_of_range(prior, method, setting, message):
+    with pytest.raises(ValueError, match=message):
+        method(prior, **setting)
+
+
+def test_misspelt_setting(prior):
+    with pytest.raises(TypeError, match="outer_step"):
+        DMILO.from_preset("inpainting", prior, outer_step=2)
+
+
+def test_unknown_preset(prior):
+    with pytest.raises(ValueError, match="no preset 'inpaint' for DMILO; type one of inpainting, super_resolution"):
+        DMILO.from_preset("inpaint", prior)
+
+
+def test_names_that_are_no_prior(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a bundled prior"):
+        DiffusionPrior.from_pretrained("digitz")
+    with pytest.raises(FileNotFoundError, match=r"has no model_index.json"):
+        DiffusionPrior.from_pretrained(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"held_out.npz does not exist"):
+        held_out_images(str(tmp_path))
+
+
+def test_hub_id_out_of_reach(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="cannot be loaded from the hub"):
+        DiffusionPrior.from_pretrained("nobody/no-such-model")
+
+
+def test_pickled_weights_are_refused(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    torch.save(tiny_unet().state_dict(), weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"no \*\.safetensors weights .* convert them with"):
+        DiffusionPrior.from_pretrained(str(folder))
+
+
+def test_latent_diffusion_is_refused(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderKL"]}))
+    with pytest.raises(ValueError, match="pixel-space"):
+        DiffusionPrior.from_pretrained(str(folder))
