@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepinv_dmilo.measurements import Measurements, energy, measure, parts
 
-_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # what it was made from, norm
+_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, float]] = WeakKeyDictionary()  # fingerprint, norm
 
 
 def gradient_steps(
@@ -23,43 +23,41 @@ def gradient_steps(
     normalize: bool,
 ) -> Tensor:
     r"""Descend :math:`\frac12\|A(x) - y\|^2` (``normalize``: :math:`\|A(x) - y\|`) in [0, 1], clamped after each step."""
+    if step_size == "auto" and isinstance(physics, LinearPhysics):
+        step_size = 1 / squared_norm(physics, x)
     for _ in range(steps):
         misfit, gradient = _misfit_and_gradient(x, y, physics)
         if normalize:
             gradient = gradient / _column(2 * misfit).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        if step_size != "auto":
-            x = x - float(step_size) * gradient
-        elif isinstance(physics, LinearPhysics):
-            x = x - gradient / squared_norm(physics, x)
-        else:
-            x = _backtrack(x, y, physics, misfit, gradient)
+        x = _backtrack(x, y, physics, misfit, gradient) if step_size == "auto" else x - float(step_size) * gradient
         x = x.clamp(0, 1)
     return x
 
 
-def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
+def squared_norm(physics: LinearPhysics, x: Tensor) -> float:
     """
     ``||A||^2`` by deepinv's power method, cached per physics until one of its parameters changes.
 
     Computed on a single image where the operator is the same for the whole batch, so that a batch takes the steps
     of its images; with per-sample parameters (one mask each) it is the largest of the batch.
     """
-    tensors = [*physics.parameters(), *physics.buffers()]
-    # Identities and in-place versions; the tensors themselves are kept too, so that no identity is used again.
-    made_from = [[id(t) for t in tensors], [t._version for t in tensors], x.shape[1:], x.dtype, x.device]
+    fingerprint = [x.shape[1:], x.dtype, x.device, *map(_fingerprint, [*physics.parameters(), *physics.buffers()])]
     cached = _SQUARED_NORMS.get(physics)
-    if cached is None or cached[0][:-1] != made_from:
+    if cached is None or cached[0] != fingerprint:
         one = torch.zeros_like(x[:1])
-        is_shared = len(parts(physics.A(one))[0]) == 1
-        device_ids = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=device_ids):  # the power method draws from the global state
-            torch.manual_seed(0)
-            start = one if is_shared else torch.zeros_like(x)
+        start = one if len(parts(physics.A(one))[0]) == 1 else torch.zeros_like(x)
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            torch.manual_seed(0)  # the power method draws from the global state
             norm = physics.compute_sqnorm(start, max_iter=1000, tol=1e-4, verbose=False)
-        norm = norm.clamp(min=torch.finfo(x.dtype).tiny)
-        cached = ([*made_from, tensors], norm)
+        cached = (fingerprint, max(float(norm), torch.finfo(x.dtype).tiny))
         _SQUARED_NORMS[physics] = cached
     return cached[1]
+
+
+def _fingerprint(t: Tensor) -> tuple[torch.Size, complex]:
+    """Shape and a weighted sum; by value, since deepinv makes derived buffers anew at every call."""
+    weights = torch.linspace(1, 2, t.numel(), device=t.device, dtype=torch.float64)
+    return t.shape, complex((t.detach().flatten() * weights).sum())
 
 
 def _misfit_and_gradient(x: Tensor, y: Measurements, physics: Physics) -> tuple[Tensor, Tensor]:

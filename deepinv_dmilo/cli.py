@@ -1,0 +1,202 @@
+"""The command line ``deepinv-dmilo``: demo, reconstruct, priors."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepinv_dmilo import __version__
+from deepinv_dmilo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deepinv_dmilo.base import PriorReconstructor
+    from deepinv_dmilo.prior import DiffusionPrior
+
+METHODS = {"dmilo-pgd": "DMILOPGD", "dmilo": "DMILO", "dmplug": "DMPlug"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; bad input is one line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print("deepinv-dmilo: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        print(f"deepinv-dmilo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deepinv-dmilo", description="Image reconstruction with a diffusion prior: DMILO, DMILO-PGD, DMPlug."
+    )
+    parser.add_argument("--version", action="version", version=f"deepinv-dmilo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="compare with deepinv's DPS and DiffPIR on held-out digits")
+    demo.add_argument("--images", type=int, default=4, help="number of digits (default: 4)")
+    demo.add_argument("--out", type=_png, default=Path("demo.png"), help="comparison picture (default: demo.png)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(run=_demo)
+
+    reconstruct = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
+    reconstruct.add_argument("image", type=Path, metavar="IMAGE", help="a degraded picture; with --simulate a clean one")
+    reconstruct.add_argument("--task", required=True, choices=TASKS)
+    reconstruct.add_argument("--prior", default="digits", help="bundled name, pipeline folder or hub id")
+    reconstruct.add_argument("--method", default="dmilo-pgd", choices=METHODS)
+    reconstruct.add_argument("--out", type=_png, required=True, help="PNG to write")
+    reconstruct.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
+    reconstruct.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
+    reconstruct.add_argument("--noise", type=float, default=0.005, help="simulated noise, images in [0, 1]")
+    reconstruct.add_argument("--factor", type=int, default=4, help="super-resolution factor")
+    reconstruct.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated fraction of missing pixels")
+    reconstruct.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
+    reconstruct.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
+    reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior")
+    reconstruct.add_argument("--seed", type=int, default=0)
+    reconstruct.set_defaults(run=_reconstruct)
+
+    priors = commands.add_parser("priors", help="list the bundled priors")
+    priors.set_defaults(run=_priors)
+    for command in (demo, reconstruct):
+        command.add_argument("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    return parser
+
+
+def _png(text: str) -> Path:
+    file = Path(text)
+    if file.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
+    return file
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); type --device cpu") from error
+    return name
+
+
+def _demo(args: argparse.Namespace) -> None:
+    import deepinv
+    import torch
+
+    from deepinv_dmilo.demo import format_table, run_demo, save_picture
+    from deepinv_dmilo.pretrained import held_out_images
+    from deepinv_dmilo.prior import DiffusionPrior
+
+    device = _device(args)
+    digits = held_out_images("digits")
+    if not 1 <= args.images <= len(digits):
+        raise ValueError(f"--images {args.images}: type a number from 1 to {len(digits)}")
+    prior = DiffusionPrior.from_pretrained("digits", device=device)
+    rows, columns = run_demo(prior, digits[: args.images].to(device), verbose=not args.quiet)
+    print(f"\n{format_table(rows)}\n")
+    print(
+        f"{args.images} held-out digits, noise 0.005; {platform.machine()} {device}, {torch.get_num_threads()} threads; "
+        f"torch {torch.__version__}, deepinv {deepinv.__version__}, deepinv-dmilo {__version__}"
+    )
+    save_picture(columns, str(args.out))
+    print(f"wrote {args.out}")
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    import torch
+    from deepinv.loss.metric import PSNR
+
+    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.tasks import make_physics
+
+    device = _device(args)
+    prior = DiffusionPrior.from_pretrained(args.prior, num_layers=args.num_layers, device=device)
+    channels = prior.image_shape[0] if prior.image_shape else 3
+    picture = _read(args.image, channels, args.prior).to(device)
+    scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
+    mask = None
+    if args.mask is not None:
+        mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
+        if mask.shape[1:] != picture.shape[2:]:
+            raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
+        mask = mask.expand(channels, -1, -1)
+    elif args.task == "inpainting" and not args.simulate:
+        raise ValueError("inpainting a degraded picture needs --mask FILE, white where pixels are known (or --simulate)")
+    physics = make_physics(
+        args.task,
+        (channels, picture.shape[2] * scale, picture.shape[3] * scale),
+        noise=args.noise,
+        factor=args.factor,
+        missing=args.missing,
+        mask=mask,
+        blur_sigma=args.blur_sigma,
+        seed=args.seed,
+        device=device,
+    )
+    with torch.no_grad():
+        y = physics(picture) if args.simulate else physics.A(picture) if args.task == "inpainting" else picture
+    x_hat = _model(args, prior)(y, physics)
+    if args.simulate:
+        before, after = (PSNR()(x.clamp(0, 1), picture).item() for x in (physics.A_dagger(y), x_hat))
+        print(f"PSNR {before:.2f} dB (pseudo-inverse) -> {after:.2f} dB ({args.method})")
+    _write(x_hat, args.out)
+    print(f"wrote {args.out}")
+
+
+def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructor:
+    import torch
+
+    import deepinv_dmilo
+
+    method = getattr(deepinv_dmilo, METHODS[args.method])
+    common = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
+    return method.from_preset(args.task.replace("-", "_"), prior, **common) if args.published else method(prior, **common)
+
+
+def _read(file: Path, channels: int, what: str) -> Tensor:
+    """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
+    pixels = np.asarray(picture, dtype=np.float32) / 255
+    is_grey = bool((pixels == pixels[..., :1]).all())
+    if channels == 1 and not is_grey:
+        raise ValueError(f"{file} is a colour picture and {what!r} takes grey ones; convert it to grey, or use --prior")
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None, :channels]
+
+
+def _write(x: Tensor, file: Path) -> None:
+    from torchvision.transforms.functional import to_pil_image
+
+    to_pil_image(x[0].float().cpu()).save(file)
+
+
+def _priors(args: argparse.Namespace) -> None:
+    from deepinv_dmilo.pretrained import bundled_priors, prior_folder
+    from deepinv_dmilo.prior import DiffusionPrior
+
+    for name in bundled_priors():
+        folder = prior_folder(name)
+        prior = DiffusionPrior.from_pretrained(name)
+        megabytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+        parameters = sum(p.numel() for p in prior.parameters())
+        shape = " x ".join(map(str, prior.image_shape or ()))
+        print(f"{name}: images {shape}, {parameters:,} parameters, {megabytes:.1f} MB, card {folder / 'README.md'}")

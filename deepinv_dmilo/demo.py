@@ -1,0 +1,96 @@
+"""The demo: DMILO-PGD and DMILO beside deepinv's own samplers, on the same prior and measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from deepinv.loss.metric import PSNR
+from deepinv.optim import L2
+from deepinv.physics import Physics
+from deepinv.sampling import DPS, DiffPIR
+from deepinv.utils import plot
+from torch import Tensor, nn
+
+from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.reconstructors import DMILO, DMILOPGD
+from deepinv_dmilo.tasks import make_physics
+
+DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inpainting"}
+DPS_STEPS = 200  # in place of deepinv's 1000, for the demo's two minutes
+
+Method = Callable[[Tensor, Physics], Tensor]
+
+
+@dataclass
+class Row:
+    """One line of the demo's table."""
+
+    task: str
+    method: str
+    psnr: float  # dB, mean over the images
+    seconds: float
+    evaluations: int  # of the network, forward, per image
+
+
+def demo_methods(prior: DiffusionPrior, device: str | torch.device, verbose: bool) -> dict[str, Method]:
+    """The methods compared, by name; deepinv's at their default settings, but for the steps of DPS."""
+    denoiser = prior.denoiser()
+    return {
+        "DMILO-PGD": DMILOPGD(prior, verbose=verbose),
+        "DMILO": DMILO(prior, verbose=verbose),
+        f"DPS, {DPS_STEPS} steps": DPS(denoiser, num_steps=DPS_STEPS, device=device, dtype=torch.float32),
+        "DiffPIR": DiffPIR(denoiser, data_fidelity=L2(), device=device),
+    }
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[list[int]]:
+    """Counts the calls of a network inside, as the length of the list."""
+    calls: list[int] = []
+    handle = network.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def run_demo(prior: DiffusionPrior, x: Tensor, *, seed: int = 0, verbose: bool = True) -> tuple[list[Row], dict]:
+    """The table, and the images by column title: all tasks below one another, (tasks * B, C, H, W)."""
+    rows: list[Row] = []
+    columns: dict[str, list[Tensor]] = {}
+    for title, task in DEMO_TASKS.items():
+        physics = make_physics(task, tuple(x.shape[1:]), seed=seed, device=x.device)  # type: ignore[arg-type]
+        y = physics(x)
+        methods: dict[str, Method] = {"pseudo-inverse": lambda y, physics: physics.A_dagger(y)}
+        for name, method in {**methods, **demo_methods(prior, x.device, verbose)}.items():
+            if verbose:
+                print(f"{title}: {name} ...", flush=True)
+            start = time.perf_counter()
+            # The samplers of deepinv draw from the global state.
+            with counted(prior.unet) as calls, torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(seed)
+                x_hat = method(y, physics).to(x.dtype).clamp(0, 1)
+            psnr = PSNR()(x_hat, x).mean().item()
+            rows.append(Row(title, name, psnr, time.perf_counter() - start, len(calls)))
+            columns.setdefault(name, []).append(x_hat)
+        columns.setdefault("ground truth", []).append(x)
+    return rows, {name: torch.cat(images) for name, images in columns.items()}
+
+
+def format_table(rows: list[Row]) -> str:
+    """The rows as a markdown table."""
+    lines = ["| task | method | PSNR (dB) | seconds | network evaluations |", "|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row.task} | {row.method} | {row.psnr:.2f} | {row.seconds:.1f} | {row.evaluations} |"
+        )
+    return "\n".join(lines)
+
+
+def save_picture(columns: dict[str, Tensor], file: str) -> None:
+    """All columns beside one another, as a PNG."""
+    plot(list(columns.values()), titles=list(columns), save_fn=file, show=False, rescale_mode="clip", close=True)
