@@ -85,9 +85,7 @@ def format_table(rows: list[Row]) -> str:
     """The rows as a markdown table."""
     lines = ["| task | method | PSNR (dB) | seconds | network evaluations |", "|---|---|---|---|---|"]
     for row in rows:
-        lines.append(
-            f"| {row.task} | {row.method} | {row.psnr:.2f} | {row.seconds:.1f} | {row.evaluations} |"
-        )
+        lines.append(f"| {row.task} | {row.method} | {row.psnr:.2f} | {row.seconds:.1f} | {row.evaluations} |")
     return "\n".join(lines)
 
 

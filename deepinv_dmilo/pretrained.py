@@ -66,7 +66,9 @@ def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, A
             f"safetensors weights): {error}"
         ) from error
     if not isinstance(pipeline.unet, UNet2DModel):
-        raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a pixel-space UNet2DModel is needed")
+        raise ValueError(
+            f"{name}: the network is a {type(pipeline.unet).__name__}; a pixel-space UNet2DModel is needed"
+        )
     scheduler = pipeline.scheduler
     if not hasattr(scheduler, "alphas_cumprod"):  # e.g. a multistep scheduler trained with the same betas
         scheduler = DDIMScheduler.from_config(scheduler.config)
