@@ -40,7 +40,7 @@ class PriorReconstructor(Reconstructor):
         if rng is not None and not isinstance(rng, torch.Generator):
             raise TypeError(f"rng is a {type(rng).__name__}; pass torch.Generator().manual_seed(0), or leave it out")
         super().__init__(device=prior.timesteps.device)
-        self.prior = prior
+        self.prior: DiffusionPrior = prior
         self.verbose = verbose
         self.rng = rng
 
@@ -70,7 +70,7 @@ class PriorReconstructor(Reconstructor):
         r"""
         Reconstruct images from measurements; the last iterate is returned, no ground truth is used.
 
-        :param torch.Tensor, deepinv.utils.TensorList y: measurements of a batch of B images, any shape, real or complex.
+        :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images, any shape, real or complex.
         :param deepinv.physics.Physics physics: forward operator, differentiable, acting on images in [0, 1].
         :param torch.Tensor init: first latent z, shape (B, C, H, W), about standard normal.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W); used for the metric ``psnr`` alone.
@@ -139,7 +139,7 @@ class Trace:
 
     def record(self, x: Tensor, cost: Tensor, rms: Tensor | None) -> None:
         """Add an iterate's metrics."""
-        if not self.compute_metrics:
+        if not self.compute_metrics or rms is None:
             return
         values = {"cost": cost, "residual": rms}
         if self.x_gt is not None:
@@ -155,8 +155,8 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
     for name, value in steps.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
-    for name, value in {**rates, **weights}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{name}={value!r}: type a finite number")
-        if value < 0 or (value == 0 and name in rates):
-            raise ValueError(f"{name}={value!r}: type a number {'above' if name in rates else 'of at least'} 0")
+    for name, number in {**rates, **weights}.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"{name}={number!r}: type a finite number")
+        if number < 0 or (number == 0 and name in rates):
+            raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")

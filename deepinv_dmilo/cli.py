@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     reconstruct = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
-    reconstruct.add_argument(
-        "image", type=Path, metavar="IMAGE", help="a degraded picture; with --simulate a clean one"
-    )
+    reconstruct.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
     reconstruct.add_argument("--task", required=True, choices=TASKS)
     reconstruct.add_argument("--prior", default="digits", help="bundled name, pipeline folder or hub id")
     reconstruct.add_argument("--method", default="dmilo-pgd", choices=METHODS)
@@ -59,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     reconstruct.add_argument("--noise", type=float, default=0.005, help="simulated noise, images in [0, 1]")
     reconstruct.add_argument("--factor", type=int, default=4, help="super-resolution factor")
-    reconstruct.add_argument(
-        "--missing", type=float, default=0.7, help="inpainting: simulated fraction of missing pixels"
-    )
+    reconstruct.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
     reconstruct.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
     reconstruct.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
     reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior")
@@ -91,9 +87,7 @@ def _device(args: argparse.Namespace) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); type --device cpu"
-        ) from error
+        raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]}); type --device cpu") from error
     return name
 
 
@@ -113,7 +107,8 @@ def _demo(args: argparse.Namespace) -> None:
     rows, columns = run_demo(prior, digits[: args.images].to(device), verbose=not args.quiet)
     print(f"\n{format_table(rows)}\n")
     print(
-        f"{args.images} held-out digits, noise 0.005; {platform.machine()} {device}, {torch.get_num_threads()} threads; "
+        f"{args.images} held-out digits, noise 0.005; {platform.machine()} {device}, "
+        f"{torch.get_num_threads()} threads; "
         f"torch {torch.__version__}, deepinv {deepinv.__version__}, deepinv-dmilo {__version__}"
     )
     save_picture(columns, str(args.out))
@@ -139,9 +134,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
             raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
         mask = mask.expand(channels, -1, -1)
     elif args.task == "inpainting" and not args.simulate:
-        raise ValueError(
-            "inpainting a degraded picture needs --mask FILE, white where pixels are known (or --simulate)"
-        )
+        raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
     physics = make_physics(
         args.task,
         (channels, picture.shape[2] * scale, picture.shape[3] * scale),
@@ -169,10 +162,10 @@ def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructo
     import deepinv_dmilo
 
     method = getattr(deepinv_dmilo, METHODS[args.method])
-    common = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
-    return (
-        method.from_preset(args.task.replace("-", "_"), prior, **common) if args.published else method(prior, **common)
-    )
+    settings = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
+    if args.published:
+        return method.from_preset(args.task.replace("-", "_"), prior, **settings)
+    return method(prior, **settings)
 
 
 def _read(file: Path, channels: int, what: str) -> Tensor:

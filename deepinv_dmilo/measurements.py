@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from deepinv_dmilo.prior import DiffusionPrior
 
 Measurements: TypeAlias = "Tensor | TensorList"
+
+SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a physics raises at a misfit
 
 
 def measure(x: Tensor, physics: Physics) -> Measurements:
@@ -102,13 +105,14 @@ def _tensors(physics: Physics) -> Iterator[Tensor]:
 
 def _image_shape(y: Measurements, physics: Physics, prior: DiffusionPrior) -> tuple[int, ...]:
     """The image shape (B, C, H, W) that the physics, the measurements or the prior tell, and that y agrees with."""
-    tried, failure = {}, None
+    tried: dict[tuple[int, ...], object] = {}
+    failure = None
     for shape in _candidate_shapes(y, physics, prior):
         if shape in tried:
             continue
         try:
             tried[shape] = _measured_shapes(shape, y, physics)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except SHAPE_ERRORS as error:
             tried[shape], failure = str(error), error
             continue
         if tried[shape] == _shapes(y):
@@ -127,10 +131,8 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: DiffusionPrior) 
         if size is not None and len(size) == 3:
             yield (batch, *size)
     if isinstance(physics, LinearPhysics):
-        try:
+        with suppress(*SHAPE_ERRORS):
             yield tuple(physics.A_adjoint(y).shape)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-            pass
     if isinstance(y, Tensor) and y.ndim == 4:
         yield tuple(y.shape)
     if prior.image_shape is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BUNDLED = Path(__file__).parent / "priors"
 
@@ -38,9 +38,10 @@ def held_out_images(name: str = "digits") -> Tensor:
         return torch.from_numpy(archive["images"]).float() / 255
 
 
-def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
     """The UNet and the scheduler of a diffusers pipeline, from a bundled name, a folder or the hub."""
     from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+    from diffusers.utils import logging
 
     folder = prior_folder(name)
     is_local = folder.exists()
@@ -51,6 +52,9 @@ def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, A
             f"{str(name)!r} is neither a bundled prior ({', '.join(bundled_priors())}), nor a folder, "
             "nor a hub id like 'google/ddpm-celebahq-256'"
         )
+    bar_was_on = logging.is_progress_bar_enabled()
+    if is_local:
+        logging.disable_progress_bar()  # two files, no time
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder if is_local else name,
@@ -65,14 +69,15 @@ def load_unet_and_scheduler(name: str, dtype: torch.dtype) -> tuple[nn.Module, A
             f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without "
             f"safetensors weights): {error}"
         ) from error
+    finally:
+        if bar_was_on:
+            logging.enable_progress_bar()
     if not isinstance(pipeline.unet, UNet2DModel):
-        raise ValueError(
-            f"{name}: the network is a {type(pipeline.unet).__name__}; a pixel-space UNet2DModel is needed"
-        )
+        raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a UNet2DModel is needed")
     scheduler = pipeline.scheduler
     if not hasattr(scheduler, "alphas_cumprod"):  # e.g. a multistep scheduler trained with the same betas
         scheduler = DDIMScheduler.from_config(scheduler.config)
-    return pipeline.unet.to(dtype), scheduler
+    return pipeline.unet, scheduler
 
 
 def _check_folder(folder: Path) -> None:

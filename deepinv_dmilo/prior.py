@@ -61,7 +61,7 @@ class DiffusionPrior(nn.Module):
         train_steps = len(alphas_cumprod)
         if isinstance(num_layers, bool) or not isinstance(num_layers, int) or not 1 <= num_layers < train_steps:
             raise ValueError(f"num_layers={num_layers!r}: type a whole number from 1 to {train_steps - 1}, e.g. 3")
-        self.unet = unet
+        self.unet: nn.Module = unet
         self.num_layers = num_layers
         self.clip_sample = clip_sample
         self.prediction_type = prediction_type
@@ -69,6 +69,7 @@ class DiffusionPrior(nn.Module):
         stride = train_steps // num_layers
         levels = [min(i * stride, train_steps - 1) for i in reversed(range(num_layers + 1))]
         # A buffer, so that a layer's timestep is on the network's device without a copy at every call.
+        self.timesteps: Tensor
         self.register_buffer("timesteps", torch.tensor(levels), persistent=False)
         # Python floats: exact in any dtype, on any device.
         self.alphas_cumprod = [float(a) for a in alphas_cumprod]
@@ -105,10 +106,10 @@ class DiffusionPrior(nn.Module):
         """
         from deepinv_dmilo.pretrained import load_unet_and_scheduler
 
-        unet, scheduler = load_unet_and_scheduler(name, dtype)
+        unet, scheduler = load_unet_and_scheduler(name)
         prior = cls(unet, scheduler, num_layers=num_layers, clip_sample=clip_sample)
         prior.name = str(name)
-        return prior.eval().to(device)
+        return prior.eval().to(device, dtype)
 
     def layer(self, i: int, z: Tensor) -> Tensor:
         r"""
@@ -236,7 +237,7 @@ class _TensorOutput(nn.Module):
 
     def __init__(self, prior: DiffusionPrior) -> None:
         super().__init__()
-        self.prior = prior
+        self.prior: DiffusionPrior = prior
 
     def forward(self, z: Tensor, t: Tensor, return_dict: bool = False) -> Tensor:
         return self.prior.predict(z, t)

