@@ -1,0 +1,155 @@
+"""The bundled prior, the tasks and the command line, on real digits."""
+
+import subprocess
+import sys
+
+import deepinv as dinv
+import pytest
+import torch
+from PIL import Image
+
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
+from deepinv_dmilo.cli import main
+from deepinv_dmilo.demo import format_table, run_demo, save_picture
+from deepinv_dmilo.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.tasks import TASKS, make_physics
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return DiffusionPrior.from_pretrained("digits")
+
+
+@pytest.fixture
+def digit(tmp_path):
+    file = tmp_path / "digit.png"
+    Image.fromarray((held_out_images()[0, 0] * 255).byte().numpy()).save(file)
+    return file
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Two inner steps, for tests that look at files and messages."""
+    for method in (DMILO, DMILOPGD):
+        monkeypatch.setitem(method.__init__.__kwdefaults__, "outer_steps", 1)
+        monkeypatch.setitem(method.__init__.__kwdefaults__, "inner_steps", 2)
+
+
+def test_held_out_digits():
+    x = held_out_images()
+    assert x.shape == (500, 1, 32, 32)
+    assert (x.min(), x.max()) == (0, 1)
+
+
+def test_the_bundled_prior_predicts_the_noise_of_digits_that_it_never_saw(prior):
+    """A network that does not know digits has an error of 1; the card's error, over all levels, is 0.017."""
+    x = prior.to_model(held_out_images()[:32])
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    abar = prior.alphas_cumprod[400]
+    with torch.no_grad():
+        error = (prior.predict(abar**0.5 * x + (1 - abar) ** 0.5 * noise, torch.tensor(400)) - noise).square().mean()
+    assert error < 0.03
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_inpainting_beats_the_input_by_far(method, prior):
+    x = held_out_images()[:2]
+    physics = make_physics("inpainting", (1, 32, 32))
+    y = physics(x)
+    psnr = dinv.loss.metric.PSNR()
+    x_hat = method(prior, outer_steps=2)(y, physics)
+    assert (psnr(x_hat, x) > psnr(physics.A_dagger(y), x) + 3).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_are_repeatable_and_leave_the_global_state(task):
+    x = held_out_images()[:1]
+    before = torch.random.get_rng_state()
+    y = [make_physics(task, (1, 32, 32), noise=0.1, seed=seed)(x) for seed in (0, 0, 1)]
+    assert torch.equal(y[0], y[1])
+    assert not torch.equal(y[0], y[2])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
+    monkeypatch.setattr("deepinv_dmilo.demo.DPS_STEPS", 2)
+    rows, columns = run_demo(prior, held_out_images()[:1], verbose=False)
+    assert len(rows) == 2 * 5
+    evaluations = {row.method: row.evaluations for row in rows}
+    assert evaluations["pseudo-inverse"] == 0
+    assert evaluations["DMILO"] == 3 + 3 * 2 + 3  # chain, layers x inner steps, chain
+    assert evaluations["DiffPIR"] == 100
+    assert format_table(rows).count("\n") == 11
+    assert all(images.shape == (2, 1, 32, 32) for images in columns.values())
+    save_picture(columns, str(tmp_path / "demo.png"))
+    assert Image.open(tmp_path / "demo.png").size[0] > 500
+
+
+def test_reconstruct_simulated(digit, tmp_path, capsys, short):
+    out = tmp_path / "out.png"
+    assert main(["reconstruct", str(digit), "--task", "deblurring", "--simulate", "--out", str(out)]) == 0
+    assert Image.open(out).size == (32, 32)
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
+    out, small, mask = tmp_path / "out.png", tmp_path / "small.png", tmp_path / "mask.png"
+    Image.open(digit).resize((8, 8)).save(small)
+    assert main(["reconstruct", str(small), "--task", "super-resolution", "--out", str(out)]) == 0
+    assert Image.open(out).size == (32, 32)
+    Image.new("L", (32, 32), 255).save(mask)
+    assert main(["reconstruct", str(digit), "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
+
+
+def test_priors_lists_what_is_bundled(capsys):
+    assert main(["priors"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in bundled_priors())
+    assert "digits: images 1 x 32 x 32, 1,805,121 parameters" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--task": "sharpening"}, "invalid choice: 'sharpening'"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+        ({"image": "colour"}, "is a colour picture"),
+        ({"image": "text"}, "no picture that can be read"),
+        ({"image": "odd"}, "multiples of 4"),
+        ({"--prior": "faces"}, "neither a bundled prior (digits)"),
+        ({"--out": "out.jpg"}, "must end in .png"),
+        ({"--out": "nowhere/out.png"}, "does not exist"),
+        ({"--task": "inpainting"}, "needs --mask FILE"),
+        ({"--device": "gpu9"}, "type --device cpu"),
+        ({"--num-layers": "0"}, "type a whole number from 1 to 999"),
+        ({"--published": None}, "no preset 'denoising'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path, capsys, short):
+    pictures = {name: tmp_path / f"{name}.png" for name in ("colour", "text", "odd")}
+    Image.new("RGB", (32, 32), (250, 3, 3)).save(pictures["colour"])
+    pictures["text"].write_text("no picture")
+    Image.new("L", (30, 32)).save(pictures["odd"])
+    options = {"--task": "denoising", "--out": str(tmp_path / "out.png"), **change}
+    image = options.pop("image", digit)
+    argv = ["reconstruct", str(pictures.get(image, image))]
+    argv += [part for pair in options.items() for part in pair if part is not None]
+    try:
+        code = main(argv)
+    except SystemExit as error:  # argparse's own
+        code = error.code
+    assert code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("deepinv-dmilo")
+
+
+def test_import_is_light():
+    """The core imports neither diffusers nor matplotlib's pyplot; deepinv itself is all it costs."""
+    code = (
+        "import sys, deepinv; before = set(sys.modules); import deepinv_dmilo; new = set(sys.modules) - before;"
+        "print([m for m in new if m.split('.')[0] in ('diffusers', 'transformers', 'PIL') or 'pyplot' in m])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
