@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="compare with deepinv's DPS and DiffPIR on held-out digits")
-    demo.add_argument("--images", type=int, default=4, help="number of digits (default: 4)")
+    demo.add_argument("--images", type=int, default=3, help="number of digits (default: 3)")
     demo.add_argument("--out", type=_png, default=Path("demo.png"), help="comparison picture (default: demo.png)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=_demo)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from deepinv.physics import Blur, Denoising, Downsampling, GaussianNoise, Inpainting, Physics
-from deepinv.physics.blur import gaussian_blur
+from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 
 TASKS = ("super-resolution", "inpainting", "deblurring", "denoising")

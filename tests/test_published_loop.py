@@ -81,7 +81,7 @@ def test_dmilo_is_the_published_loop(problem):
 def test_dmilo_pgd_is_the_published_loop(problem, step_size):
     prior, physics, y, z = problem
     expected = naive(prior, physics, y, z, outer=2, inner=10, step_size=step_size)
-    model = DMILOPGD(prior, outer_steps=2, inner_steps=10, step_size=step_size, **RATES)
+    model = DMILOPGD(prior, outer_steps=2, inner_steps=10, step_size=step_size, gradient_steps=1, **RATES)
     torch.testing.assert_close(model(y, physics, init=z), expected, rtol=0, atol=1e-4)
 
 
