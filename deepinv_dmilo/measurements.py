@@ -76,15 +76,23 @@ def check_inputs(y: Measurements, physics: Physics, prior: DiffusionPrior, init:
     shape = tuple(init.shape) if init is not None else _image_shape(y, physics, prior)
     _check_network(shape, prior)
     if init is not None:
-        produced = _measured_shapes(shape, y, physics)
-        if produced != _shapes(y):
-            raise ValueError(
-                f"init has shape {shape}, whose measurements have shape {produced}, but y has {_shapes(y)}; pass an "
-                "init of shape (B, C, H, W), one latent per measurement"
-            )
-        if not torch.isfinite(init).all():
-            raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+        _check_init(init, y, physics)
     return shape
+
+
+def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
+    try:
+        produced: object = _measured_shapes(tuple(init.shape), y, physics)
+        failure = None
+    except SHAPE_ERRORS as error:
+        produced, failure = error, error
+    if produced != _shapes(y):
+        raise ValueError(
+            f"init has shape {tuple(init.shape)}, whose measurements are {produced}, but y has {_shapes(y)}; pass an "
+            "init of shape (B, C, H, W), one latent per measurement"
+        ) from failure
+    if not torch.isfinite(init).all():
+        raise ValueError("init has NaN or infinite values; leave it out to start from noise")
 
 
 def _check_devices(y: Measurements, physics: Physics, prior: DiffusionPrior) -> None:

@@ -69,6 +69,8 @@ def test_physics_that_hides_its_image_size_asks_for_init(model):
 def test_init_of_another_batch(model, physics):
     with pytest.raises(ValueError, match="init has shape"):
         model(physics(torch.rand(2, *IMAGE)), physics, init=torch.randn(3, *IMAGE))
+    with pytest.raises(ValueError, match=r"init has shape \(2, 1, 8, 8\)"):
+        model(physics(torch.rand(2, *IMAGE)), physics, init=torch.randn(2, 1, 8, 8))
 
 
 def test_physics_and_prior_on_another_device(model, physics):
