@@ -12,7 +12,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deepinv_dmilo.layer import Fit
+from deepinv_dmilo.layer import ADVICE, Fit
 from deepinv_dmilo.measurements import Measurements, check_inputs, mean_energy, measure, residual, working_dtype
 from deepinv_dmilo.prior import DiffusionPrior
 
@@ -75,13 +75,16 @@ class PriorReconstructor(Reconstructor):
         :param torch.Tensor init: first latent z, shape (B, C, H, W), about standard normal.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W); used for the metric ``psnr`` alone.
         :param bool compute_metrics: also return ``cost`` (objective of the last layer), ``residual`` (root mean
-            square of A(x) - y) and, given ``x_gt``, ``psnr`` (dB), each a list of B lists with a value per outer step.
+            square of A(x) - y) and, given ``x_gt``, ``psnr`` (dB), each a list of B lists with a value per outer step
+            (DMPlug: the objective, residual and psnr before each of its steps).
         :return: images in [0, 1], shape (B, C, H, W), detached; with ``compute_metrics`` a tuple (images, metrics).
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.
         """
         with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
             shape = check_inputs(y, physics, self.prior, init)
+            if x_gt is not None and tuple(x_gt.shape) != shape:
+                raise ValueError(f"x_gt has shape {tuple(x_gt.shape)}; pass the ground truth of the batch, {shape}")
             y = y.clone()  # inside, a plain tensor even when the caller's is an inference tensor
             z = self.prior.latent(shape, self.rng) if init is None else init
             z = z.detach().to(device=self.prior.timesteps.device, dtype=working_dtype(y), copy=True)
@@ -90,6 +93,8 @@ class PriorReconstructor(Reconstructor):
                 x = self._solve(y, physics, z, trace)
             finally:
                 trace.bar.close()
+            if not torch.isfinite(x).all():
+                raise FloatingPointError(f"the last step left NaN or infinite pixels; {ADVICE}")
         return (x, trace.metrics) if compute_metrics else x
 
     def _solve(self, y: Measurements, physics: Physics, z: Tensor, trace: Trace) -> Tensor:

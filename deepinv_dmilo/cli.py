@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deepinv-dmilo: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
+            raise  # a bug, not an input
         print(f"deepinv-dmilo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="compare with deepinv's DPS and DiffPIR on held-out digits")
-    demo.add_argument("--images", type=int, default=3, help="number of digits (default: 3)")
+    demo.add_argument("--images", type=int, default=2, help="number of digits (default: 2)")
     demo.add_argument("--out", type=_png, default=Path("demo.png"), help="comparison picture (default: demo.png)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=_demo)
@@ -122,10 +124,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv_dmilo.prior import DiffusionPrior
     from deepinv_dmilo.tasks import make_physics
 
+    for file in filter(None, (args.image, args.mask)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such picture")
     device = _device(args)
     prior = DiffusionPrior.from_pretrained(args.prior, num_layers=args.num_layers, device=device)
     channels = prior.image_shape[0] if prior.image_shape else 3
-    picture = _read(args.image, channels, args.prior).to(device)
+    picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
     scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
     mask = None
     if args.mask is not None:
@@ -172,17 +177,20 @@ def _read(file: Path, channels: int, what: str) -> Tensor:
     """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(file) as opened:
-            picture = opened.convert("RGB")
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits
+                pixels = np.repeat(np.asarray(picture, dtype=np.float32)[..., None] / 65535, 3, axis=2)
+            else:
+                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
     except UnidentifiedImageError:
         raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
-    pixels = np.asarray(picture, dtype=np.float32) / 255
     is_grey = bool((pixels == pixels[..., :1]).all())
     if channels == 1 and not is_grey:
-        raise ValueError(f"{file} is a colour picture and {what!r} takes grey ones; convert it to grey, or use --prior")
+        raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
     return torch.from_numpy(pixels).permute(2, 0, 1)[None, :channels]
 
 

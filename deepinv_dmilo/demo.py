@@ -94,4 +94,5 @@ def format_table(rows: list[Row]) -> str:
 
 def save_picture(columns: dict[str, Tensor], file: str) -> None:
     """All columns beside one another, as a PNG."""
-    plot(list(columns.values()), titles=list(columns), save_fn=file, show=False, rescale_mode="clip", close=True)
+    count = len(columns["ground truth"])
+    plot(columns, save_fn=file, show=False, rescale_mode="clip", close=True, max_imgs=count, dpi=200)

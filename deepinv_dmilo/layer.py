@@ -10,6 +10,8 @@ from torch import Tensor
 
 from deepinv_dmilo.prior import DiffusionPrior
 
+ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
+
 Fit = Callable[[Tensor], Tensor]  # output of a layer, (B, C, H, W) -> misfit to the target of each sample, (B,)
 
 
@@ -78,5 +80,5 @@ def check_finite(history: Tensor, where: str) -> None:
         step, sample = (int(n) for n in bad.nonzero()[0])
         raise FloatingPointError(
             f"the objective became {history[step, sample].item()} at {where}, step {step + 1}, sample {sample}; "
-            "lower latent_lr (or lr, step_size), or use float32 weights"
+            f"{ADVICE}"
         )

@@ -64,11 +64,15 @@ def check_inputs(y: Measurements, physics: Physics, prior: DiffusionPrior, init:
     """
     if not isinstance(y, (Tensor, TensorList)):
         raise TypeError(f"y is a {type(y).__name__}; pass measurements as a tensor or TensorList: y = physics(x)")
+    if init is not None and not isinstance(init, Tensor):
+        raise TypeError(f"init is a {type(init).__name__}; pass a tensor of shape (B, C, H, W)")
     if not isinstance(physics, Physics):
         raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
     for t in parts(y):
         if t.ndim < 2 or t.numel() == 0:
             raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...)")
+        if t.dtype == torch.bool:
+            raise TypeError("y is boolean; pass numbers: y.float()")
         if not torch.isfinite(t).all():
             count = int((~torch.isfinite(t)).sum())
             raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")

@@ -40,7 +40,7 @@ def held_out_images(name: str = "digits") -> Tensor:
 
 def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
     """The UNet and the scheduler of a diffusers pipeline, from a bundled name, a folder or the hub."""
-    from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+    from diffusers import DiffusionPipeline, UNet2DModel
     from diffusers.utils import logging
 
     folder = prior_folder(name)
@@ -62,7 +62,7 @@ def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
             local_files_only=is_local,
             low_cpu_mem_usage=False,
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if is_local:
             raise ValueError(f"{folder}: the pipeline cannot be read: {error}") from error
         raise FileNotFoundError(
@@ -74,10 +74,15 @@ def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
             logging.enable_progress_bar()
     if not isinstance(pipeline.unet, UNet2DModel):
         raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a UNet2DModel is needed")
-    scheduler = pipeline.scheduler
-    if not hasattr(scheduler, "alphas_cumprod"):  # e.g. a multistep scheduler trained with the same betas
-        scheduler = DDIMScheduler.from_config(scheduler.config)
-    return pipeline.unet, scheduler
+    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{name}: the scheduler is a {type(pipeline.scheduler).__name__}; a variance-preserving one is "
+            "needed, such as DDPMScheduler or DDIMScheduler"
+        )
+    config = pipeline.unet.config  # type: ignore[attr-defined]
+    if config.num_class_embeds is not None or config.class_embed_type is not None:
+        raise ValueError(f"{name}: the network wants class labels; give an unconditional one")
+    return pipeline.unet, pipeline.scheduler
 
 
 def _check_folder(folder: Path) -> None:
@@ -88,7 +93,10 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that "
             "pipeline.save_pretrained(FOLDER) or examples/train_prior.py wrote"
         )
-    index = json.loads(index_file.read_text())
+    try:
+        index = dict(json.loads(index_file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{index_file} is no pipeline index: {error}") from error
     missing = {"unet", "scheduler"} - index.keys()
     if missing or "vae" in index:
         raise ValueError(

@@ -23,8 +23,9 @@ class DiffusionPrior(nn.Module):
 
     where :math:`\hat x_0` is the network's clean image at noise level :math:`t_i`, clamped to [-1, 1], and
     :math:`\hat\epsilon` the noise that is then left in :math:`z`. Layer 0 takes pure noise, layer ``num_layers - 1``
-    gives the image. The levels are spaced evenly over the training steps, e.g. 999, 666, 333, 0 for three layers
-    of 1000 steps; the last one keeps the noise of training step 0.
+    gives the image. As published, the levels are multiples of T // N, the first at most T - 1: 999, 666, 333, 0 for
+    three layers of T = 1000 training steps; the last one keeps the noise of training step 0. With hundreds of layers
+    the first level falls well short of T; the method wants few.
 
     The chain lives in the network's range [-1, 1]; :meth:`to_image` and :meth:`to_model` are the only places where
     it meets deepinv's range [0, 1].
@@ -175,7 +176,7 @@ class DiffusionPrior(nn.Module):
         """
         if rng is None:
             seeded = torch.Generator().manual_seed(0)
-            noise = torch.randn(tuple(shape[1:]), generator=seeded).expand(tuple(shape))
+            noise = torch.randn(tuple(shape[1:]), generator=seeded).expand(tuple(shape)).contiguous()
         else:
             noise = torch.randn(tuple(shape), generator=rng, device=rng.device)
         return noise.to(self.timesteps.device)
@@ -214,12 +215,15 @@ class DiffusionPrior(nn.Module):
         parameters = [(p, p.requires_grad) for p in self.parameters()]
         modes = [(m, m.training) for m in self.modules()]
         try:
-            self.requires_grad_(False)
+            for parameter, flag in parameters:
+                if flag:
+                    parameter.requires_grad_(False)
             self.eval()
             yield
         finally:
             for parameter, flag in parameters:
-                parameter.requires_grad_(flag)
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
             for module, mode in modes:
                 module.training = mode
 

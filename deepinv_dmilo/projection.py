@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import Measurements, energy, measure, parts
+from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, energy, measure, parts
 
 _SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, float]] = WeakKeyDictionary()  # fingerprint, norm
 
@@ -36,28 +37,25 @@ def gradient_steps(
 
 def squared_norm(physics: LinearPhysics, x: Tensor) -> float:
     """
-    ``||A||^2`` by deepinv's power method, cached per physics until one of its parameters changes.
+    ``||A||^2`` by deepinv's power method, cached per physics until the operator changes.
 
     Computed on a single image where the operator is the same for the whole batch, so that a batch takes the steps
     of its images; with per-sample parameters (one mask each) it is the largest of the batch.
     """
-    fingerprint = [x.shape[1:], x.dtype, x.device, *map(_fingerprint, [*physics.parameters(), *physics.buffers()])]
+    probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    with suppress(*SHAPE_ERRORS):  # of an operator with one parameter per sample
+        if len(parts(physics.A(probe[:1]))[0]) == 1:
+            probe = probe[:1]
+    # What the operator does to the probe tells whether it is still the same, wherever it keeps its parameters.
+    fingerprint = [probe.shape, x.dtype, x.device, energy(physics.A(probe)).tolist()]
     cached = _SQUARED_NORMS.get(physics)
     if cached is None or cached[0] != fingerprint:
-        one = torch.zeros_like(x[:1])
-        start = one if len(parts(physics.A(one))[0]) == 1 else torch.zeros_like(x)
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=None if x.device.type == "cuda" else []):
             torch.manual_seed(0)  # the power method draws from the global state
-            norm = physics.compute_sqnorm(start, max_iter=1000, tol=1e-4, verbose=False)
+            norm = physics.compute_sqnorm(probe, max_iter=1000, tol=1e-4, verbose=False)
         cached = (fingerprint, max(float(norm), torch.finfo(x.dtype).tiny))
         _SQUARED_NORMS[physics] = cached
     return cached[1]
-
-
-def _fingerprint(t: Tensor) -> tuple[torch.Size, complex]:
-    """Shape and a weighted sum; by value, since deepinv makes derived buffers anew at every call."""
-    weights = torch.linspace(1, 2, t.numel(), device=t.device, dtype=torch.float64)
-    return t.shape, complex((t.detach().flatten() * weights).sum())
 
 
 def _misfit_and_gradient(x: Tensor, y: Measurements, physics: Physics) -> tuple[Tensor, Tensor]:

@@ -36,17 +36,25 @@ def make_physics(
     :param str, torch.device device: where the physics lives.
     :return: the physics.
     """
+    if not noise >= 0:
+        raise ValueError(f"noise={noise}: type a number of at least 0, e.g. 0.005")
     rng = torch.Generator(device).manual_seed(seed)
     noise_model = GaussianNoise(sigma=noise, rng=rng)
     if task == "super-resolution":
+        if factor < 1:
+            raise ValueError(f"factor={factor}: type a whole number of at least 1, e.g. 4")
         if img_size[1] % factor or img_size[2] % factor:
             raise ValueError(f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop or change it")
         return Downsampling(img_size, filter="bicubic", factor=factor, noise_model=noise_model, device=device)
     if task == "inpainting":
+        if not 0 <= missing < 1:
+            raise ValueError(f"missing={missing}: type a fraction from 0 to below 1, e.g. 0.7")
         known = 1 - missing if mask is None else mask.to(device)
         mask_rng = torch.Generator(device).manual_seed(seed + 1)
         return Inpainting(img_size, mask=known, pixelwise=True, rng=mask_rng, noise_model=noise_model, device=device)
     if task == "deblurring":
+        if not 0 < blur_sigma <= min(img_size[1:]) / 8:
+            raise ValueError(f"blur_sigma={blur_sigma}: type a number above 0, at most an eighth of the image's side")
         kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
         return Blur(kernel, padding="circular", noise_model=noise_model, device=device)
     if task == "denoising":

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.cli import main
+from deepinv_dmilo.cli import _read, main
 from deepinv_dmilo.demo import format_table, run_demo, save_picture
 from deepinv_dmilo.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tasks import TASKS, make_physics
@@ -101,6 +101,13 @@ def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
     assert main(["reconstruct", str(digit), "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
 
 
+def test_a_sixteen_bit_picture_keeps_its_values(tmp_path):
+    values = (held_out_images()[0, 0] * 65535).to(torch.int32).numpy().astype("uint16")
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    x = _read(tmp_path / "deep.png", 1, "")
+    torch.testing.assert_close(x, held_out_images()[:1], rtol=0, atol=1 / 65535)  # one level
+
+
 def test_priors_lists_what_is_bundled(capsys):
     assert main(["priors"]) == 0
     out = capsys.readouterr().out
@@ -122,6 +129,10 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "inpainting"}, "needs --mask FILE"),
         ({"--device": "gpu9"}, "type --device cpu"),
         ({"--num-layers": "0"}, "type a whole number from 1 to 999"),
+        ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a whole number"),
+        ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
+        ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
+        ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "no preset 'denoising'"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import deepinv as dinv
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
@@ -109,6 +109,25 @@ def test_arguments_in_the_wrong_order_or_of_the_wrong_kind(model, physics, prior
         DiffusionPrior(prior.unet, object())
 
 
+def test_ground_truth_of_another_shape(model, physics):
+    with pytest.raises(ValueError, match="x_gt has shape"):
+        model(physics(torch.rand(2, *IMAGE)), physics, x_gt=torch.rand(1, *IMAGE), compute_metrics=True)
+
+
+def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch):
+    """The step that is taken after the last objective that anyone looks at."""
+    solve_layer = DMILOPGD._solve_layer
+
+    def diverging(*args):
+        z, nu, history = solve_layer(*args)
+        return z * float("nan"), nu, history
+
+    monkeypatch.setattr(DMILOPGD, "_solve_layer", diverging)
+    model.prior.num_layers = 1
+    with pytest.raises(FloatingPointError, match="the last step left NaN"):
+        model(physics(torch.rand(1, *IMAGE)), physics)
+
+
 def test_divergence_names_layer_and_step(physics):
     net = ConvNet(channels=1)
     net.last.weight.data.fill_(float("nan"))
@@ -176,6 +195,12 @@ def test_pickled_weights_are_refused(folder):
     torch.save(tiny_unet().state_dict(), weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match=r"no \*\.safetensors weights .* convert them with"):
         DiffusionPrior.from_pretrained(str(folder))
+
+
+def test_a_variance_exploding_scheduler_is_refused(tmp_path):
+    ScoreSdeVePipeline(tiny_unet(), ScoreSdeVeScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the scheduler is a ScoreSdeVeScheduler; a variance-preserving one"):
+        DiffusionPrior.from_pretrained(str(tmp_path))
 
 
 def test_latent_diffusion_is_refused(folder):

@@ -248,6 +248,21 @@ def test_auto_step_is_the_inverse_squared_norm_cached_and_refreshed(monkeypatch)
     assert squared_norm(physics, x) == 7
 
 
+def test_auto_step_follows_an_operator_that_hides_its_parameters():
+    gain = {"value": 1.0}
+    physics = LinearPhysics(A=lambda x: gain["value"] * x, A_adjoint=lambda y: gain["value"] * y)
+    x = torch.rand(2, *IMAGE)
+    assert squared_norm(physics, x) == pytest.approx(1, rel=1e-3)
+    gain["value"] = 10.0
+    assert squared_norm(physics, x) == pytest.approx(100, rel=1e-3)
+
+
+def test_auto_step_takes_one_kernel_per_sample(prior):
+    physics = dinv.physics.Blur(torch.rand(2, 1, 3, 5), padding="circular")
+    y = physics(torch.rand(2, *IMAGE))
+    assert METHODS["dmilo-pgd"](prior)(y, physics).shape == (2, *IMAGE)
+
+
 def test_auto_step_solves_inpainting_at_once():
     """1/||A||^2 is the projection onto {x : A x = y} where A is a mask."""
     physics = dinv.physics.Inpainting(IMAGE, mask=0.5)
