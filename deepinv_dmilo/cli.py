@@ -6,7 +6,7 @@ import argparse
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from deepinv_dmilo import __version__
 from deepinv_dmilo.tasks import TASKS
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from deepinv_dmilo.prior import DiffusionPrior
 
 METHODS = {"dmilo-pgd": "DMILOPGD", "dmilo": "DMILO", "dmplug": "DMPlug"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="deepinv-dmilo", description="Image reconstruction with a diffusion prior: DMILO, DMILO-PGD, DMPlug."
     )
     parser.add_argument("--version", action="version", version=f"deepinv-dmilo {__version__}")
@@ -188,6 +195,8 @@ def _read(file: Path, channels: int, what: str) -> Tensor:
                 pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
     except UnidentifiedImageError:
         raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
     is_grey = bool((pixels == pixels[..., :1]).all())
     if channels == 1 and not is_grey:
         raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")

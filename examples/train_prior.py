@@ -108,7 +108,12 @@ def train(args, train_images: torch.Tensor, unet: UNet2DModel, scheduler: DDPMSc
     step, elapsed, budget = 0, 0.0, 60 * args.minutes
     if args.resume:
         state = torch.load(state_file, weights_only=True, map_location=args.device)
-        unet.load_state_dict(state["unet"])
+        try:
+            unet.load_state_dict(state["unet"])
+        except RuntimeError:
+            raise SystemExit(
+                f"--resume: {state_file} is of other --channels or --data; give those it began with"
+            ) from None
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         rng.set_state(state["rng"].cpu())

@@ -153,7 +153,8 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path,
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].startswith("deepinv-dmilo")
+    assert err.startswith("deepinv-dmilo")
+    assert err.count("\n") == 1
 
 
 def test_import_is_light():
