@@ -21,7 +21,7 @@ from deepinv_dmilo.tasks import make_physics
 
 DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inpainting"}
 # deepinv's defaults are 1000 steps of weight 1; 200, for the demo's two minutes, want a larger one (docs/defaults.md).
-DPS_STEPS, DPS_WEIGHT = 200, 100.0
+DPS_STEPS, DPS_WEIGHT = 200, 400.0
 
 Method = Callable[[Tensor, Physics], Tensor]
 

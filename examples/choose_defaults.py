@@ -30,7 +30,7 @@ candidates = {
     "DMILO-PGD, 5 x 20, rate 0.05, 10 gradient steps": DMILOPGD(prior, gradient_steps=10),
     **{
         f"DPS, 200 steps, weight {weight}": DPS(denoiser, num_steps=200, weight=weight, dtype=torch.float32)
-        for weight in (1, 30, 100)
+        for weight in (1, 30, 100, 200, 400, 1000)
     },
     **{
         f"DiffPIR, lambda {weight}": DiffPIR(denoiser, data_fidelity=L2(), lambda_=weight)
