@@ -1,13 +1,50 @@
-"""The standard tasks as deepinv physics, for the demo and the command line."""
+"""The standard tasks as deepinv physics, for the demo, the command line and the benchmarks."""
 
 from __future__ import annotations
 
 import torch
-from deepinv.physics import Blur, Denoising, Downsampling, GaussianNoise, Inpainting, Physics
+from deepinv.physics import (
+    BlurFFT,
+    CompressedSensing,
+    Denoising,
+    Downsampling,
+    GaussianNoise,
+    Inpainting,
+    Physics,
+    RandomPhaseRetrieval,
+)
 from deepinv.physics.functional.blur import gaussian_blur
+from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
-TASKS = ("super-resolution", "inpainting", "deblurring", "denoising")
+#: tasks whose measurements are a picture, and those whose measurements are not
+PICTURE_TASKS = (
+    "super-resolution",
+    "inpainting",
+    "box-inpainting",
+    "deblurring",
+    "motion-deblurring",
+    "nonlinear-deblurring",
+    "denoising",
+)
+TASKS = (*PICTURE_TASKS, "compressed-sensing", "phase-retrieval")
+
+
+class CameraResponseBlur(Physics):
+    r"""
+    A blur followed by a camera's response, :math:`A(x) = \max(w * x, 10^{-3})^{1 / 2.2}`: nonlinear deblurring.
+
+    :param deepinv.physics.Physics blur: the blur.
+    :param deepinv.physics.NoiseModel noise_model: the noise.
+    """
+
+    def __init__(self, blur: Physics, noise_model: torch.nn.Module) -> None:
+        super().__init__(noise_model=noise_model)
+        self.blur: Physics = blur
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        """Images in [0, 1], (B, C, H, W), to blurred ones of the same shape; the floor keeps the gradient finite."""
+        return self.blur.A(x, **kwargs).clamp(min=1e-3) ** (1 / 2.2)
 
 
 def make_physics(
@@ -19,6 +56,7 @@ def make_physics(
     missing: float = 0.7,
     mask: Tensor | None = None,
     blur_sigma: float = 1.5,
+    ratio: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Physics:
@@ -27,36 +65,53 @@ def make_physics(
 
     :param str task: one of ``TASKS``.
     :param tuple img_size: (C, H, W) of the images to reconstruct.
-    :param float noise: standard deviation of the noise, for images in [0, 1] (paper: 0.005).
+    :param float noise: standard deviation of the noise on the measurements of images in [0, 1] (paper: 0.005).
     :param int factor: super-resolution: bicubic downsampling in height and width (paper: 4).
-    :param float missing: inpainting: fraction of the pixels that a random mask hides (paper: 0.7).
+    :param float missing: inpainting: fraction of the pixels that a random mask hides (paper: 0.7); box inpainting
+        hides the middle half of height and width.
     :param torch.Tensor mask: inpainting: the mask itself, 1 where known, shape (1 or C, H, W).
-    :param float blur_sigma: deblurring: standard deviation of the Gaussian kernel, in pixels.
-    :param int seed: of the noise and the random mask; the global random state is never touched.
+    :param float blur_sigma: deblurring, linear and nonlinear: standard deviation of the Gaussian kernel, in pixels.
+        Motion deblurring draws its kernel, of a quarter of the image's side.
+    :param float ratio: measurements per unknown of compressed sensing (default 0.1) and phase retrieval (default 4).
+    :param int seed: of the noise and the random operator; the global random state is never touched.
     :param str, torch.device device: where the physics lives.
     :return: the physics.
     """
     if not noise >= 0:
         raise ValueError(f"noise={noise}: type a number of at least 0, e.g. 0.005")
-    rng = torch.Generator(device).manual_seed(seed)
-    noise_model = GaussianNoise(sigma=noise, rng=rng)
+    noise_model = GaussianNoise(sigma=noise, rng=torch.Generator(device).manual_seed(seed))
+    rng = torch.Generator(device).manual_seed(seed + 1)
     if task == "super-resolution":
         if factor < 1:
             raise ValueError(f"factor={factor}: type a whole number of at least 1, e.g. 4")
         if img_size[1] % factor or img_size[2] % factor:
             raise ValueError(f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop or change it")
         return Downsampling(img_size, filter="bicubic", factor=factor, noise_model=noise_model, device=device)
-    if task == "inpainting":
+    if task in ("inpainting", "box-inpainting"):
         if not 0 <= missing < 1:
             raise ValueError(f"missing={missing}: type a fraction from 0 to below 1, e.g. 0.7")
         known = 1 - missing if mask is None else mask.to(device)
-        mask_rng = torch.Generator(device).manual_seed(seed + 1)
-        return Inpainting(img_size, mask=known, pixelwise=True, rng=mask_rng, noise_model=noise_model, device=device)
-    if task == "deblurring":
+        if task == "box-inpainting":
+            known = torch.ones(img_size, device=device)
+            height, width = img_size[1:]
+            known[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
+        return Inpainting(img_size, mask=known, pixelwise=True, rng=rng, noise_model=noise_model, device=device)
+    if task in ("deblurring", "nonlinear-deblurring", "motion-deblurring"):
         if not 0 < blur_sigma <= min(img_size[1:]) / 8:
             raise ValueError(f"blur_sigma={blur_sigma}: type a number above 0, at most an eighth of the image's side")
         kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
-        return Blur(kernel, padding="circular", noise_model=noise_model, device=device)
+        if task == "motion-deblurring":
+            side = min(img_size[1:]) // 4 + 1
+            kernel = MotionBlurGenerator((side, side), rng=rng, device=str(device)).step()["filter"]
+        blur = BlurFFT(img_size, filter=kernel, noise_model=noise_model, device=device)
+        return CameraResponseBlur(blur, noise_model) if task == "nonlinear-deblurring" else blur
     if task == "denoising":
         return Denoising(noise_model, device=device)
+    pixels = img_size[0] * img_size[1] * img_size[2]
+    if task == "compressed-sensing":
+        m = max(1, round((0.1 if ratio is None else ratio) * pixels))
+        return CompressedSensing(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
+    if task == "phase-retrieval":
+        m = max(1, round((4.0 if ratio is None else ratio) * pixels))
+        return RandomPhaseRetrieval(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     raise ValueError(f"no task {task!r}; type one of {', '.join(TASKS)}")
