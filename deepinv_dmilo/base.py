@@ -12,8 +12,9 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deepinv_dmilo.layer import ADVICE, Fit
-from deepinv_dmilo.measurements import Measurements, check_inputs, mean_energy, measure, residual, working_dtype
+from deepinv_dmilo.layer import ADVICE
+from deepinv_dmilo.measurements import Measurements, check_inputs, parts, residual, working_dtype
+from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
 
 Self = TypeVar("Self", bound="PriorReconstructor")
@@ -24,14 +25,26 @@ class PriorReconstructor(Reconstructor):
     A deepinv reconstructor that optimises latents of a diffusion prior; subclasses write ``_solve``.
 
     :param DiffusionPrior prior: the prior.
+    :param int max_passes: forward and backward passes of the network that an image may take, its samples together.
+    :param int num_samples: reconstructions of each image, from different noise; their mean is returned.
+    :param int micro_batch: how many reconstructions go through the network at once; None: all.
     :param bool verbose: show a progress bar.
-    :param torch.Generator rng: where the first latent is drawn from; None: a fixed seed, the same for every image.
+    :param torch.Generator rng: where the noise is drawn from; None: a fixed seed, the same for every image.
     """
 
     #: settings of the paper, by task
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, prior: DiffusionPrior, *, verbose: bool, rng: torch.Generator | None) -> None:
+    def __init__(
+        self,
+        prior: DiffusionPrior,
+        *,
+        max_passes: int | None,
+        num_samples: int,
+        micro_batch: int | None,
+        verbose: bool,
+        rng: torch.Generator | None,
+    ) -> None:
         if not isinstance(prior, DiffusionPrior):
             raise TypeError(
                 f"prior is a {type(prior).__name__}; pass DiffusionPrior.from_pretrained(NAME) or "
@@ -39,8 +52,15 @@ class PriorReconstructor(Reconstructor):
             )
         if rng is not None and not isinstance(rng, torch.Generator):
             raise TypeError(f"rng is a {type(rng).__name__}; pass torch.Generator().manual_seed(0), or leave it out")
-        super().__init__(device=prior.timesteps.device)
+        steps = {"max_passes": max_passes, "num_samples": num_samples, "micro_batch": micro_batch}
+        check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
+        if max_passes is not None and max_passes < num_samples:
+            raise ValueError(f"max_passes={max_passes} for num_samples={num_samples}: type at least {num_samples}")
+        super().__init__(device=prior.device)
         self.prior: DiffusionPrior = prior
+        self.max_passes = max_passes
+        self.num_samples = num_samples
+        self.micro_batch = micro_batch
         self.verbose = verbose
         self.rng = rng
 
@@ -66,48 +86,65 @@ class PriorReconstructor(Reconstructor):
         init: Tensor | None = None,
         x_gt: Tensor | None = None,
         compute_metrics: bool = False,
-    ) -> Tensor | tuple[Tensor, dict[str, list[list[float]]]]:
+        return_std: bool = False,
+    ) -> Any:
         r"""
-        Reconstruct images from measurements; the last iterate is returned, no ground truth is used.
+        Reconstruct images from measurements; no ground truth is used.
 
         :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images, any shape, real or complex.
         :param deepinv.physics.Physics physics: forward operator, differentiable, acting on images in [0, 1].
-        :param torch.Tensor init: first latent z, shape (B, C, H, W), about standard normal.
+        :param torch.Tensor init: start, shape (B, C, H, W): the first latent z, about standard normal, of a chain from
+            pure noise (DMPlug, ``levels=None``); the first image, in [0, 1], of a schedule of levels.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W); used for the metric ``psnr`` alone.
         :param bool compute_metrics: also return ``cost`` (objective of the last layer), ``residual`` (root mean
-            square of A(x) - y) and, given ``x_gt``, ``psnr`` (dB), each a list of B lists with a value per outer step
-            (DMPlug: the objective, residual and psnr before each of its steps).
-        :return: images in [0, 1], shape (B, C, H, W), detached; with ``compute_metrics`` a tuple (images, metrics).
+            square of A(x) - y), ``passes`` (network passes so far) and, given ``x_gt``, ``psnr`` (dB), each a list of
+            B lists with a value per outer step (DMPlug: before each of its steps).
+        :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
+        :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples; a tuple
+            (images, standard deviations, metrics) of what was asked for.
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.
         """
+        if return_std and self.num_samples == 1:
+            raise ValueError("return_std=True needs several samples; type num_samples=4")
         with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
             shape = check_inputs(y, physics, self.prior, init)
             if x_gt is not None and tuple(x_gt.shape) != shape:
                 raise ValueError(f"x_gt has shape {tuple(x_gt.shape)}; pass the ground truth of the batch, {shape}")
             y = y.clone()  # inside, a plain tensor even when the caller's is an inference tensor
-            z = self.prior.latent(shape, self.rng) if init is None else init
-            z = z.detach().to(device=self.prior.timesteps.device, dtype=working_dtype(y), copy=True)
-            trace = Trace(y, physics, x_gt, compute_metrics, self.verbose, self._total_steps(), type(self).__name__)
+            if init is not None:
+                init = init.detach().to(self.prior.device, working_dtype(y)).repeat(self.num_samples, 1, 1, 1)
+            observation = Observation(y, physics, self.num_samples)
+            trace = Trace(observation, x_gt, compute_metrics, self.verbose, self._total_steps(), type(self).__name__)
             try:
-                x = self._solve(y, physics, z, trace)
+                samples = self._solve(observation, shape, init, trace)
             finally:
                 trace.bar.close()
-            if not torch.isfinite(x).all():
+            if not torch.isfinite(samples).all():
                 raise FloatingPointError(f"the last step left NaN or infinite pixels; {ADVICE}")
-        return (x, trace.metrics) if compute_metrics else x
+            result: list[Any] = [observation.mean(samples)]
+            if return_std:
+                result.append(samples.view(self.num_samples, *shape).std(0))
+            if compute_metrics:
+                result.append(trace.metrics)
+        return result[0] if len(result) == 1 else tuple(result)
 
-    def _solve(self, y: Measurements, physics: Physics, z: Tensor, trace: Trace) -> Tensor:
-        """The algorithm: images in [0, 1] from measurements and the first latent."""
+    def _solve(self, observation: Observation, shape: tuple[int, ...], init: Tensor | None, trace: Trace) -> Tensor:
+        """The algorithm: images in [0, 1], (S * B, C, H, W), from measurements and the start, if there is one."""
         raise NotImplementedError
 
     def _total_steps(self) -> int:
-        """How often ``_solve`` calls ``trace.bar.update``."""
+        """How many steps ``_solve`` takes at most."""
         raise NotImplementedError
 
-    def _measurement_fit(self, target: Measurements, physics: Physics) -> Fit:
-        """The data term on an image u in [-1, 1]; the factor 4 gives the paper's value, computed in [-1, 1] units."""
-        return lambda u: 4 * mean_energy(measure(self.prior.to_image(u), physics) - target)
+    def _noise(self, shape: tuple[int, ...], draw: int, dtype: torch.dtype) -> Tensor:
+        """Standard normal noise for every sample of every image, (S * B, C, H, W); ``draw`` counts the calls."""
+        noises = [self.prior.latent(shape, self.rng, draw=draw * self.num_samples + s) for s in range(self.num_samples)]
+        return torch.cat(noises).to(dtype)
+
+    def _split(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The rows in parts that go through the network at once."""
+        return z.split(self.micro_batch or len(z))
 
     def extra_repr(self) -> str:
         shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in ("training", "device")}
@@ -115,22 +152,29 @@ class PriorReconstructor(Reconstructor):
 
 
 class Trace:
-    """Progress bar and metrics of one reconstruction; silent and without metrics it never looks at a tensor."""
+    """Passes, progress bar and metrics of one reconstruction; silent and without metrics it never reads a tensor."""
 
     def __init__(
         self,
-        y: Measurements,
-        physics: Physics,
+        observation: Observation,
         x_gt: Tensor | None,
         compute_metrics: bool,
         verbose: bool,
         total: int,
         name: str,
     ) -> None:
-        self.y, self.physics, self.x_gt = y, physics, x_gt
+        self.observation, self.x_gt = observation, x_gt
         self.compute_metrics, self.verbose = compute_metrics, verbose
         self.bar = tqdm(total=total, desc=name, unit="step", disable=not verbose)
         self.metrics: dict[str, list[list[float]]] = {}
+        first = parts(observation.y)[0]
+        rows = observation.num_samples * len(first)
+        self.passes = torch.zeros(rows, dtype=torch.long, device=first.device)
+
+    def on_pass(self, rows: Tensor | None, passes: int = 1) -> None:
+        """Count a step of some rows, None for all, of so many network passes."""
+        self.passes[slice(None) if rows is None else rows] += passes
+        self.bar.update()
 
     def show(self, **values: object) -> None:
         """Write values beside the bar; tensors, one value per sample, as their mean."""
@@ -138,21 +182,23 @@ class Trace:
             texts = {k: f"{v.mean().item():.3g}" if isinstance(v, Tensor) else v for k, v in values.items()}
             self.bar.set_postfix(texts)
 
-    def residual(self, x: Tensor) -> Tensor | None:
-        """The measurement residual of each sample, where somebody looks at it."""
-        return residual(x, self.y, self.physics) if self.verbose or self.compute_metrics else None
-
-    def record(self, x: Tensor, cost: Tensor, rms: Tensor | None) -> None:
-        """Add an iterate's metrics."""
-        if not self.compute_metrics or rms is None:
-            return
-        values = {"cost": cost, "residual": rms}
-        if self.x_gt is not None:
-            values["psnr"] = PSNR()(x, self.x_gt.to(x))
-        for name, value in values.items():
-            curves = self.metrics.setdefault(name, [[] for _ in x])
-            for curve, v in zip(curves, value.tolist(), strict=True):
-                curve.append(v)
+    def record(self, x: Tensor, cost: Tensor) -> Tensor | None:
+        """Add the metrics of iterates (S * B, C, H, W); returns their residuals, where somebody looks at them."""
+        if not (self.verbose or self.compute_metrics):
+            return None
+        images = self.observation.mean(x)
+        rms = residual(images, self.observation.y, self.observation.physics)
+        if self.compute_metrics:
+            mean = self.observation.mean
+            passes = self.passes.view(-1, len(images)).sum(0)
+            values = {"cost": mean(cost), "residual": rms, "passes": passes}
+            if self.x_gt is not None:
+                values["psnr"] = PSNR()(images, self.x_gt.to(x))
+            for name, value in values.items():
+                curves = self.metrics.setdefault(name, [[] for _ in images])
+                for curve, v in zip(curves, value.tolist(), strict=True):
+                    curve.append(v)
+        return rms
 
 
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:
@@ -165,3 +211,10 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
             raise ValueError(f"{name}={number!r}: type a finite number")
         if number < 0 or (number == 0 and name in rates):
             raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...], other: str = "") -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        options = [repr(choice) for choice in choices] + ([other] if other else [])
+        raise ValueError(f"{name}={value!r}: type {' or '.join(options)}")

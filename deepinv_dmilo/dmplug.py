@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.base import PriorReconstructor, Trace, check_settings
-from deepinv_dmilo.layer import check_finite
-from deepinv_dmilo.measurements import Measurements
+from deepinv_dmilo.layer import Fit, check_finite
+from deepinv_dmilo.measurements import working_dtype
+from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
 
 STEPS_BETWEEN_CHECKS = 50
@@ -30,6 +30,8 @@ class DMPlug(PriorReconstructor):
     :param DiffusionPrior prior: the prior (paper: 3 layers).
     :param int steps: Adam steps, each a pass through all layers (paper: 5000, nonlinear 10000). Default ours.
     :param float lr: learning rate (paper: 1e-2).
+    :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as are ``num_samples`` and ``micro_batch``; a step takes a
+        pass for each layer.
     :param bool verbose: show a progress bar.
     :param torch.Generator rng: see :class:`deepinv_dmilo.DMILO`.
 
@@ -57,32 +59,51 @@ class DMPlug(PriorReconstructor):
         *,
         steps: int = 300,
         lr: float = 1e-2,
+        max_passes: int | None = None,
+        num_samples: int = 1,
+        micro_batch: int | None = None,
         verbose: bool = False,
         rng: torch.Generator | None = None,
     ) -> None:
         check_settings(steps={"steps": steps}, rates={"lr": lr}, weights={})
-        super().__init__(prior, verbose=verbose, rng=rng)
+        if max_passes is not None and max_passes < num_samples * prior.num_layers:
+            raise ValueError(f"max_passes={max_passes} is no step; type at least {num_samples * prior.num_layers}")
+        super().__init__(
+            prior, max_passes=max_passes, num_samples=num_samples, micro_batch=micro_batch, verbose=verbose, rng=rng
+        )
         self.steps = steps
         self.lr = lr
 
-    def _solve(self, y: Measurements, physics: Physics, z: Tensor, trace: Trace) -> Tensor:
-        fit = self._measurement_fit(y, physics)
-        z = z.requires_grad_()
+    def _solve(self, observation: Observation, shape: tuple[int, ...], init: Tensor | None, trace: Trace) -> Tensor:
+        z = self._noise(shape, 0, working_dtype(observation.y)) if init is None else init.clone()
+        fit = observation.fit()
         optimizer = torch.optim.Adam([z], lr=self.lr)
-        for step in range(self.steps):
-            with torch.enable_grad():
-                u = self.prior(z)
-                objective = fit(u)
-                (z.grad,) = torch.autograd.grad(objective.sum(), z)
+        for step in range(self._total_steps()):
+            u, objective, z.grad = self._gradient(fit, z)
             optimizer.step()
-            trace.bar.update()
-            x, objective = self.prior.to_image(u.detach().clamp(-1, 1)), objective.detach()
-            if trace.compute_metrics:
-                trace.record(x, objective, trace.residual(x))
-            if step % STEPS_BETWEEN_CHECKS == 0 or step == self.steps - 1:
+            trace.on_pass(None, self.prior.num_layers)
+            last = step == self._total_steps() - 1
+            if step % STEPS_BETWEEN_CHECKS == 0 or last or trace.compute_metrics:
                 check_finite(objective[None], f"iteration {step + 1}")
-                trace.show(residual=trace.residual(x))
-        return self.prior.to_image(self.prior(z).detach().clamp(-1, 1))
+                trace.show(residual=trace.record(self.prior.to_image(u.clamp(-1, 1)), objective))
+        return self.prior.to_image(torch.cat([self.prior(part) for part in self._split(z)]).clamp(-1, 1))
+
+    def _gradient(self, fit: Fit, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The images in [-1, 1], the objectives (S * B,), and their gradients by z."""
+        parts, start = [], 0
+        for part in self._split(z):
+            rows = None if len(part) == len(z) else torch.arange(start, start + len(part), device=z.device)
+            start += len(part)
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                u = self.prior(part)
+                objective = fit(u, rows)
+                (gradient,) = torch.autograd.grad(objective.sum(), part)
+            parts.append((u.detach(), objective.detach(), gradient))
+        u, objective, gradient = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return u, objective, gradient
 
     def _total_steps(self) -> int:
-        return self.steps
+        if self.max_passes is None:
+            return self.steps
+        return min(self.steps, self.max_passes // (self.num_samples * self.prior.num_layers))

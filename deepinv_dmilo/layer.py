@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepinv_dmilo import lbfgs
 from deepinv_dmilo.prior import DiffusionPrior
 
 ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
 
-Fit = Callable[[Tensor], Tensor]  # output of a layer, (B, C, H, W) -> misfit to the target of each sample, (B,)
+# Output of a layer for n samples, (n, C, H, W), and their rows in the batch, (n,) or None for all of them
+# -> misfit to the target of each, (n,).
+Fit = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
 def per_sample_mean(t: Tensor) -> Tensor:
@@ -27,50 +30,104 @@ class LayerProblem:
 
     .. math::
 
-        \mathrm{fit}(g_i(z) + \nu) + \lambda \, \mathrm{mean}|\nu| + \rho \, \mathrm{mean}(z^2).
+        \mathrm{fit}(g(z) + \nu) + \lambda \, \mathrm{mean}|\nu| + \rho \, \mathrm{mean}((z - c)^2).
+
+    As published c is 0. ``rows`` says which samples of the batch are looked at, None all of them.
     """
 
     prior: DiffusionPrior
-    layer: int
+    steps: tuple[int, int]  # training steps that the layer starts and ends at
     fit: Fit
     sparsity: float
-    latent_penalty: float
+    latent_penalty: Tensor  # (B,)
+    center: Tensor | None = None  # (B, C, H, W)
+    micro_batch: int | None = None  # samples whose graph is alive at a time
+    on_pass: Callable[[Tensor | None], object] = lambda rows: None
 
-    def objective(self, z: Tensor, nu: Tensor) -> Tensor:
-        """The objective of each sample, shape (B,)."""
-        return (
-            self.fit(self.prior.layer(self.layer, z) + nu)
-            + self.sparsity * per_sample_mean(nu.abs())
-            + self.latent_penalty * per_sample_mean(z.square())
-        )
+    def objective(self, z: Tensor, nu: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """The objective of each of n samples, shape (n,)."""
+        output, offset = self.prior.step(z, *self.steps), z
+        if self.center is not None:
+            offset = z - _select(self.center, rows)
+        value = _select(self.latent_penalty, rows) * per_sample_mean(offset.square())
+        if nu is None:
+            return value + self.fit(output, rows)
+        return value + self.fit(output + nu, rows) + self.sparsity * per_sample_mean(nu.abs())
+
+    def gradients(
+        self, z: Tensor, nu: Tensor | None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The objective of each of n samples, (n,), and its gradients by z and nu; one network pass."""
+        self.on_pass(rows)
+        if self.micro_batch is None or len(z) <= self.micro_batch:
+            return self._gradients(z, nu, rows)
+        rows = torch.arange(len(z), device=z.device) if rows is None else rows
+        chunks = [
+            self._gradients(z[part], None if nu is None else nu[part], rows[part])
+            for part in torch.arange(len(z), device=z.device).split(self.micro_batch)
+        ]
+        values, by_z, by_nu = zip(*chunks, strict=True)
+        return torch.cat(values), torch.cat(by_z), None if nu is None else torch.cat(by_nu)
+
+    def _gradients(self, z: Tensor, nu: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            if nu is None:
+                value = self.objective(z, None, rows)
+                return value.detach(), torch.autograd.grad(value.sum(), z)[0], None
+            nu = nu.detach().requires_grad_()
+            value = self.objective(z, nu, rows)
+            by_z, by_nu = torch.autograd.grad(value.sum(), (z, nu))
+        return value.detach(), by_z, by_nu
 
 
 def solve_with_adam(
     problem: LayerProblem,
     z: Tensor,  # (B, C, H, W)
-    nu: Tensor,  # (B, C, H, W)
+    nu: Tensor | None,  # (B, C, H, W)
     *,
     steps: int,
     latent_lr: float,
     deviation_lr: float,
-    on_step: Callable[[], object],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """
     Adam on (z, nu) with a fresh state, as published.
 
     The objectives are summed over the batch and Adam works entry by entry, so samples do not see one another.
     Returns z, nu and the objective before each step, shape (steps, B), still on the device: no step waits for it.
     """
-    z, nu = z.clone().requires_grad_(), nu.clone().requires_grad_()
-    optimizer = torch.optim.Adam([{"params": [z], "lr": latent_lr}, {"params": [nu], "lr": deviation_lr}])
+    z = z.clone()
+    groups = [{"params": [z], "lr": latent_lr}]
+    if nu is not None:
+        nu = nu.clone()
+        groups.append({"params": [nu], "lr": deviation_lr})
+    optimizer = torch.optim.Adam(groups)
     history = []
     for _ in range(steps):
-        objective = problem.objective(z, nu)
-        z.grad, nu.grad = torch.autograd.grad(objective.sum(), (z, nu))
+        value, z.grad, by_nu = problem.gradients(z, nu)
+        if nu is not None:
+            nu.grad = by_nu
         optimizer.step()
-        history.append(objective.detach())
-        on_step()
-    return z.detach(), nu.detach(), torch.stack(history)
+        history.append(value)
+    return z, nu, torch.stack(history)
+
+
+def solve_with_lbfgs(
+    problem: LayerProblem,
+    z: Tensor,  # (B, C, H, W)
+    nu: Tensor | None,  # (B, C, H, W), kept as it is
+    *,
+    budget: Tensor,  # (B,) passes granted to each sample
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """L-BFGS on z alone, every sample on its own; returns z and the objective it reached, (B,)."""
+
+    def evaluate(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient, _ = problem.gradients(z, None if nu is None else nu[rows], rows)
+        return value, gradient
+
+    # A look at the device costs a GPU its queue of work; a CPU nothing.
+    return lbfgs.minimize(evaluate, z, budget, tolerance=tolerance, check_every=1 if z.device.type == "cpu" else 5)
 
 
 def check_finite(history: Tensor, where: str) -> None:
@@ -82,3 +139,7 @@ def check_finite(history: Tensor, where: str) -> None:
             f"the objective became {history[step, sample].item()} at {where}, step {step + 1}, sample {sample}; "
             f"{ADVICE}"
         )
+
+
+def _select(t: Tensor, rows: Tensor | None) -> Tensor:
+    return t if rows is None else t[rows]

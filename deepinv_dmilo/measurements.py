@@ -19,11 +19,16 @@ Measurements: TypeAlias = "Tensor | TensorList"
 SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a physics raises at a misfit
 
 
-def measure(x: Tensor, physics: Physics) -> Measurements:
-    """A(x) of real images x; deepinv's phase retrieval wants them in a complex type."""
+def as_input(x: Tensor, physics: Physics) -> Tensor:
+    """Real images as the physics takes them: deepinv's phase retrieval wants a complex type."""
     if isinstance(physics, PhaseRetrieval):
-        x = x.to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
-    return physics.A(x)
+        return x.to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
+    return x
+
+
+def measure(x: Tensor, physics: Physics) -> Measurements:
+    """A(x) of real images x."""
+    return physics.A(as_input(x, physics))
 
 
 def parts(y: Measurements) -> list[Tensor]:
@@ -101,8 +106,8 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
 
 def _check_devices(y: Measurements, physics: Physics, prior: DiffusionPrior) -> None:
     device = parts(y)[0].device
-    if prior.timesteps.device != device:
-        raise ValueError(f"the prior is on {prior.timesteps.device} and y on {device}; type model.to(y.device)")
+    if prior.device != device:
+        raise ValueError(f"the prior is on {prior.device} and y on {device}; type model.to(y.device)")
     for tensor in _tensors(physics):
         if tensor.device != device:
             raise ValueError(f"physics is on {tensor.device} and y on {device}; type physics.to(y.device)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,18 +37,33 @@ class DiffusionPrior(nn.Module):
         ``alphas_cumprod`` and ``config.prediction_type`` (epsilon, v_prediction or sample) are read.
     :param int num_layers: number N of layers, from 1 to the number of training steps less one (paper: 3).
     :param bool clip_sample: clamp :math:`\hat x_0` to [-1, 1] in every layer, as published.
+    :param torch.dtype autocast: type the network computes in, e.g. ``torch.bfloat16``; its weights, the latents and
+        the optimisation stay as they are. None: the type of its weights.
+    :param bool compile: compile the network with ``torch.compile`` at its first call.
+    :param bool checkpointing: keep only the inputs of the network's blocks and compute the rest again in the
+        backward pass (diffusers' gradient checkpointing): less memory, more time.
 
     :Examples:
 
         >>> from deepinv_dmilo import DiffusionPrior
         >>> prior = DiffusionPrior.from_pretrained("digits", num_layers=3)
-        >>> prior.timesteps.tolist()
-        [999, 666, 333, 0]
+        >>> prior.timesteps
+        (999, 666, 333, 0)
         >>> prior.sample(2).shape
         torch.Size([2, 1, 32, 32])
     """
 
-    def __init__(self, unet: nn.Module, scheduler: Any, *, num_layers: int = 3, clip_sample: bool = True) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: Any,
+        *,
+        num_layers: int = 3,
+        clip_sample: bool = True,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
         if alphas_cumprod is None:
@@ -66,16 +81,19 @@ class DiffusionPrior(nn.Module):
         self.num_layers = num_layers
         self.clip_sample = clip_sample
         self.prediction_type = prediction_type
+        self.autocast = autocast
         self.name: str | None = None
+        if checkpointing:
+            if not hasattr(unet, "enable_gradient_checkpointing"):
+                raise ValueError(f"a {type(unet).__name__} has no gradient checkpointing; type checkpointing=False")
+            unet.enable_gradient_checkpointing()
+        # Outside the modules, so that the state dict has one copy of the weights under their own names.
+        self._call = (torch.compile(unet) if compile else unet,)
         stride = train_steps // num_layers
-        levels = [min(i * stride, train_steps - 1) for i in reversed(range(num_layers + 1))]
-        # A buffer, so that a layer's timestep is on the network's device without a copy at every call.
-        self.timesteps: Tensor
-        self.register_buffer("timesteps", torch.tensor(levels), persistent=False)
+        self.timesteps = tuple(min(i * stride, train_steps - 1) for i in reversed(range(num_layers + 1)))
         # Python floats: exact in any dtype, on any device.
         self.alphas_cumprod = [float(a) for a in alphas_cumprod]
-        self._abar = [self.alphas_cumprod[t] for t in levels]
-        if self._abar[0] <= 0 and prediction_type == "epsilon":
+        if self.alphas_cumprod[-1] <= 0 and prediction_type == "epsilon":
             raise ValueError(
                 "the scheduler's last alphas_cumprod is 0 (zero terminal signal), where the predicted noise says "
                 "nothing of the image; use a prediction_type='v_prediction' model"
@@ -88,6 +106,9 @@ class DiffusionPrior(nn.Module):
         *,
         num_layers: int = 3,
         clip_sample: bool = True,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+        checkpointing: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> DiffusionPrior:
@@ -98,7 +119,7 @@ class DiffusionPrior(nn.Module):
 
         :param str name: bundled name, path of a folder with ``model_index.json``, or hub id.
         :param int num_layers: see :class:`DiffusionPrior`.
-        :param bool clip_sample: see :class:`DiffusionPrior`.
+        :param bool clip_sample: see :class:`DiffusionPrior`, as are ``autocast``, ``compile`` and ``checkpointing``.
         :param str, torch.device device: where to put the network.
         :param torch.dtype dtype: type of the network's weights.
         :return: the prior, in evaluation mode.
@@ -108,9 +129,33 @@ class DiffusionPrior(nn.Module):
         from deepinv_dmilo.pretrained import load_unet_and_scheduler
 
         unet, scheduler = load_unet_and_scheduler(name)
-        prior = cls(unet, scheduler, num_layers=num_layers, clip_sample=clip_sample)
+        prior = cls(
+            unet,
+            scheduler,
+            num_layers=num_layers,
+            clip_sample=clip_sample,
+            autocast=autocast,
+            compile=compile,
+            checkpointing=checkpointing,
+        )
         prior.name = str(name)
         return prior.eval().to(device, dtype)
+
+    def steps_below(self, sigma: float, num_layers: int) -> tuple[int, ...]:
+        """
+        The training steps of a chain that starts at a noise level: evenly spaced, ``num_layers + 1`` of them, the last 0.
+
+        :param float sigma: standard deviation of the noise, relative to images in [0, 1].
+        :param int num_layers: number of layers.
+        :return: the training steps, the one whose noise is nearest to ``sigma`` first.
+        """
+        first = min(range(len(self.alphas_cumprod)), key=lambda t: abs(self.sigma(t) - sigma))
+        return tuple(first * i // num_layers for i in reversed(range(num_layers + 1)))
+
+    def sigma(self, t: int) -> float:
+        """Standard deviation of the noise at a training step, relative to images in [0, 1]."""
+        abar = self.alphas_cumprod[t]
+        return ((1 - abar) / abar) ** 0.5 / 2 if abar > 0 else float("inf")
 
     def layer(self, i: int, z: Tensor) -> Tensor:
         r"""
@@ -120,8 +165,12 @@ class DiffusionPrior(nn.Module):
         :param torch.Tensor z: latent of shape (B, C, H, W), floating.
         :return: the next latent (for the last layer the image in [-1, 1]), shape and dtype of ``z``, differentiable.
         """
-        abar, abar_next = self._abar[i], self._abar[i + 1]
-        prediction = self.predict(z, self.timesteps[i])
+        return self.step(z, self.timesteps[i], self.timesteps[i + 1])
+
+    def step(self, z: Tensor, t: int, t_next: int) -> Tensor:
+        """One DDIM step from training step t to t_next, for latents of shape (B, C, H, W); see :meth:`layer`."""
+        abar, abar_next = self.alphas_cumprod[t], self.alphas_cumprod[t_next]
+        prediction = self.predict(z, torch.full((len(z),), t, device=z.device))
         if self.prediction_type == "epsilon":
             x0 = (z - (1 - abar) ** 0.5 * prediction) / abar**0.5
         elif self.prediction_type == "v_prediction":
@@ -136,7 +185,8 @@ class DiffusionPrior(nn.Module):
     def predict(self, z: Tensor, t: Tensor) -> Tensor:
         """The network's output at training step t (0-dim or (B,)), without the learned variance, in z's dtype."""
         dtype = next((p.dtype for p in self.unet.parameters()), z.dtype)
-        output = self.unet(z.to(dtype), t.expand(len(z)))
+        with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
+            output = self._call[0](z.to(dtype), t.expand(len(z)))
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
         return output[:, : z.shape[1]].to(z.dtype)
@@ -167,19 +217,24 @@ class DiffusionPrior(nn.Module):
         height, width = (size, size) if isinstance(size, int) else size
         return channels, height, width
 
-    def latent(self, shape: Sequence[int], rng: torch.Generator | None = None) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((p.device for p in self.unet.parameters()), torch.device("cpu"))
+
+    def latent(self, shape: Sequence[int], rng: torch.Generator | None = None, *, draw: int = 0) -> Tensor:
         """
         Standard normal noise of a shape, on the prior's device; the global random state is never touched.
 
-        With ``rng`` its next numbers; without, the same noise for every image of the batch and at every call, so
-        that an image's result does not depend on the batch it came in.
+        With ``rng`` its next numbers; without, the same noise for every image of the batch and at every call with
+        the same ``draw``, so that an image's result does not depend on the batch it came in.
         """
         if rng is None:
-            seeded = torch.Generator().manual_seed(0)
+            seeded = torch.Generator().manual_seed(draw)
             noise = torch.randn(tuple(shape[1:]), generator=seeded).expand(tuple(shape)).contiguous()
         else:
             noise = torch.randn(tuple(shape), generator=rng, device=rng.device)
-        return noise.to(self.timesteps.device)
+        return noise.to(self.device)
 
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -206,7 +261,7 @@ class DiffusionPrior(nn.Module):
             variance_preserving=True,
             takes_integer_time=True,
             n_timesteps=len(self.alphas_cumprod),
-            device=self.timesteps.device,
+            device=self.device,
         )
 
     @contextmanager
@@ -231,7 +286,7 @@ class DiffusionPrior(nn.Module):
         size = sum(p.numel() for p in self.parameters())
         return (
             f"{type(self).__name__}({self.name or type(self.unet).__name__!r}, {size:,} parameters, "
-            f"num_layers={self.num_layers}, timesteps={self.timesteps.tolist()}, "
+            f"num_layers={self.num_layers}, timesteps={list(self.timesteps)}, "
             f"prediction_type={self.prediction_type!r}, clip_sample={self.clip_sample})"
         )
 

@@ -20,18 +20,24 @@ def gradient_steps(
     physics: Physics,
     *,
     steps: int,
-    step_size: float | str,
-    normalize: bool,
+    step_size: float | str = "auto",
+    normalize: bool = False,
+    enough: Tensor | None = None,  # (B,)
 ) -> Tensor:
-    r"""Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step."""
+    r"""
+    Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step.
+
+    A sample stays where it is once :math:`\|A(x) - y\|^2` is down to ``enough``: below the noise there is nothing to fit.
+    """
     if step_size == "auto" and isinstance(physics, LinearPhysics):
         step_size = 1 / squared_norm(physics, x)
     for _ in range(steps):
         misfit, gradient = _misfit_and_gradient(x, y, physics)
         if normalize:
             gradient = gradient / _column(2 * misfit).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        x = _backtrack(x, y, physics, misfit, gradient) if step_size == "auto" else x - float(step_size) * gradient
-        x = x.clamp(0, 1)
+        moved = _backtrack(x, y, physics, misfit, gradient) if step_size == "auto" else x - float(step_size) * gradient
+        moved = moved.clamp(0, 1)
+        x = moved if enough is None else torch.where(_column(2 * misfit > enough), moved, x)
     return x
 
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.base import PriorReconstructor, Trace, check_settings
-from deepinv_dmilo.layer import Fit, LayerProblem, check_finite, per_sample_mean, solve_with_adam
-from deepinv_dmilo.measurements import Measurements, measure
+from deepinv_dmilo.base import PriorReconstructor, Trace, check_choice, check_settings
+from deepinv_dmilo.layer import (
+    Fit,
+    LayerProblem,
+    check_finite,
+    per_sample_mean,
+    solve_with_adam,
+    solve_with_lbfgs,
+)
+from deepinv_dmilo.measurements import Measurements, working_dtype
+from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.projection import gradient_steps
+
+# What the paper's settings have in common, for every task.
+PUBLISHED: dict[str, Any] = {"levels": None, "solver": "adam", "sparsity": 0.1, "latent_penalty": 1e-4}
+START_STEPS = 10  # gradient steps from mid-grey to the first image of a schedule; they cost no network
+
+# Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
+LEVELS = (1.0, 0.65, 0.37, 0.17, 0.055)
+SOLVERS = ("lbfgs", "adam")
 
 
 class DMILO(PriorReconstructor):
@@ -26,23 +42,43 @@ class DMILO(PriorReconstructor):
     .. math::
 
         \min_{z_i, \nu_i} \; \mathrm{fit}(g_i(z_i) + \nu_i) + \lambda \, \mathrm{mean}|\nu_i|
-        + \rho \, \mathrm{mean}(z_i^2),
+        + \rho \, \mathrm{mean}((z_i - c_i)^2),
 
     where the last layer fits the measurements, :math:`4\,\mathrm{mean}|A(x) - y|^2`, and every other layer the
     latent just found for the layer after it, in the mean squared sense. Then the chain is run forward from
     :math:`z_0` with the deviations. Only one layer's graph is ever alive: memory does not grow with ``num_layers``.
 
-    :param DiffusionPrior prior: the prior; its ``num_layers`` is N.
-    :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`). Default ours, docs/defaults.md.
-    :param int inner_steps: Adam steps per layer and outer step (paper: 200 to 1000). Default ours: with the larger
-        ``latent_lr``, 20 are enough (measured on digits, see docs/defaults.md).
-    :param float latent_lr: learning rate of the latents (paper: 8e-3 to 2e-2). Default ours.
-    :param float deviation_lr: learning rate of the deviations (paper: 1e-3).
-    :param float sparsity: weight :math:`\lambda` of the deviations (paper: 0.1).
-    :param float latent_penalty: weight :math:`\rho` of the latents (authors' code: 1e-4).
+    As published (``from_preset``) the chain is the prior's own, from pure noise, :math:`c_i = 0`, and Adam solves. By
+    default the outer steps go coarse to fine over noise ``levels`` instead: each puts fresh noise on the image so far,
+    :math:`z = \sqrt{\bar\alpha} u + \sqrt{1 - \bar\alpha} \epsilon`, and solves on a short chain from there. Then
+    :math:`c = \sqrt{\bar\alpha} u` and :math:`\rho = 4 \sigma^2 n / (m (1 - \bar\alpha))`, for n pixels, m measurements
+    and noise of variance :math:`\sigma^2`, make the problem the maximum a posteriori estimate of z given the image so
+    far: fitted to the noise, not below it.
+
+    :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
+    :param levels: standard deviations of the noise, for images in [0, 1], that the outer steps start from; None: the
+        prior's own chain from pure noise, as published.
+    :param int layers_per_level: layers of the chain below each level.
+    :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`), on each level.
+    :param int inner_steps: passes that the problem of a layer may take (paper: 200 to 1000, each taken).
+    :param str solver: ``"lbfgs"``: a batched L-BFGS, where every image has its own curvature, step and end;
+        ``"adam"``: as published.
+    :param float tolerance: L-BFGS is done with an image whose objective fell by less than this fraction in a step.
+    :param float latent_lr: Adam's learning rate of the latents (paper: 8e-3 to 2e-2).
+    :param float deviation_lr: Adam's learning rate of the deviations (paper: 1e-3).
+    :param float sparsity: weight :math:`\lambda` of the deviations (paper: 0.1); None: no deviations.
+    :param float, str latent_penalty: weight :math:`\rho` (authors' code: 1e-4, the value above for their noise and
+        m = n, with :math:`c_i = 0`); ``"auto"``: as above.
+    :param float noise_level: standard deviation :math:`\sigma` of the measurements' noise; None: that of the physics'
+        own noise model, and where it has none, what the images so far leave unexplained.
+    :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
+        together; None: no limit beyond the numbers of steps.
+    :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned,
+        and with ``model(y, physics, return_std=True)`` their standard deviation.
+    :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
     :param bool verbose: show a progress bar with outer step, layer and measurement residual.
-    :param torch.Generator rng: where the first latent is drawn from, on any device; None: a fixed seed, one noise
-        for every image, so that the same call gives the same image, whatever the batch.
+    :param torch.Generator rng: where the noise is drawn from, on any device; None: a fixed seed, one noise for every
+        image, so that the same call gives the same image, whatever the batch.
 
     :Examples:
 
@@ -51,91 +87,191 @@ class DMILO(PriorReconstructor):
         >>> from deepinv_dmilo.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
         >>> y = physics(held_out_images("digits")[:2])
-        >>> model = DMILO(DiffusionPrior.from_pretrained("digits"), outer_steps=1, inner_steps=5)
+        >>> model = DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=5)
         >>> model(y, physics).shape
         torch.Size([2, 1, 32, 32])
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "inpainting": {"latent_lr": 2e-2, "outer_steps": 5, "inner_steps": 200},
-        "super_resolution": {"latent_lr": 1e-2, "outer_steps": 5, "inner_steps": 1000},
-        "deblurring": {"latent_lr": 8e-3, "outer_steps": 10, "inner_steps": 300},
-        "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
+        "inpainting": {**PUBLISHED, "latent_lr": 2e-2, "outer_steps": 5, "inner_steps": 200},
+        "super_resolution": {**PUBLISHED, "latent_lr": 1e-2, "outer_steps": 5, "inner_steps": 1000},
+        "deblurring": {**PUBLISHED, "latent_lr": 8e-3, "outer_steps": 10, "inner_steps": 300},
+        "nonlinear_deblurring": {**PUBLISHED, "latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
 
     def __init__(
         self,
         prior: DiffusionPrior,
         *,
-        outer_steps: int = 5,
+        levels: Sequence[float] | None = LEVELS,
+        layers_per_level: int = 1,
+        outer_steps: int = 1,
         inner_steps: int = 20,
+        solver: str = "lbfgs",
+        tolerance: float = 1e-2,
         latent_lr: float = 5e-2,
         deviation_lr: float = 1e-3,
-        sparsity: float = 0.1,
-        latent_penalty: float = 1e-4,
+        sparsity: float | None = None,
+        latent_penalty: float | str = "auto",
+        noise_level: float | None = None,
+        max_passes: int | None = None,
+        num_samples: int = 1,
+        micro_batch: int | None = None,
         verbose: bool = False,
         rng: torch.Generator | None = None,
     ) -> None:
+        weights = {"deviation_lr": deviation_lr, "tolerance": tolerance}
+        weights |= {} if sparsity is None else {"sparsity": sparsity}
+        weights |= {} if noise_level is None else {"noise_level": noise_level}
+        if isinstance(latent_penalty, str):
+            check_choice("latent_penalty", latent_penalty, ("auto",), "a number of at least 0")
+        else:
+            weights["latent_penalty"] = latent_penalty
+        check_choice("solver", solver, SOLVERS)
         check_settings(
-            steps={"outer_steps": outer_steps, "inner_steps": inner_steps},
-            rates={"latent_lr": latent_lr},
-            weights={"deviation_lr": deviation_lr, "sparsity": sparsity, "latent_penalty": latent_penalty},
+            steps={"outer_steps": outer_steps, "inner_steps": inner_steps, "layers_per_level": layers_per_level},
+            rates={"latent_lr": latent_lr, **{f"levels[{i}]": level for i, level in enumerate(levels or ())}},
+            weights=weights,
         )
-        super().__init__(prior, verbose=verbose, rng=rng)
+        if levels is not None and len(levels) == 0:
+            raise ValueError("levels is empty; type levels=None for the chain from pure noise, or leave it out")
+        if levels is None and latent_penalty == "auto":
+            raise ValueError("latent_penalty='auto' needs levels; type latent_penalty=1e-4 for a chain from pure noise")
+        super().__init__(
+            prior, max_passes=max_passes, num_samples=num_samples, micro_batch=micro_batch, verbose=verbose, rng=rng
+        )
+        self.levels = None if levels is None else tuple(levels)
+        self.layers_per_level = layers_per_level
         self.outer_steps = outer_steps
         self.inner_steps = inner_steps
+        self.solver = solver
+        self.tolerance = tolerance
         self.latent_lr = latent_lr
         self.deviation_lr = deviation_lr
         self.sparsity = sparsity
         self.latent_penalty = latent_penalty
-
-    def _solve(self, y: Measurements, physics: Physics, z: Tensor, trace: Trace) -> Tensor:
-        nu = [torch.zeros_like(z) for _ in range(self.prior.num_layers)]
-        zs, _ = self._run_chain(z, nu)
-        x = torch.full_like(z, 0.5)
-        rms = None
-        for k in range(self.outer_steps):
-            fit = self._measurement_fit(self._target(x, y, physics), physics)
-            for i in reversed(range(self.prior.num_layers)):
-                zs[i], nu[i], history = self._solve_layer(i, fit, zs[i], nu[i], trace)
-                check_finite(history, f"outer step {k + 1}, layer {i}")
-                if i == self.prior.num_layers - 1:
-                    cost = history[-1]
-                fit = _latent_fit(zs[i])
-                trace.show(outer=f"{k + 1}/{self.outer_steps}", layer=i, residual="?" if rms is None else rms)
-            zs, u = self._run_chain(zs[0], nu)
-            x = self.prior.to_image(u.clamp(-1, 1))
-            rms = trace.residual(x)
-            trace.record(x, cost, rms)
-        return x
-
-    def _target(self, x: Tensor, y: Measurements, physics: Physics) -> Measurements:
-        """What the last layer fits in the next outer step; x is the current image in [0, 1]."""
-        return y
-
-    def _solve_layer(self, i: int, fit: Fit, z: Tensor, nu: Tensor, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-        problem = LayerProblem(self.prior, i, fit, self.sparsity, self.latent_penalty)
-        with torch.enable_grad():
-            return solve_with_adam(
-                problem,
-                z,
-                nu,
-                steps=self.inner_steps,
-                latent_lr=self.latent_lr,
-                deviation_lr=self.deviation_lr,
-                on_step=trace.bar.update,
+        self.noise_level = noise_level
+        needed = self._solves() * num_samples
+        if max_passes is not None and max_passes < needed:
+            raise ValueError(
+                f"max_passes={max_passes} is not a pass for each layer problem and sample; type at least {needed}, "
+                "or fewer levels, outer_steps or num_samples"
             )
 
-    def _run_chain(self, z: Tensor, nu: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def _chains(self) -> list[tuple[int, ...]]:
+        """The training steps of the chain of each level."""
+        if self.levels is None:
+            return [self.prior.timesteps]
+        return [self.prior.steps_below(level, self.layers_per_level) for level in self.levels]
+
+    def _solve(self, observation: Observation, shape: tuple[int, ...], init: Tensor | None, trace: Trace) -> Tensor:
+        dtype = working_dtype(observation.y)
+        grey = torch.full((self.num_samples * shape[0], *shape[1:]), 0.5, device=self.prior.device, dtype=dtype)
+        if self.levels is None:
+            z = self._noise(shape, 0, dtype) if init is None else init
+            penalty = torch.full_like(z[:, 0, 0, 0], float(self.latent_penalty))
+            return self._descend(self.prior.timesteps, z, grey, None, penalty, observation, trace)
+        x = observation.gradient_steps(grey, steps=START_STEPS) if init is None else init
+        for draw, steps in enumerate(self._chains()):
+            noise = observation.noise_variance(x, self.noise_level)
+            variance = torch.where(noise > 0, noise, observation.unexplained_variance(x))
+            x = self._before_level(x, noise, observation)
+            u, abar = self.prior.to_model(x), self.prior.alphas_cumprod[steps[0]]
+            z = abar**0.5 * u + (1 - abar) ** 0.5 * self._noise(shape, draw, dtype)
+            if isinstance(self.latent_penalty, str):
+                penalty = 4 * variance * x[0].numel() / observation.size
+                x = self._descend(steps, z, x, u, penalty, observation, trace)
+            else:
+                penalty = torch.full_like(variance, self.latent_penalty)
+                x = self._descend(steps, z, x, None, penalty, observation, trace)
+        return x
+
+    def _descend(
+        self,
+        steps: tuple[int, ...],  # training steps of the chain
+        z: Tensor,  # (S * B, C, H, W), its first latent
+        x: Tensor,  # (S * B, C, H, W), the image so far
+        center: Tensor | None,  # the same in [-1, 1], where the latents are penalised for leaving it
+        penalty: Tensor,  # (S * B,)
+        observation: Observation,
+        trace: Trace,
+    ) -> Tensor:
+        """The outer steps on one chain; returns the image that they end at."""
+        layers = list(pairwise(steps))
+        nu = [torch.zeros_like(z) if self.sparsity is not None else None for _ in layers]
+        zs = [z] if len(layers) == 1 else self._run_chain(layers, z, nu)[0]
+        rms = None
+        for k in range(self.outer_steps):
+            fit = observation.fit(self._targets(x, observation))
+            for i in reversed(range(len(layers))):
+                problem = self._problem(layers[i], fit, center, penalty, trace)
+                zs[i], nu[i], history = self._solve_layer(problem, zs[i], nu[i], trace)
+                check_finite(history, f"level {layers[0][0]}, outer step {k + 1}, layer {i}")
+                if i == len(layers) - 1:
+                    cost = history[-1]
+                fit = _latent_fit(zs[i])
+                outer = f"{k + 1}/{self.outer_steps}"
+                trace.show(level=steps[0], outer=outer, layer=i, residual="?" if rms is None else rms)
+            zs, u = self._run_chain(layers, zs[0], nu)
+            x = self.prior.to_image(u.clamp(-1, 1))
+            rms = trace.record(x, cost)
+        return x
+
+    def _problem(
+        self, layer: tuple[int, int], fit: Fit, u: Tensor | None, penalty: Tensor, trace: Trace
+    ) -> LayerProblem:
+        """The problem of a layer; around u, the image so far, the penalty is that of the layer's own noise."""
+        abar = self.prior.alphas_cumprod[layer[0]]
+        center = None if u is None else abar**0.5 * u
+        weight = penalty if u is None else penalty / (1 - abar)
+        return LayerProblem(
+            self.prior, layer, fit, self.sparsity or 0.0, weight, center, self.micro_batch, trace.on_pass
+        )
+
+    def _before_level(self, x: Tensor, noise: Tensor, observation: Observation) -> Tensor:
+        """The image that a level puts noise on; ``noise`` is the variance of that in a measurement, 0 if unknown."""
+        return x
+
+    def _targets(self, x: Tensor, observation: Observation) -> list[Measurements]:
+        """What the last layer fits in the next outer step, for each group of B rows of the current image x."""
+        return [observation.y] * self.num_samples
+
+    def _solve_layer(
+        self, problem: LayerProblem, z: Tensor, nu: Tensor | None, trace: Trace
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The latent, the deviation, and the objectives on the way, (steps, S * B)."""
+        steps = self._granted()
+        if self.solver == "adam":
+            return solve_with_adam(
+                problem, z, nu, steps=steps, latent_lr=self.latent_lr, deviation_lr=self.deviation_lr
+            )
+        budget = torch.full((len(z),), steps, device=z.device)
+        z, value = solve_with_lbfgs(problem, z, nu, budget=budget, tolerance=self.tolerance)
+        return z, nu, value[None]
+
+    def _run_chain(
+        self, layers: list[tuple[int, int]], z: Tensor, nu: list[Tensor | None]
+    ) -> tuple[list[Tensor], Tensor]:
         """The input of every layer and the output of the last, deviations added."""
         zs = []
-        for i in range(self.prior.num_layers):
+        for layer, deviation in zip(layers, nu, strict=True):
             zs.append(z)
-            z = self.prior.layer(i, z) + nu[i]
+            z = torch.cat([self.prior.step(part, *layer) for part in self._split(z)])
+            z = z if deviation is None else z + deviation
         return zs, z
 
+    def _granted(self) -> int:
+        """Passes for each layer problem of a sample."""
+        if self.max_passes is None:
+            return self.inner_steps
+        return min(self.inner_steps, self.max_passes // (self.num_samples * self._solves()))
+
+    def _solves(self) -> int:
+        """How many layer problems are solved."""
+        return self.outer_steps * sum(len(steps) - 1 for steps in self._chains())
+
     def _total_steps(self) -> int:
-        return self.outer_steps * self.prior.num_layers * self.inner_steps
+        return self._solves() * self._granted()
 
 
 class DMILOPGD(DMILO):
@@ -143,20 +279,22 @@ class DMILOPGD(DMILO):
     DMILO-PGD: DMILO as the projection of projected gradient descent
     (Zheng, Li and Liu, ICML 2025, arXiv:2505.20789, Algorithm 2).
 
-    Before each outer step the image, at first mid-grey, descends on the measurements,
+    The image, at first mid-grey, descends on the measurements before the latents are fitted to it,
 
     .. math::
 
-        x \leftarrow x - \eta \nabla \tfrac12 \|A(x) - y\|^2,
+        x \leftarrow x - \eta \nabla \tfrac12 \|A(x) - y\|^2.
 
-    and the outer step of :class:`DMILO` fits the measurements :math:`A(x)` of that image in place of :math:`y`.
+    As published (``from_preset``) it does so before each outer step, which then fits the measurements :math:`A(x)` of
+    that image in place of :math:`y`. With a schedule of ``levels`` it does so before each level, an image at a time
+    and only while its residual is above the noise; the level starts from that image and fits :math:`y` itself.
 
-    :param DiffusionPrior prior: the prior; its ``num_layers`` is N.
+    :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
         is :math:`1/\|A\|^2` for linear physics (the paper's values for super-resolution and inpainting are that)
         and a backtracking step for nonlinear physics.
-    :param int gradient_steps: gradient steps before each outer step (paper: 1, deblurring 1000). Default ours: they
-        need no network, and where :math:`A A^\top` is no multiple of the identity one step stops far from y.
+    :param int gradient_steps: gradient steps in a row (paper: 1, deblurring 1000). Default ours: they need no
+        network, and where :math:`A A^\top` is no multiple of the identity one step stops far from y.
     :param bool normalize_gradient: descend :math:`\|A(x) - y\|` in place of half its square (authors' code for
         deblurring); needs a number as ``step_size``.
 
@@ -169,7 +307,7 @@ class DMILOPGD(DMILO):
         >>> from deepinv_dmilo.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
         >>> y = physics(held_out_images("digits")[:2])
-        >>> model = DMILOPGD(DiffusionPrior.from_pretrained("digits"), outer_steps=1, inner_steps=5)
+        >>> model = DMILOPGD(DiffusionPrior.from_pretrained("digits"), max_passes=5)
         >>> model(y, physics).shape
         torch.Size([2, 1, 32, 32])
     """
@@ -177,8 +315,16 @@ class DMILOPGD(DMILO):
     # Step sizes: the authors' 8 (super-resolution) and 0.5 (inpainting) multiply the gradient of the squared norm,
     # twice ours; their 2 and 0.3 (deblurring, unsquared norm) move an image in [-1, 1], twice as far as one in [0, 1].
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "inpainting": {"latent_lr": 2e-2, "outer_steps": 5, "inner_steps": 200, "step_size": 1.0, "gradient_steps": 1},
+        "inpainting": {
+            **PUBLISHED,
+            "latent_lr": 2e-2,
+            "outer_steps": 5,
+            "inner_steps": 200,
+            "step_size": 1.0,
+            "gradient_steps": 1,
+        },
         "super_resolution": {
+            **PUBLISHED,
             "latent_lr": 1e-2,
             "outer_steps": 10,
             "inner_steps": 400,
@@ -186,6 +332,7 @@ class DMILOPGD(DMILO):
             "gradient_steps": 1,
         },
         "deblurring": {
+            **PUBLISHED,
             "latent_lr": 2e-2,
             "outer_steps": 5,
             "inner_steps": 500,
@@ -194,6 +341,7 @@ class DMILOPGD(DMILO):
             "normalize_gradient": True,
         },
         "nonlinear_deblurring": {
+            **PUBLISHED,
             "latent_lr": 2e-2,
             "outer_steps": 10,
             "inner_steps": 200,
@@ -210,30 +358,45 @@ class DMILOPGD(DMILO):
         step_size: float | str = "auto",
         gradient_steps: int = 10,
         normalize_gradient: bool = False,
-        outer_steps: int = 5,
+        levels: Sequence[float] | None = LEVELS,
+        layers_per_level: int = 1,
+        outer_steps: int = 1,
         inner_steps: int = 20,
+        solver: str = "lbfgs",
+        tolerance: float = 1e-2,
         latent_lr: float = 5e-2,
         deviation_lr: float = 1e-3,
-        sparsity: float = 0.1,
-        latent_penalty: float = 1e-4,
+        sparsity: float | None = None,
+        latent_penalty: float | str = "auto",
+        noise_level: float | None = None,
+        max_passes: int | None = None,
+        num_samples: int = 1,
+        micro_batch: int | None = None,
         verbose: bool = False,
         rng: torch.Generator | None = None,
     ) -> None:
         if isinstance(step_size, str):
-            if step_size != "auto":
-                raise ValueError(f"step_size={step_size!r}: type 'auto' or a positive number")
+            check_choice("step_size", step_size, ("auto",), "a positive number")
             if normalize_gradient:
                 raise ValueError("normalize_gradient=True needs a number: type step_size=1.0, as published")
         rates = {} if isinstance(step_size, str) else {"step_size": step_size}
         check_settings(steps={"gradient_steps": gradient_steps}, rates=rates, weights={})
         super().__init__(
             prior,
+            levels=levels,
+            layers_per_level=layers_per_level,
             outer_steps=outer_steps,
             inner_steps=inner_steps,
+            solver=solver,
+            tolerance=tolerance,
             latent_lr=latent_lr,
             deviation_lr=deviation_lr,
             sparsity=sparsity,
             latent_penalty=latent_penalty,
+            noise_level=noise_level,
+            max_passes=max_passes,
+            num_samples=num_samples,
+            micro_batch=micro_batch,
             verbose=verbose,
             rng=rng,
         )
@@ -241,18 +404,24 @@ class DMILOPGD(DMILO):
         self.gradient_steps = gradient_steps
         self.normalize_gradient = normalize_gradient
 
-    def _target(self, x: Tensor, y: Measurements, physics: Physics) -> Measurements:
-        x = gradient_steps(
+    def _before_level(self, x: Tensor, noise: Tensor, observation: Observation) -> Tensor:
+        return self._gradient_steps(x, observation, noise)
+
+    def _targets(self, x: Tensor, observation: Observation) -> list[Measurements]:
+        if self.levels is not None:
+            return super()._targets(x, observation)
+        return observation.measure(self._gradient_steps(x, observation, None))
+
+    def _gradient_steps(self, x: Tensor, observation: Observation, variance: Tensor | None) -> Tensor:
+        return observation.gradient_steps(
             x,
-            y,
-            physics,
+            variance,
             steps=self.gradient_steps,
             step_size=self.step_size,
             normalize=self.normalize_gradient,
         )
-        return measure(x, physics)
 
 
 def _latent_fit(target: Tensor) -> Fit:
     """The misfit of an inner layer: mean squared distance to the latent found for the layer after it."""
-    return lambda latent: per_sample_mean((latent - target).square())
+    return lambda latent, rows: per_sample_mean((latent - (target if rows is None else target[rows])).square())

@@ -123,7 +123,7 @@ def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch
         return z * float("nan"), nu, history
 
     monkeypatch.setattr(DMILOPGD, "_solve_layer", diverging)
-    model.prior.num_layers = 1
+    model.levels = (1.0,)
     with pytest.raises(FloatingPointError, match="the last step left NaN"):
         model(physics(torch.rand(1, *IMAGE)), physics)
 
@@ -131,9 +131,11 @@ def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch
 def test_divergence_names_layer_and_step(physics):
     net = ConvNet(channels=1)
     net.last.weight.data.fill_(float("nan"))
-    model = DMILO(toy_prior(net, dtype=torch.float32), outer_steps=1, inner_steps=2)
-    with pytest.raises(FloatingPointError, match=r"nan at outer step 1, layer 2, step 1, sample 0; lower latent_lr"):
+    model = DMILO.from_preset("inpainting", toy_prior(net, dtype=torch.float32), inner_steps=2)
+    with pytest.raises(FloatingPointError, match=r"nan at level 999, outer step 1, layer 2, step 1, sample 0; lower"):
         model(physics(torch.rand(1, *IMAGE)), physics)
+    with pytest.raises(FloatingPointError, match=r"inf at level 396, outer step 1, layer 0, step 1, sample 0; lower"):
+        DMILO(model.prior)(physics(torch.rand(1, *IMAGE)), physics)
     with pytest.raises(FloatingPointError, match="nan at iteration 1"):
         DMPlug(model.prior)(physics(torch.rand(1, *IMAGE)), physics)
 
@@ -157,6 +159,17 @@ def test_number_of_layers(num_layers):
         (DMILOPGD, {"gradient_steps": 0}, "gradient_steps=0"),
         (DMILOPGD, {"normalize_gradient": True}, "step_size=1.0"),
         (DMPlug, {"steps": 0}, "steps=0"),
+        (DMILO, {"levels": ()}, "levels is empty; type levels=None"),
+        (DMILO, {"levels": (1.0, -0.5)}, r"levels\[1\]=-0.5: type a number above 0"),
+        (DMILO, {"levels": None}, "latent_penalty='auto' needs levels; type latent_penalty=1e-4"),
+        (DMILO, {"latent_penalty": "noise"}, "latent_penalty='noise': type 'auto' or a number of at least 0"),
+        (DMILO, {"solver": "sgd"}, "solver='sgd': type 'lbfgs' or 'adam'"),
+        (DMILO, {"noise_level": -0.1}, "noise_level=-0.1"),
+        (DMILO, {"max_passes": 4}, "max_passes=4 is not a pass for each layer problem and sample; type at least 5"),
+        (DMILO, {"max_passes": 9, "num_samples": 2}, "type at least 10"),
+        (DMPlug, {"max_passes": 2}, "max_passes=2 is no step; type at least 3"),
+        (DMPlug, {"num_samples": 0}, "num_samples=0"),
+        (DMPlug, {"micro_batch": 0}, "micro_batch=0"),
     ],
 )
 def test_settings_out_of_range(prior, method, setting, message):

@@ -11,9 +11,9 @@ SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
 
 
 def test_time_grid_is_the_papers():
-    assert toy_prior(ConvNet()).timesteps.tolist() == [999, 666, 333, 0]
-    assert toy_prior(ConvNet(), num_layers=1).timesteps.tolist() == [999, 0]
-    assert toy_prior(ConvNet(), num_layers=4).timesteps.tolist() == [999, 750, 500, 250, 0]
+    assert toy_prior(ConvNet()).timesteps == (999, 666, 333, 0)
+    assert toy_prior(ConvNet(), num_layers=1).timesteps == (999, 0)
+    assert toy_prior(ConvNet(), num_layers=4).timesteps == (999, 750, 500, 250, 0)
 
 
 def test_layer_of_an_affine_network_is_its_closed_form():

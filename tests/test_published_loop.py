@@ -6,10 +6,18 @@ from deepinv.physics import Blur, Downsampling, Inpainting
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
+from deepinv_dmilo.observation import Observation
 
 IMAGE = (3, 24, 40)
 LEVELS = [(999, 666), (666, 333), (333, 0)]
-RATES = {"latent_lr": 2e-2, "deviation_lr": 1e-3, "sparsity": 0.1, "latent_penalty": 1e-4}
+RATES = {
+    "levels": None,
+    "solver": "adam",
+    "latent_lr": 2e-2,
+    "deviation_lr": 1e-3,
+    "sparsity": 0.1,
+    "latent_penalty": 1e-4,
+}
 
 
 def ddim(prior, t, s, z):
@@ -109,12 +117,11 @@ def test_dmplug_is_the_published_loop(problem):
 
 def test_the_paper_computes_the_data_term_in_minus_one_one():
     """For linear A the paper's residual is A u - (2 y - A 1): the factor 4 gives its mean square."""
-    prior = toy_prior(ConvNet())
     physics = Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     x, y = torch.rand(2, *IMAGE).double(), torch.rand(2, *IMAGE).double()
-    fit = DMILO(prior)._measurement_fit(y, physics)
+    fit = Observation(y, physics).fit()
     paper = physics.A(2 * x - 1) - (2 * y - physics.A(torch.ones_like(x)))
-    torch.testing.assert_close(fit(2 * x - 1), paper.square().mean((1, 2, 3)))
+    torch.testing.assert_close(fit(2 * x - 1, None), paper.square().mean((1, 2, 3)))
 
 
 def test_a_layer_of_the_affine_prior_reaches_its_closed_form():
@@ -130,11 +137,12 @@ def test_a_layer_of_the_affine_prior_reaches_its_closed_form():
     # minimise mask (gain z + offset + 1 - 2 y)^2 + rho z^2
     z = mask * gain * (2 * y - 1 - offset) / (mask * gain**2 + rho)
     expected = ((gain * z + offset + 1) / 2).clamp(0, 1)
-    model = DMILO(
-        prior, outer_steps=5, inner_steps=200, latent_lr=1e-2, deviation_lr=0.0, sparsity=0.0, latent_penalty=rho
-    )
+    settings = {"levels": None, "sparsity": None, "latent_penalty": rho}
+    adam = DMILO(prior, solver="adam", outer_steps=5, inner_steps=200, latent_lr=1e-2, **settings)
     # Adam with a constant rate ends within a fraction of a step, 1e-2 times the gain of 0.5, of the optimum
-    torch.testing.assert_close(model(y, physics, init=z + 0.3), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(adam(y, physics, init=z + 0.3), expected, rtol=0, atol=1e-3)
+    lbfgs = DMILO(prior, inner_steps=30, tolerance=0.0, **settings)
+    torch.testing.assert_close(lbfgs(y, physics, init=z + 0.3), expected, rtol=0, atol=1e-6)
 
 
 def test_presets_are_the_papers_and_an_override_changes_one_setting():

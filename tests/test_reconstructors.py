@@ -11,9 +11,12 @@ from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
 from deepinv_dmilo.measurements import energy, mean_energy, parts
 
 IMAGE = (3, 24, 40)
+PUBLISHED = {"outer_steps": 2, "inner_steps": 3}
 METHODS = {
-    "dmilo": lambda prior, **s: DMILO(prior, outer_steps=2, inner_steps=3, **s),
-    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, outer_steps=2, inner_steps=3, **s),
+    "dmilo": lambda prior, **s: DMILO(prior, levels=(1.0, 0.2), inner_steps=4, **s),
+    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, levels=(1.0, 0.2), layers_per_level=2, inner_steps=4, **s),
+    "dmilo-published": lambda prior, **s: DMILO.from_preset("inpainting", prior, **{**PUBLISHED, **s}),
+    "dmilo-pgd-published": lambda prior, **s: DMILOPGD.from_preset("inpainting", prior, **{**PUBLISHED, **s}),
     "dmplug": lambda prior, **s: DMPlug(prior, steps=3, **s),
 }
 
@@ -149,7 +152,7 @@ def test_benchmark_runner_protocol(prior, inpainting):
     model.to("cpu").double()
     model.device = "cpu"
     assert str(model) == text
-    assert "inner_steps=3" in text
+    assert "inner_steps=4" in text
     with torch.no_grad():
         assert model(y[:1], physics).shape == (1, *IMAGE)
 
@@ -176,7 +179,7 @@ def test_metrics_have_a_value_per_outer_step_and_sample(method, points, prior, i
     physics, y = inpainting
     x_gt = torch.rand(4, *IMAGE)
     x, metrics = METHODS[method](prior)(y, physics, x_gt=x_gt, compute_metrics=True)
-    assert set(metrics) == {"cost", "residual", "psnr"}
+    assert set(metrics) == {"cost", "residual", "passes", "psnr"}
     assert all(len(curve) == points for curves in metrics.values() for curve in curves)
     assert all(len(curves) == 4 for curves in metrics.values())
     if method != "dmplug":  # whose last metrics are those before its last step
@@ -220,6 +223,10 @@ def test_progress_bar_is_complete(prior, inpainting, capsys):
     METHODS["dmilo"](prior)(y, physics)
     assert capsys.readouterr().err == ""
     METHODS["dmilo"](prior, verbose=True)(y, physics)
+    err = capsys.readouterr().err
+    assert "8/8" in err  # 2 levels x 4 passes
+    assert "level=117" in err
+    METHODS["dmilo-published"](prior, verbose=True)(y, physics)
     err = capsys.readouterr().err
     assert "18/18" in err  # 2 outer steps x 3 layers x 3 inner steps
     assert "outer=2/2" in err

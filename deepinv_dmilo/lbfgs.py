@@ -1,0 +1,147 @@
+"""Batched L-BFGS: every sample has its own curvature, step length and end; one evaluation a step serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+# Sufficient decrease, and the bounds of a shortened step relative to the one that failed: the textbook values
+# (Nocedal and Wright, Numerical Optimization, section 3.1 and 3.5).
+ARMIJO, SHORTEST, LONGEST = 1e-4, 0.1, 0.5
+
+# (points (n, ...), their rows in the batch (n,)) -> (values (n,), gradients (n, ...))
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def minimize(
+    evaluate: Evaluate,
+    z: Tensor,  # (B, ...)
+    budget: Tensor,  # (B,) evaluations granted to each sample
+    *,
+    history: int = 10,
+    tries: int = 6,
+    tolerance: float = 0.0,
+    check_every: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """
+    Minimise a function of each sample, from z, with L-BFGS and a backtracking line search.
+
+    Every step evaluates each unfinished sample once, at its own trial point: one that decreased its value enough
+    moves there and takes a new direction; one that did not shortens its step by quadratic interpolation. A sample is
+    finished when its budget is spent, its gradient vanishes, its value fell by less than ``tolerance`` times itself,
+    or ``tries`` steps in a row were too long. Finished samples are left out of the evaluations; the device is asked
+    which they are every ``check_every`` steps.
+
+    :return: the points (B, ...) and their values (B,): z and infinity where no evaluation was granted or finite.
+    """
+    best_z, best_value = z.clone(), torch.full((len(z),), torch.inf, device=z.device, dtype=z.dtype)
+    rows = torch.arange(len(z), device=z.device)
+    state = _State.start(z.flatten(1), budget, history)
+    step = 0
+    while len(rows):
+        if step % check_every == 0 and state.finished.any():
+            keep = ~state.finished
+            rows, state = rows[keep], state.select(keep)
+            continue
+        value, gradient = evaluate(state.trial.view(len(rows), *z.shape[1:]), rows)
+        state.move(value, gradient.flatten(1), tries, tolerance)
+        best_z[rows], best_value[rows] = state.z.view(len(rows), *z.shape[1:]), state.value
+        step += 1
+    return best_z, best_value
+
+
+@dataclass
+class _State:
+    """Where each of n samples of d numbers stands; every field has the samples first."""
+
+    z: Tensor  # (n, d) best point
+    value: Tensor  # (n,)
+    gradient: Tensor  # (n, d)
+    direction: Tensor  # (n, d)
+    slope: Tensor  # (n,) of the value along the direction
+    length: Tensor  # (n,) of the step being tried
+    failures: Tensor  # (n,) of the line search, in a row
+    budget: Tensor  # (n,) evaluations left
+    finished: Tensor  # (n,)
+    s: Tensor  # (n, history, d) steps, latest first
+    y: Tensor  # (n, history, d) gradient differences
+    rho: Tensor  # (n, history) 1 / (s . y), 0 where there is none yet
+
+    @classmethod
+    def start(cls, z: Tensor, budget: Tensor, history: int) -> _State:
+        """The first trial point is z itself: a step of length 0."""
+        zero = z.new_zeros(len(z))
+        pairs = z.new_zeros(len(z), history, z.shape[1])
+        return cls(
+            z=z,
+            value=zero + torch.inf,
+            gradient=torch.zeros_like(z),
+            direction=torch.zeros_like(z),
+            slope=zero,
+            length=zero,
+            failures=torch.zeros_like(budget),
+            budget=budget,
+            finished=budget <= 0,
+            s=pairs,
+            y=pairs,
+            rho=z.new_zeros(len(z), history),
+        )
+
+    def select(self, keep: Tensor) -> _State:
+        return _State(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+
+    @property
+    def trial(self) -> Tensor:
+        return self.z + self.length[:, None] * self.direction
+
+    def move(self, value: Tensor, gradient: Tensor, tries: int, tolerance: float) -> None:
+        """Take the trial points that decreased their values enough, unless finished; shorten the other steps."""
+        running = ~self.finished
+        accepted = running & (value <= self.value + ARMIJO * self.length * self.slope)
+        self.failures = torch.where(accepted, 0, self.failures + 1)
+        self.budget = self.budget - running.to(self.budget.dtype)
+        stalled = accepted & (self.value - value < tolerance * value.abs())
+        failed_length = self._shortened(value)
+        self._remember(accepted, self.trial - self.z, gradient - self.gradient)
+        self.z = torch.where(accepted[:, None], self.trial, self.z)
+        self.value = torch.where(accepted, value, self.value)
+        self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
+        self._aim(accepted)
+        self.length = torch.where(accepted, 1.0, failed_length)
+        spent = (self.budget <= 0) | (self.failures >= tries) | stalled | (self.slope == 0)
+        self.finished = self.finished | spent
+
+    def _shortened(self, value: Tensor) -> Tensor:
+        """The minimum of the parabola through the value, the slope and the failed value, within bounds."""
+        excess = value - self.value - self.slope * self.length
+        minimum = -self.slope * self.length.square() / (2 * excess)
+        shortest, longest = SHORTEST * self.length, LONGEST * self.length
+        return torch.where(torch.isfinite(minimum), minimum, shortest).clamp(shortest, longest)
+
+    def _remember(self, accepted: Tensor, s: Tensor, y: Tensor) -> None:
+        """Put the pairs of positive curvature first; the oldest fall out."""
+        curvature = (s * y).sum(1)
+        usable = accepted & (curvature > torch.finfo(s.dtype).eps * y.square().sum(1))
+        column, cube = usable[:, None], usable[:, None, None]
+        self.s = torch.where(cube, torch.cat((s[:, None], self.s[:, :-1]), 1), self.s)
+        self.y = torch.where(cube, torch.cat((y[:, None], self.y[:, :-1]), 1), self.y)
+        self.rho = torch.where(column, torch.cat((1 / curvature[:, None], self.rho[:, :-1]), 1), self.rho)
+
+    def _aim(self, accepted: Tensor) -> None:
+        """A new direction for the accepted: the two-loop recursion; without pairs, the step to a zero linear value."""
+        energy = self.gradient.square().sum(1)
+        r, alphas = self.gradient, []
+        for s, y, rho in zip(self.s.unbind(1), self.y.unbind(1), self.rho.unbind(1), strict=True):
+            alphas.append(rho * (s * r).sum(1))
+            r = r - alphas[-1][:, None] * y
+        rho, y = self.rho[:, 0], self.y[:, 0]
+        scale = torch.where(rho > 0, 1 / (rho * y.square().sum(1)), self.value / energy)
+        r = torch.where(energy > 0, scale, 0)[:, None] * r
+        pairs = zip(self.s.unbind(1), self.y.unbind(1), self.rho.unbind(1), alphas, strict=True)
+        for s, y, rho, alpha in reversed(list(pairs)):
+            r = r + (alpha - rho * (y * r).sum(1))[:, None] * s
+        self.direction = torch.where(accepted[:, None], -r, self.direction)
+        self.slope = torch.where(accepted, -(r * self.gradient).sum(1), self.slope)

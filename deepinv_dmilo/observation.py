@@ -1,0 +1,80 @@
+"""Measurements and their physics, as the reconstructions of a batch see them: several samples of each image at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from deepinv_dmilo.layer import Fit
+from deepinv_dmilo.measurements import Measurements, mean_energy, measure, parts
+from deepinv_dmilo.noise import noise_variance, unexplained_variance
+from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.projection import gradient_steps
+
+
+@dataclass(frozen=True)
+class Observation:
+    """
+    Measurements y of B images, of each of which S reconstructions are made.
+
+    Reconstructions have S * B rows: those of the first sample of all images, then those of the second, and so on, so
+    that an operator with parameters for each of B images applies to each of the S groups.
+    """
+
+    y: Measurements
+    physics: Physics
+    num_samples: int = 1
+
+    def fit(self, targets: list[Measurements] | None = None) -> Fit:
+        """
+        The data term of images u in [-1, 1]: 4 mean |A(x) - target|^2; the factor gives the paper's value.
+
+        :param list targets: one for each group of B rows; None: y for all.
+        """
+        targets = [self.y] * self.num_samples if targets is None else targets
+        total = self.num_samples * len(parts(self.y)[0])
+
+        def fit(u: Tensor, rows: Tensor | None) -> Tensor:
+            x = DiffusionPrior.to_image(u)
+            if rows is not None and len(rows) < total:
+                x = x.new_full((total, *x.shape[1:]), 0.5).index_copy(0, rows, x)
+            groups = zip(self.measure(x), targets, strict=True)
+            energies = torch.cat([mean_energy(measured - target) for measured, target in groups])
+            return 4 * (energies if len(energies) == len(u) else energies[rows])
+
+        return fit
+
+    def mean(self, t: Tensor) -> Tensor:
+        """The mean of S * B rows over the samples of each image, B rows."""
+        return t.view(self.num_samples, -1, *t.shape[1:]).mean(0)
+
+    def measure(self, x: Tensor) -> list[Measurements]:
+        """A(x) of S * B images, a group of B at a time."""
+        return [measure(part, self.physics) for part in x.chunk(self.num_samples)]
+
+    def gradient_steps(self, x: Tensor, variance: Tensor | None = None, **settings: Any) -> Tensor:
+        """:func:`gradient_steps` on S * B images; a sample stops at a mean squared residual of ``variance``, (S * B,)."""
+        groups = x.chunk(self.num_samples)
+        enough = [None] * self.num_samples if variance is None else (variance * self.size).chunk(self.num_samples)
+        steps = [
+            gradient_steps(part, self.y, self.physics, enough=limit, **settings)
+            for part, limit in zip(groups, enough, strict=True)
+        ]
+        return torch.cat(steps)
+
+    def noise_variance(self, x: Tensor, noise_level: float | None) -> Tensor:
+        """:func:`noise_variance` at S * B images, (S * B,); an image's samples share it."""
+        return noise_variance(self.mean(x), self.physics, noise_level).repeat(self.num_samples)
+
+    def unexplained_variance(self, x: Tensor) -> Tensor:
+        """:func:`unexplained_variance` of S * B images, (S * B,)."""
+        return torch.cat([unexplained_variance(part, self.y, self.physics) for part in x.chunk(self.num_samples)])
+
+    @property
+    def size(self) -> int:
+        """Number m of measurements of an image."""
+        return sum(t[0].numel() for t in parts(self.y))
