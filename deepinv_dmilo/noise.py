@@ -29,7 +29,7 @@ def noise_variance(x: Tensor, physics: Physics, noise_level: float | None) -> Te
 
 
 def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor:
-    """Mean squared residual of images x over the measurements that they reach, (B,): what noise there can be at most."""
+    """Mean squared residual of images x over the measurements that they reach, (B,): the noise is at most that."""
     return energy(measure(x, physics) - y) / _reached(x, physics)
 
 

@@ -57,7 +57,7 @@ class Observation:
         return [measure(part, self.physics) for part in x.chunk(self.num_samples)]
 
     def gradient_steps(self, x: Tensor, variance: Tensor | None = None, **settings: Any) -> Tensor:
-        """:func:`gradient_steps` on S * B images; a sample stops at a mean squared residual of ``variance``, (S * B,)."""
+        """:func:`gradient_steps` on S * B images, each until its mean squared residual is ``variance``, (S * B,)."""
         groups = x.chunk(self.num_samples)
         enough = [None] * self.num_samples if variance is None else (variance * self.size).chunk(self.num_samples)
         steps = [

@@ -86,7 +86,7 @@ class DiffusionPrior(nn.Module):
         if checkpointing:
             if not hasattr(unet, "enable_gradient_checkpointing"):
                 raise ValueError(f"a {type(unet).__name__} has no gradient checkpointing; type checkpointing=False")
-            unet.enable_gradient_checkpointing()
+            unet.enable_gradient_checkpointing()  # type: ignore[operator]
         # Outside the modules, so that the state dict has one copy of the weights under their own names.
         self._call = (torch.compile(unet) if compile else unet,)
         stride = train_steps // num_layers
@@ -143,11 +143,11 @@ class DiffusionPrior(nn.Module):
 
     def steps_below(self, sigma: float, num_layers: int) -> tuple[int, ...]:
         """
-        The training steps of a chain that starts at a noise level: evenly spaced, ``num_layers + 1`` of them, the last 0.
+        The training steps of a chain that starts at a noise level: evenly spaced, the last 0.
 
         :param float sigma: standard deviation of the noise, relative to images in [0, 1].
         :param int num_layers: number of layers.
-        :return: the training steps, the one whose noise is nearest to ``sigma`` first.
+        :return: ``num_layers + 1`` training steps, the one whose noise is nearest to ``sigma`` first.
         """
         first = min(range(len(self.alphas_cumprod)), key=lambda t: abs(self.sigma(t) - sigma))
         return tuple(first * i // num_layers for i in reversed(range(num_layers + 1)))

@@ -27,7 +27,7 @@ def gradient_steps(
     r"""
     Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step.
 
-    A sample stays where it is once :math:`\|A(x) - y\|^2` is down to ``enough``: below the noise there is nothing to fit.
+    A sample stays where it is once :math:`\|A(x) - y\|^2` is down to ``enough``: there is nothing but noise below.
     """
     if step_size == "auto" and isinstance(physics, LinearPhysics):
         step_size = 1 / squared_norm(physics, x)

@@ -17,6 +17,7 @@ from deepinv_dmilo.layer import (
     per_sample_mean,
     solve_with_adam,
     solve_with_lbfgs,
+    sparse_deviation,
 )
 from deepinv_dmilo.measurements import Measurements, working_dtype
 from deepinv_dmilo.observation import Observation
@@ -179,11 +180,10 @@ class DMILO(PriorReconstructor):
             u, abar = self.prior.to_model(x), self.prior.alphas_cumprod[steps[0]]
             z = abar**0.5 * u + (1 - abar) ** 0.5 * self._noise(shape, draw, dtype)
             if isinstance(self.latent_penalty, str):
-                penalty = 4 * variance * x[0].numel() / observation.size
-                x = self._descend(steps, z, x, u, penalty, observation, trace)
+                penalty, center = 4 * variance * x[0].numel() / observation.size, u
             else:
-                penalty = torch.full_like(variance, self.latent_penalty)
-                x = self._descend(steps, z, x, None, penalty, observation, trace)
+                penalty, center = torch.full_like(variance, self.latent_penalty), None
+            x = self._descend(steps, z, x, center, penalty, observation, trace, last=draw == len(self.levels) - 1)
         return x
 
     def _descend(
@@ -195,17 +195,20 @@ class DMILO(PriorReconstructor):
         penalty: Tensor,  # (S * B,)
         observation: Observation,
         trace: Trace,
+        *,
+        last: bool = True,
     ) -> Tensor:
-        """The outer steps on one chain; returns the image that they end at."""
+        """The outer steps on one chain; returns the image that they end at. On the ``last`` chain it may deviate."""
         layers = list(pairwise(steps))
-        nu = [torch.zeros_like(z) if self.sparsity is not None else None for _ in layers]
+        deviations = self.sparsity is not None
+        nu = [torch.zeros_like(z) if deviations and self.solver == "adam" else None for _ in layers]
         zs = [z] if len(layers) == 1 else self._run_chain(layers, z, nu)[0]
         rms = None
         for k in range(self.outer_steps):
             fit = observation.fit(self._targets(x, observation))
             for i in reversed(range(len(layers))):
                 problem = self._problem(layers[i], fit, center, penalty, trace)
-                zs[i], nu[i], history = self._solve_layer(problem, zs[i], nu[i], trace)
+                zs[i], nu[i], history = self._solve_layer(problem, zs[i], nu[i])
                 check_finite(history, f"level {layers[0][0]}, outer step {k + 1}, layer {i}")
                 if i == len(layers) - 1:
                     cost = history[-1]
@@ -213,6 +216,8 @@ class DMILO(PriorReconstructor):
                 outer = f"{k + 1}/{self.outer_steps}"
                 trace.show(level=steps[0], outer=outer, layer=i, residual="?" if rms is None else rms)
             zs, u = self._run_chain(layers, zs[0], nu)
+            if deviations and self.solver == "lbfgs" and last and k == self.outer_steps - 1:
+                u = u + sparse_deviation(observation.fit(), u, float(self.sparsity or 0))
             x = self.prior.to_image(u.clamp(-1, 1))
             rms = trace.record(x, cost)
         return x
@@ -236,9 +241,7 @@ class DMILO(PriorReconstructor):
         """What the last layer fits in the next outer step, for each group of B rows of the current image x."""
         return [observation.y] * self.num_samples
 
-    def _solve_layer(
-        self, problem: LayerProblem, z: Tensor, nu: Tensor | None, trace: Trace
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _solve_layer(self, problem: LayerProblem, z: Tensor, nu: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """The latent, the deviation, and the objectives on the way, (steps, S * B)."""
         steps = self._granted()
         if self.solver == "adam":
@@ -246,8 +249,8 @@ class DMILO(PriorReconstructor):
                 problem, z, nu, steps=steps, latent_lr=self.latent_lr, deviation_lr=self.deviation_lr
             )
         budget = torch.full((len(z),), steps, device=z.device)
-        z, value = solve_with_lbfgs(problem, z, nu, budget=budget, tolerance=self.tolerance)
-        return z, nu, value[None]
+        z, value = solve_with_lbfgs(problem, z, budget=budget, tolerance=self.tolerance)
+        return z, None, value[None]
 
     def _run_chain(
         self, layers: list[tuple[int, int]], z: Tensor, nu: list[Tensor | None]
