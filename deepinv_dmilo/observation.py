@@ -56,13 +56,12 @@ class Observation:
         """A(x) of S * B images, a group of B at a time."""
         return [measure(part, self.physics) for part in x.chunk(self.num_samples)]
 
-    def gradient_steps(self, x: Tensor, variance: Tensor | None = None, **settings: Any) -> Tensor:
-        """:func:`gradient_steps` on S * B images, each until its mean squared residual is ``variance``, (S * B,)."""
-        groups = x.chunk(self.num_samples)
-        enough = [None] * self.num_samples if variance is None else (variance * self.size).chunk(self.num_samples)
+    def gradient_steps(self, x: Tensor, pull: Tensor | None = None, **settings: Any) -> Tensor:
+        """:func:`gradient_steps` on S * B images; ``pull`` is (S * B,)."""
+        pulls = [None] * self.num_samples if pull is None else pull.chunk(self.num_samples)
         steps = [
-            gradient_steps(part, self.y, self.physics, enough=limit, **settings)
-            for part, limit in zip(groups, enough, strict=True)
+            gradient_steps(part, self.y, self.physics, pull=p, **settings)
+            for part, p in zip(x.chunk(self.num_samples), pulls, strict=True)
         ]
         return torch.cat(steps)
 

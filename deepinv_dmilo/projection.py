@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,22 +24,25 @@ def gradient_steps(
     steps: int,
     step_size: float | str = "auto",
     normalize: bool = False,
-    enough: Tensor | None = None,  # (B,)
+    pull: Tensor | None = None,  # (B,)
 ) -> Tensor:
     r"""
     Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step.
 
-    A sample stays where it is once :math:`\|A(x) - y\|^2` is down to ``enough``: there is nothing but noise below.
+    With ``pull`` p, what is descended is :math:`\|A(x) - y\|^2 / 2 + p \|x - x_0\|^2 / 2`: the steps go towards its
+    proximal point of the data term at x_0, the x that was given, instead of to the measurements themselves.
     """
+    pull = torch.zeros_like(x[:, 0, 0, 0]) if pull is None else pull
+    objective = partial(_objective, y=y, physics=physics, anchor=x, pull=pull)
+    size = None if step_size == "auto" else torch.full_like(pull, float(step_size))
     if step_size == "auto" and isinstance(physics, LinearPhysics):
-        step_size = 1 / squared_norm(physics, x)
+        size = 1 / (squared_norm(physics, x) + pull)
     for _ in range(steps):
-        misfit, gradient = _misfit_and_gradient(x, y, physics)
+        value, gradient = _value_and_gradient(objective, x)
         if normalize:
-            gradient = gradient / _column(2 * misfit).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        moved = _backtrack(x, y, physics, misfit, gradient) if step_size == "auto" else x - float(step_size) * gradient
-        moved = moved.clamp(0, 1)
-        x = moved if enough is None else torch.where(_column(2 * misfit > enough), moved, x)
+            gradient = gradient / _column(2 * value).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        x = _backtrack(objective, x, value, gradient) if size is None else x - _column(size) * gradient
+        x = x.clamp(0, 1)
     return x
 
 
@@ -64,24 +69,28 @@ def squared_norm(physics: LinearPhysics, x: Tensor) -> float:
     return cached[1]
 
 
-def _misfit_and_gradient(x: Tensor, y: Measurements, physics: Physics) -> tuple[Tensor, Tensor]:
-    """``||A(x) - y||^2 / 2`` of each sample, (B,), and its gradient, (B, C, H, W), by automatic differentiation."""
+def _objective(x: Tensor, y: Measurements, physics: Physics, anchor: Tensor, pull: Tensor) -> Tensor:
+    """``||A(x) - y||^2 / 2 + pull ||x - anchor||^2 / 2`` of each sample, (B,)."""
+    return (energy(measure(x, physics) - y) + pull * energy(x - anchor)) / 2
+
+
+def _value_and_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        misfit = energy(measure(x, physics) - y) / 2
-        (gradient,) = torch.autograd.grad(misfit.sum(), x)
-    return misfit.detach(), gradient
+        value = objective(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
 
 
-def _backtrack(x: Tensor, y: Measurements, physics: Physics, misfit: Tensor, gradient: Tensor) -> Tensor:
-    """One step of each sample, halved until it decreases the misfit enough (Armijo, 1e-4) or 30 times."""
+def _backtrack(objective: Callable[[Tensor], Tensor], x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """One step of each sample, halved until it decreases the objective enough (Armijo, 1e-4) or 30 times."""
     slope = energy(gradient)
-    step = 2 * misfit / slope.clamp(min=torch.finfo(x.dtype).tiny)  # the step to a zero misfit, were A linear and 1-d
+    step = 2 * value / slope.clamp(min=torch.finfo(x.dtype).tiny)  # the step to zero, were A linear and 1-d
     accepted = x
     pending = slope > 0
     for _ in range(30):
         trial = (x - _column(step) * gradient).clamp(0, 1)
-        enough = energy(measure(trial, physics) - y) / 2 <= misfit - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
+        enough = objective(trial) <= value - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
         accepted = torch.where(_column(pending & enough), trial, accepted)
         pending = pending & ~enough
         if not pending.any():

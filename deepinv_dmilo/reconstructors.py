@@ -25,6 +25,7 @@ from deepinv_dmilo.prior import DiffusionPrior
 
 # What the paper's settings have in common, for every task.
 PUBLISHED: dict[str, Any] = {"levels": None, "solver": "adam", "sparsity": 0.1, "latent_penalty": 1e-4}
+IMAGE_ERROR = 0.1  # that the projection assumes the image so far to have, in [0, 1]: ours
 START_STEPS = 10  # gradient steps from mid-grey to the first image of a schedule; they cost no network
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
@@ -289,8 +290,9 @@ class DMILOPGD(DMILO):
         x \leftarrow x - \eta \nabla \tfrac12 \|A(x) - y\|^2.
 
     As published (``from_preset``) it does so before each outer step, which then fits the measurements :math:`A(x)` of
-    that image in place of :math:`y`. With a schedule of ``levels`` it does so before each level, an image at a time
-    and only while its residual is above the noise; the level starts from that image and fits :math:`y` itself.
+    that image in place of :math:`y`. With a schedule of ``levels`` it does so before each level, towards the proximal
+    point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of 0.1, so that noise is not taken
+    for signal; the level starts from that image and fits :math:`y` itself.
 
     :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
@@ -408,17 +410,17 @@ class DMILOPGD(DMILO):
         self.normalize_gradient = normalize_gradient
 
     def _before_level(self, x: Tensor, noise: Tensor, observation: Observation) -> Tensor:
-        return self._gradient_steps(x, observation, noise)
+        return self._gradient_steps(x, observation, noise / IMAGE_ERROR**2)
 
     def _targets(self, x: Tensor, observation: Observation) -> list[Measurements]:
         if self.levels is not None:
             return super()._targets(x, observation)
         return observation.measure(self._gradient_steps(x, observation, None))
 
-    def _gradient_steps(self, x: Tensor, observation: Observation, variance: Tensor | None) -> Tensor:
+    def _gradient_steps(self, x: Tensor, observation: Observation, pull: Tensor | None) -> Tensor:
         return observation.gradient_steps(
             x,
-            variance,
+            pull,
             steps=self.gradient_steps,
             step_size=self.step_size,
             normalize=self.normalize_gradient,

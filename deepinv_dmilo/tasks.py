@@ -47,6 +47,14 @@ class CameraResponseBlur(Physics):
         return self.blur.A(x, **kwargs).clamp(min=1e-3) ** (1 / 2.2)
 
 
+class RealPhaseRetrieval(RandomPhaseRetrieval):
+    """deepinv's random phase retrieval for real images, which it does not cast to its complex type itself."""
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        """Images in [0, 1], (B, C, H, W), to (B, m)."""
+        return super().A(x.to(self.dtype), **kwargs)
+
+
 def make_physics(
     task: str,
     img_size: tuple[int, int, int],
@@ -113,5 +121,5 @@ def make_physics(
         return CompressedSensing(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     if task == "phase-retrieval":
         m = max(1, round((4.0 if ratio is None else ratio) * pixels))
-        return RandomPhaseRetrieval(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
+        return RealPhaseRetrieval(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     raise ValueError(f"no task {task!r}; type one of {', '.join(TASKS)}")

@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks of this package and deepinv's own methods, on the bundled prior."""

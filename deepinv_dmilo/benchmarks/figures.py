@@ -1,0 +1,103 @@
+"""The report's markdown tables and pictures, from its rows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Protocol
+
+
+class Result(Protocol):
+    """A line of ``results.csv``."""
+
+    task: str
+    noise: float
+    method: str
+    weight: float
+    image: int
+    psnr: float
+    ssim: float
+    passes: float
+    calls: float
+    seconds: float
+    memory_mb: float
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def psnr_table(rows: Sequence[Result], tasks: list[str], methods: list[str]) -> str:
+    """Mean PSNR by method (lines) and task (columns), the best of a column in bold; the passes in the last column."""
+    table = [f"| | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
+    best = {t: max(_mean(rows, "psnr", task=t, method=m) for m in methods) for t in tasks}
+    for method in methods:
+        values = [_mean(rows, "psnr", task=t, method=method) for t in tasks]
+        texts = [
+            "-" if v == -math.inf else f"**{v:.2f}**" if v >= best[t] - 0.005 else f"{v:.2f}"
+            for t, v in zip(tasks, values, strict=True)
+        ]
+        passes = _range([_mean(rows, "passes", task=t, method=method) for t in tasks])
+        calls = _range([_mean(rows, "calls", task=t, method=method) for t in tasks])
+        table.append(f"| {method} | {' | '.join(texts)} | {passes} + {calls} |")
+    return "\n".join(table)
+
+
+def cost_table(rows: Sequence[Result], methods: list[str]) -> str:
+    """What a method costs: SSIM, seconds, memory, over all tasks that it did."""
+    table = ["| | SSIM | passes | calls | seconds per image | peak memory (MB) |", "|---|---|---|---|---|---|"]
+    for method in methods:
+        cells = [_mean(rows, name, method=method) for name in ("ssim", "passes", "calls", "seconds")]
+        memory = max(r.memory_mb for r in rows if r.method == method)
+        table.append(f"| {method} | {cells[0]:.3f} | {cells[1]:.0f} | {cells[2]:.0f} | {cells[3]:.2f} | {memory:.0f} |")
+    return "\n".join(table)
+
+
+def picture(rows: Sequence[Result], tasks: list[str], methods: list[str], file: Path) -> None:
+    """PSNR against network passes (forward calls count a third of one), a panel for each task."""
+    from matplotlib import pyplot as plt
+
+    columns = 5
+    lines = math.ceil(len(tasks) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 3.0 * lines), squeeze=False)
+    families: dict[str, list[str]] = {}
+    for method in methods:
+        families.setdefault(re.sub(r", \d+ passes$", "", method), []).append(method)
+    for ax in axes.flat[len(tasks) :]:
+        ax.set_visible(False)
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        for n, (family, members) in enumerate(families.items()):
+            points = [
+                (_mean(rows, "passes", task=task, method=m) + _mean(rows, "calls", task=task, method=m) / 3, value)
+                for m in members
+                if (value := _mean(rows, "psnr", task=task, method=m)) > -math.inf
+            ]
+            if points:
+                x, y = zip(*sorted(points), strict=True)
+                marker = "os^vDPX*<>"[n % 10]
+                ax.plot([max(v, 1) for v in x], y, marker=marker, color=f"C{n % 10}", label=family)
+        ax.set_title(task, fontsize=9)
+        ax.set_xscale("log")
+        ax.grid(alpha=0.3)
+    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.supxlabel("network passes per image (log)")
+    figure.supylabel("PSNR (dB)")
+    figure.tight_layout(rect=(0.01, 0.09, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _mean(rows: Sequence[Result], name: str, **where: str) -> float:
+    """Mean of a column over the rows that match; minus infinity where there are none."""
+    values = [getattr(r, name) for r in rows if all(getattr(r, k) == v for k, v in where.items())]
+    return mean(values) if values else -math.inf
+
+
+def _range(values: list[float]) -> str:
+    values = [v for v in values if v > -math.inf]
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,261 @@
+r"""
+The side-by-side report: every method on the same prior, held-out digits and measurements, in one command.
+
+    python -m deepinv_dmilo.benchmarks.report --out docs/report
+
+tunes the rivals' weights on digits that are not reported, runs what is still missing, appends one line per image to
+``results.csv`` and writes ``report.md`` and a picture of PSNR against passes for each noise level. Stop it at any
+moment and start it again: finished lines are kept. ``--quick`` is a size for continuous integration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from statistics import mean
+
+import deepinv
+import diffusers
+import torch
+from deepinv.loss.metric import PSNR, SSIM
+from torch import Tensor
+from tqdm import tqdm
+
+from deepinv_dmilo.benchmarks.figures import cost_table, picture, psnr_table, unique
+from deepinv_dmilo.benchmarks.meter import Meter
+from deepinv_dmilo.benchmarks.methods import METHODS, Method
+from deepinv_dmilo.pretrained import held_out_images
+from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.tasks import make_physics
+
+NOISES = (0.005, 0.05)
+TASKS = {
+    "super-resolution": ("super-resolution", {}),
+    "inpainting-70": ("inpainting", {"missing": 0.7}),
+    "inpainting-90": ("inpainting", {"missing": 0.9}),
+    "box-inpainting": ("box-inpainting", {}),
+    "deblurring": ("deblurring", {}),
+    "motion-deblurring": ("motion-deblurring", {}),
+    "nonlinear-deblurring": ("nonlinear-deblurring", {}),
+    "compressed-sensing": ("compressed-sensing", {"ratio": 100 / 1024}),
+    "denoising": ("denoising", {}),
+    "phase-retrieval": ("phase-retrieval", {}),
+}
+TUNING = slice(240, 244)  # held-out digits that no report uses
+CHUNK = 8  # images in a batch
+
+
+@dataclass
+class Row:
+    """The result of a method on one image; passes, calls, seconds are per image, memory is the batch's peak."""
+
+    task: str
+    noise: float
+    method: str
+    weight: float
+    image: int
+    psnr: float
+    ssim: float
+    passes: float
+    calls: float
+    seconds: float
+    memory_mb: float
+
+
+@dataclass
+class Trial:
+    """The mean PSNR that a rival reaches with a weight on the tuning digits."""
+
+    task: str
+    noise: float
+    method: str
+    weight: float
+    psnr: float
+
+
+def load(kind: type, file: Path) -> list:
+    """The rows of a CSV file, none where there is no file; a line that was cut off is left out."""
+    if not file.exists():
+        return []
+    types = {f.name: {"str": str, "float": float, "int": int}[str(f.type)] for f in fields(kind)}
+    with file.open(newline="") as lines:
+        return [
+            kind(**{name: types[name](value) for name, value in line.items()})
+            for line in csv.DictReader(lines)
+            if None not in line.values() and "" not in line.values()
+        ]
+
+
+def append(rows: list, file: Path) -> None:
+    """Add rows to a CSV file, with a header where it is new."""
+    new = not file.exists()
+    with file.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, [f.name for f in fields(rows[0])], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def reconstruct(
+    prior: DiffusionPrior, method: Method, task: str, noise: float, weight: float, images: slice
+) -> tuple[Tensor, Tensor, Meter]:
+    """Ground truth and reconstructions of some held-out digits, and what they cost."""
+    name, options = TASKS[task]
+    digits = held_out_images("digits").to(prior.device)
+    physics = make_physics(name, (1, 32, 32), noise=noise, device=prior.device, **options)  # type: ignore[arg-type]
+    # All measurements are drawn at once, so that an image's do not depend on the chunk it is in.
+    y = physics(digits)[images]
+    x = digits[images]
+    run = method.make(prior, task, noise, weight)
+    # The samplers of deepinv draw from the global state.
+    with torch.random.fork_rng(), torch.no_grad(), Meter(prior.unet, prior.device) as meter:
+        torch.manual_seed(images.start)
+        x_hat = run(y, physics, tuple(x.shape)).real.to(x.dtype).clamp(0, 1)
+    return x, x_hat, meter
+
+
+def applies(method: Method, task: str) -> bool:
+    name, options = TASKS[task]
+    return isinstance(make_physics(name, (1, 32, 32), **options), method.physics)  # type: ignore[arg-type]
+
+
+def tune(prior: DiffusionPrior, method: str, task: str, noise: float, file: Path, images: slice) -> float:
+    """The rival's best weight; the grid grows by factors of 2 until the best is inside it."""
+    rival = METHODS[method]
+    trials = {t.weight: t.psnr for t in load(Trial, file) if (t.task, t.noise, t.method) == (task, noise, method)}
+    wanted = set(rival.grid)
+    while wanted - trials.keys():
+        for weight in sorted(wanted - trials.keys()):
+            x, x_hat, _ = reconstruct(prior, rival, task, noise, weight, images)
+            trials[weight] = mean(PSNR()(x_hat, x).tolist())
+            append([Trial(task, noise, method, weight, trials[weight])], file)
+        best = max(trials, key=lambda w: trials[w])
+        if rival.scale and best in (min(trials), max(trials)) and len(trials) < 12:
+            wanted.add(best * (rival.scale if best == max(trials) else 1 / rival.scale))
+    return max(trials, key=lambda w: trials[w])
+
+
+def cells(
+    names: list[str], tasks: list[str], noises: list[float], count: int
+) -> Iterator[tuple[str, str, float, slice]]:
+    """What is to be run, (method, task, noise, images): all methods on the first images before any on the next."""
+    for start in range(0, count, CHUNK):
+        for method in names:
+            for noise in noises:
+                for task in tasks:
+                    chunk = slice(start, min(start + CHUNK, count))
+                    if METHODS[method].first_only and (start or noise != NOISES[0]):
+                        continue
+                    yield method, task, noise, chunk
+
+
+def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: Path, tuning: slice) -> None:
+    """Run what is missing and append it to ``results.csv``."""
+    results, trials = out / "results.csv", out / "tuning.csv"
+    done = {(r.method, r.task, r.noise, r.image) for r in load(Row, results)}
+    bar = tqdm(todo, desc="report", unit="cell")
+    for name, task, noise, images in bar:
+        bar.set_postfix_str(f"{name}, {task}, {noise}, images {images.start}-{images.stop - 1}")
+        method = METHODS[name]
+        settings = [(name, method.recommended)] if not method.grid else []
+        if method.grid and method.recommended is not None:
+            settings.append((f"{name}, recommended", method.recommended))
+        if method.grid:
+            settings.append((f"{name}, tuned", None))
+        for label, weight in settings:
+            if all((label, task, noise, i) in done for i in range(images.start, images.stop)):
+                continue
+            if not applies(method, task):
+                continue
+            if label.endswith("tuned"):
+                weight = tune(prior, name, task, noise, trials, tuning)
+            x, x_hat, meter = reconstruct(prior, method, task, noise, weight or 0.0, images)
+            n = len(x)
+            values = zip(
+                range(images.start, images.stop), PSNR()(x_hat, x).tolist(), SSIM()(x_hat, x).tolist(), strict=True
+            )
+            rows = [
+                Row(
+                    task,
+                    noise,
+                    label,
+                    weight or 0.0,
+                    i,
+                    psnr,
+                    ssim,
+                    meter.passes / n,
+                    meter.calls / n,
+                    meter.seconds / n,
+                    meter.memory,
+                )
+                for i, psnr, ssim in values
+                if (label, task, noise, i) not in done
+            ]
+            append(rows, results)
+
+
+def write(rows: list[Row], out: Path) -> None:
+    """The tables and pictures of what has been run."""
+    text = ["# Report", "", __doc__.split("\n\n")[0].strip(), ""]
+    text.append(
+        f"Written on {date.today()} by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {platform.machine()}, "
+        f"{torch.get_num_threads()} threads; torch {torch.__version__}, deepinv {deepinv.__version__}, diffusers "
+        f"{diffusers.__version__}."
+    )
+    for noise in sorted({r.noise for r in rows}):
+        level = [r for r in rows if r.noise == noise]
+        images = defaultdict(set)
+        for r in level:
+            images[r.method].add(r.image)
+        for count in sorted({len(i) for i in images.values()}, reverse=True):
+            # every method on the images that this group of methods did: the few of the longest runs, then all
+            methods = [m for m in unique(r.method for r in level) if len(images[m]) >= count]
+            shared = [r for r in level if r.image < count and r.method in methods]
+            tasks = [t for t in TASKS if any(r.task == t for r in shared)]
+            text += ["", f"## Noise {noise}, {count} digits", "", psnr_table(shared, tasks, methods)]
+            text += ["", cost_table(shared, methods)]
+            name = f"noise-{noise}-{count}.png"
+            picture(shared, tasks, methods, out / name)
+            text += ["", f"![PSNR against passes]({name})"]
+    (out / "report.md").write_text("\n".join(text) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deepinv_dmilo.benchmarks.report", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the results (default: report)")
+    parser.add_argument("--images", type=int, default=32, help="held-out digits (default: 32)")
+    parser.add_argument("--methods", nargs="+", help="only methods whose name starts with one of these")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--noises", nargs="+", type=float, default=list(NOISES))
+    parser.add_argument("--quick", action="store_true", help="one digit, two tasks, one noise level, five methods")
+    parser.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = [m for m in METHODS if args.methods is None or m.startswith(tuple(args.methods))]
+    tuning = TUNING
+    if args.quick:
+        names = ["pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR", "DDRM"]
+        args.images, args.tasks, args.noises, tuning = (
+            1,
+            ["super-resolution", "inpainting-70"],
+            [0.005],
+            slice(240, 241),
+        )
+    if not args.only_write:
+        prior = DiffusionPrior.from_pretrained("digits", device=args.device)
+        run(prior, list(cells(names, args.tasks, args.noises, args.images)), args.out, tuning)
+    write(load(Row, args.out / "results.csv"), args.out)
+
+
+if __name__ == "__main__":
+    main()
