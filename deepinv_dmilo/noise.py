@@ -52,7 +52,7 @@ def _simulated(x: Tensor, physics: Physics) -> Tensor:
 def _draw(x: Tensor, physics: Physics) -> tuple[Tensor, Tensor]:
     """Energy and number of nonzero values of the noise, over all draws, (n,) each."""
     torch.manual_seed(0)
-    for rng in _generators(physics):
+    for _, rng in _generators(physics):
         rng.manual_seed(0)
     noises = [physics(as_input(x, physics)) - measure(x, physics) for _ in range(DRAWS)]
     if len(parts(noises[0])[0]) != len(x):
@@ -73,18 +73,20 @@ def _reached(x: Tensor, physics: Physics) -> Tensor:
     return _nonzero(measure(a, physics) - measure(b, physics)).clamp(min=1)
 
 
-def _generators(physics: Physics) -> list[torch.Generator]:
-    rngs = (getattr(module, "rng", None) for module in physics.modules())
-    return [rng for rng in rngs if isinstance(rng, torch.Generator)]
+def _generators(physics: Physics) -> list[tuple[torch.nn.Module, torch.Generator]]:
+    """The modules of a physics that have a random generator, and the generator."""
+    rngs = ((module, getattr(module, "rng", None)) for module in physics.modules())
+    return [(module, rng) for module, rng in rngs if isinstance(rng, torch.Generator)]
 
 
 @contextmanager
 def _own_randomness(physics: Physics) -> Iterator[None]:
-    """The physics' generators and the global random state are afterwards as before."""
-    states = [(rng, rng.get_state()) for rng in _generators(physics)]
+    """The physics' generators, which deepinv replaces on the way, and the global state are afterwards as before."""
+    states = [(module, rng, rng.get_state()) for module, rng in _generators(physics)]
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        for rng, state in states:
+        for module, rng, state in states:
             rng.set_state(state)
+            module.rng = rng  # type: ignore[assignment]

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from deepinv.physics import Inpainting
 from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, tiny_unet, toy_prior
 
-from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo import DMILO, DiffusionPrior
 
 SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
 
@@ -127,3 +128,56 @@ def test_denoiser_is_the_posterior_mean_of_the_network():
     expected = ((z - (1 - abar) ** 0.5 * (0.3 * z + 0.1)) / abar**0.5 + 1) / 2
     # deepinv looks sigma up in its table of 1000 levels: the noise is that of one level, to 1e-3
     torch.testing.assert_close(prior.denoiser()(x, sigma), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():
+    plain, fast = (DiffusionPrior(tiny_unet(), DDIMScheduler(), autocast=a).eval() for a in (None, torch.bfloat16))
+    inside = []
+    fast.unet.conv_in.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    z = torch.randn(2, 1, 16, 16, requires_grad=True)
+    with fast.frozen():
+        out = fast.layer(1, z)
+        (gradient,) = torch.autograd.grad(out.square().sum(), z)
+    assert inside == [torch.bfloat16]
+    assert {p.dtype for p in fast.parameters()} == {torch.float32}
+    assert out.dtype == gradient.dtype == torch.float32
+    # bfloat16 keeps 8 bits of the prediction, which the layer multiplies by about 3
+    torch.testing.assert_close(out, plain.layer(1, z), rtol=0, atol=0.1)
+    physics = Inpainting((1, 16, 16), mask=0.5)
+    y = physics(torch.rand(2, 1, 16, 16))
+    x, exact = (DMILO(prior, max_passes=10)(y, physics) for prior in (fast, plain))
+    assert (x - exact).abs().mean() < 0.05
+
+
+def test_compiled_network_gives_the_same_and_keeps_its_name():
+    plain, compiled = (DiffusionPrior(ConvNet(), DDIMScheduler(), compile=c).eval() for c in (False, True))
+    z = torch.randn(SHAPE, requires_grad=True)
+    results = []
+    for prior in (plain, compiled):
+        with prior.frozen():
+            out = prior.layer(1, z)
+            results.append((out, torch.autograd.grad(out.square().sum(), z)[0]))
+    # fused kernels sum in another order: float32 rounding, times the layer's gain
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_checkpointing_keeps_less_and_computes_the_same():
+    kept, results = {}, {}
+    for checkpointing in (False, True):
+        prior = DiffusionPrior(tiny_unet(), DDIMScheduler(), checkpointing=checkpointing)
+        z = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with prior.frozen(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            out = prior.layer(1, z)
+            kept[checkpointing] = sum(sizes)
+            results[checkpointing] = torch.autograd.grad(out.square().sum(), z)[0]
+    assert kept[True] < 0.5 * kept[False]
+    torch.testing.assert_close(results[True], results[False])
+    with pytest.raises(ValueError, match="ConvNet has no gradient checkpointing; type checkpointing=False"):
+        DiffusionPrior(ConvNet(), DDIMScheduler(), checkpointing=True)

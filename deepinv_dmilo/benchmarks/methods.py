@@ -101,7 +101,12 @@ def _published(method: type[DMILO]) -> Callable[[DiffusionPrior, str, float, flo
 
 
 def _pseudo_inverse(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-    return lambda y, physics, shape: physics.A_dagger(y)
+    def run(y: Tensor, physics: Physics, shape: tuple[int, ...]) -> Tensor:
+        if hasattr(physics, "A_adjoint") or task == "phase-retrieval":
+            return physics.A_dagger(y)
+        return physics.A_dagger(y, x_init=torch.full(shape, 0.5, device=y.device))
+
+    return run
 
 
 def _dmplug(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:

@@ -1,0 +1,207 @@
+"""The schedule of levels: its problem against closed forms, the noise, deviations, samples, micro-batches, budgets."""
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
+from toys import AffineNet, ConvNet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
+from deepinv_dmilo.layer import sparse_deviation
+from deepinv_dmilo.measurements import energy, measure
+from deepinv_dmilo.noise import noise_variance, unexplained_variance
+from deepinv_dmilo.observation import Observation
+
+IMAGE = (3, 24, 40)
+METHODS = {
+    "dmilo": lambda prior, **s: DMILO(prior, levels=(1.0, 0.2), inner_steps=4, **s),
+    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, levels=(1.0, 0.2), inner_steps=4, **s),
+    "published": lambda prior, **s: DMILO.from_preset("inpainting", prior, outer_steps=2, inner_steps=3, **s),
+    "dmplug": lambda prior, **s: DMPlug(prior, steps=3, **s),
+}
+
+
+def noisy_inpainting(sigma=0.05, seed=0, mask=0.3):
+    rng = torch.Generator().manual_seed(seed)
+    noise = GaussianNoise(sigma, rng=torch.Generator().manual_seed(seed))
+    return Inpainting(IMAGE, mask=mask, rng=rng, noise_model=noise).double()
+
+
+def test_levels_are_the_nearest_noise_levels_of_the_prior():
+    prior = toy_prior(ConvNet())
+    assert prior.steps_below(1.0, 1) == (396, 0)
+    assert prior.steps_below(1.0, 3) == (396, 264, 132, 0)
+    assert prior.sigma(prior.steps_below(0.2, 1)[0]) == pytest.approx(0.2, rel=0.01)
+    assert prior.steps_below(1e9, 2) == (999, 499, 0)
+
+
+def test_a_level_is_the_maximum_a_posteriori_estimate():
+    """One layer of an affine prior, a diagonal operator, known noise: the estimate has a closed form in every pixel."""
+    prior = toy_prior(AffineNet(0.5, 0.0625), prediction_type="sample", clip_sample=False)
+    physics = noisy_inpainting(sigma=0.3, mask=0.5)
+    y = physics(torch.rand(2, *IMAGE).double())
+    x0, sigma, level = torch.rand(2, *IMAGE).double(), 0.3, 0.5
+    t, s = prior.steps_below(level, 1)
+    zero = torch.zeros_like(y)
+    offset = prior.step(zero, t, s)
+    gain = prior.step(zero + 1, t, s) - offset
+    abar, mask = prior.alphas_cumprod[t], physics.mask
+    center = abar**0.5 * prior.to_model(x0)
+    # minimise mask ((gain z + offset + 1) / 2 - y)^2 / (2 sigma^2) + (z - center)^2 / (2 (1 - abar))
+    curvature = mask * gain**2 / (4 * sigma**2) + 1 / (1 - abar)
+    slope = mask * gain * (2 * y - 1 - offset) / (4 * sigma**2) + center / (1 - abar)
+    expected = prior.to_image(gain * slope / curvature + offset)
+    assert 0 < expected.min() < expected.max() < 1
+    model = DMILO(prior, levels=(level,), inner_steps=50, tolerance=0.0, noise_level=sigma)
+    torch.testing.assert_close(model(y, physics, init=x0), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [GaussianNoise(0.03), PoissonNoise(0.01)])
+def test_noise_of_any_kind_is_found_by_simulation(model):
+    """Masked pixels carry no noise and must not count; a sample's variance does not depend on its batch."""
+    physics = Inpainting(IMAGE, mask=0.3, rng=torch.Generator().manual_seed(0), noise_model=model)
+    x = torch.cat((torch.full((1, *IMAGE), 0.2), torch.full((1, *IMAGE), 0.8)))
+    expected = [0.03**2] * 2 if isinstance(model, GaussianNoise) else [0.2 * 0.01, 0.8 * 0.01]
+    before = torch.random.get_rng_state()
+    variance = noise_variance(x, physics, None)
+    # four draws of about 860 values: the variance of a variance is 2 / 3440
+    torch.testing.assert_close(variance, torch.tensor(expected), rtol=0.1, atol=0)
+    assert torch.equal(noise_variance(x[1:], physics, None), variance[1:])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_simulation_leaves_the_generator_of_the_physics_as_it_was():
+    physics = noisy_inpainting()
+    rng = physics.noise_model.rng
+    state = rng.get_state()
+    noise_variance(torch.rand(2, *IMAGE).double(), physics, None)
+    assert physics.noise_model.rng is rng
+    assert torch.equal(rng.get_state(), state)
+
+
+def test_noise_that_is_given_or_not_there():
+    x = torch.rand(2, *IMAGE)
+    physics = Inpainting(IMAGE, mask=0.3)
+    assert noise_variance(x, physics, 0.1).tolist() == pytest.approx([0.01, 0.01])
+    assert noise_variance(x, physics, None).tolist() == [0, 0]
+    y = physics.A(x + 0.1)  # masked pixels agree by themselves and must not count
+    torch.testing.assert_close(unexplained_variance(x, y, physics), torch.full((2,), 0.01))
+
+
+def test_noise_of_an_operator_with_a_mask_for_every_sample():
+    physics = Inpainting(IMAGE, mask=(torch.rand(2, *IMAGE) > 0.5).float(), noise_model=GaussianNoise(0.03))
+    variance = noise_variance(torch.rand(2, *IMAGE), physics, None)
+    torch.testing.assert_close(variance, torch.full((2,), 0.03**2), rtol=0.1, atol=0)  # as above
+
+
+def test_a_fit_below_the_noise_is_not_sought():
+    """With the noise known the residual stays at the noise; taken for noise-free, it is fitted away."""
+    prior = toy_prior(AffineNet(0.5, 0.0), prediction_type="sample", clip_sample=False)
+    physics = dinv.physics.Denoising(GaussianNoise(0.2, rng=torch.Generator().manual_seed(0)))
+    y = physics(torch.full((1, *IMAGE), 0.5).double())
+    settings = {"levels": (0.3, 0.1), "tolerance": 0.0}
+    residuals = {}
+    for noise in (0.2, 1e-6):
+        x = DMILO(prior, noise_level=noise, **settings)(y, physics)
+        residuals[noise] = energy(measure(x, physics) - y).sqrt().item() / y.numel() ** 0.5
+    assert residuals[0.2] > 0.12
+    assert residuals[1e-6] < 0.01
+
+
+def test_deviation_is_the_soft_threshold_where_the_operator_is_the_identity():
+    u, target = torch.randn(2, *IMAGE).double(), torch.randn(2, *IMAGE).double()
+    nu = sparse_deviation(lambda output, rows: (output - target).square().flatten(1).mean(1), u, 0.4)
+    torch.testing.assert_close(nu, torch.nn.functional.softshrink(target - u, 0.2), rtol=0, atol=1e-12)
+
+
+def test_deviation_satisfies_the_conditions_of_optimality():
+    """Zero is in the subdifferential: |gradient| is lambda / n where nu is not 0, and at most that where it is."""
+    physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
+    y = physics(torch.rand(2, *IMAGE).double())
+    u, sparsity = torch.zeros_like(y), 0.3
+    fit = Observation(y, physics).fit()
+    nu = sparse_deviation(fit, u, sparsity, steps=1500).requires_grad_()
+    (gradient,) = torch.autograd.grad(fit(u + nu, None).sum(), nu)
+    bound = sparsity / nu[0].numel()
+    active = nu != 0
+    assert 0.01 < active.double().mean() < 0.99
+    torch.testing.assert_close(gradient[active], -bound * nu[active].sign(), rtol=0, atol=0.02 * bound)
+    assert (gradient[~active].abs() < 1.02 * bound).all()
+
+
+def test_deviations_repair_what_the_prior_cannot_make():
+    prior = toy_prior(AffineNet(0.0, 0.0), prediction_type="sample")  # a prior of one image, mid-grey
+    physics = dinv.physics.Denoising()
+    y = torch.full((1, *IMAGE), 0.5).double()
+    y[:, :, 3:5, 7:9] = 0.9
+    plain, deviating = (DMILO(prior, sparsity=s)(y, physics) for s in (None, 0.1))
+    assert (plain - 0.5).abs().max() < 0.05
+    # soft thresholding by 0.05 in [-1, 1] leaves 0.025 in [0, 1]
+    torch.testing.assert_close(deviating[:, :, 3:5, 7:9], torch.full((1, 3, 2, 2), 0.875).double(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_runs_of_their_own(method):
+    physics = noisy_inpainting()
+    y = physics(torch.rand(2, *IMAGE).double())
+    prior = toy_prior(ConvNet())
+    model = METHODS[method](prior, num_samples=3)
+    x, std = model(y, physics, return_std=True)
+    singles = []
+    for sample in range(3):
+        single = METHODS[method](prior)
+        single._noise = lambda shape, draw, dtype, s=sample: prior.latent(shape, draw=3 * draw + s).to(dtype)
+        singles.append(single(y, physics))
+    singles = torch.stack(singles)
+    if method == "dmilo":  # of the others the noise level, or nothing, is shared by the samples as well
+        torch.testing.assert_close(x, singles.mean(0), rtol=0, atol=1e-6)
+    assert x.shape == std.shape == (2, *IMAGE)
+    assert std.mean() > 0
+    torch.testing.assert_close(std, singles.std(0), rtol=0.2, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_micro_batches_change_no_result_and_lower_the_peak(method):
+    physics = noisy_inpainting()
+    y = physics(torch.rand(4, *IMAGE).double())
+    sizes = []
+
+    class Watched(ConvNet):
+        def forward(self, z, t):
+            sizes.append(len(z))
+            return super().forward(z, t)
+
+    prior = toy_prior(Watched())
+    whole = METHODS[method](prior)(y, physics)
+    assert max(sizes) == 4
+    sizes.clear()
+    parts = METHODS[method](prior, micro_batch=3)(y, physics)
+    assert max(sizes) == 3
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("dmilo", 6), ("dmilo-pgd", 5), ("published", 12), ("dmplug", 7)])
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_max_passes_is_a_hard_budget(method, passes, num_samples):
+    physics = noisy_inpainting()
+    y = physics(torch.rand(2, *IMAGE).double())
+    calls = []
+
+    class Watched(ConvNet):
+        def forward(self, z, t):
+            if z.requires_grad:
+                calls.append(len(z))
+            return super().forward(z, t)
+
+    model = METHODS[method](toy_prior(Watched()), max_passes=passes * num_samples, num_samples=num_samples)
+    x, metrics = model(y, physics, compute_metrics=True)
+    assert torch.isfinite(x).all()
+    assert 0 < sum(calls) / 2 <= passes * num_samples
+    assert metrics["passes"][0][-1] == metrics["passes"][1][-1] == sum(calls) / 2
+
+
+def test_return_std_needs_samples():
+    physics = noisy_inpainting()
+    y = physics(torch.rand(2, *IMAGE).double())
+    with pytest.raises(ValueError, match="type num_samples=4"):
+        DMILO(toy_prior(ConvNet()))(y, physics, return_std=True)
