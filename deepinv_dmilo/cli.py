@@ -6,10 +6,10 @@ import argparse
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__
-from deepinv_dmilo.tasks import TASKS
+from deepinv_dmilo.tasks import PICTURE_TASKS, TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,12 +64,15 @@ def _parser() -> _Parser:
     reconstruct.add_argument("--out", type=_png, required=True, help="PNG to write")
     reconstruct.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     reconstruct.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
-    reconstruct.add_argument("--noise", type=float, default=0.005, help="simulated noise, images in [0, 1]")
+    reconstruct.add_argument("--max-passes", type=int, help="network passes that the picture may take (default: 100)")
+    reconstruct.add_argument(
+        "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
+    )
     reconstruct.add_argument("--factor", type=int, default=4, help="super-resolution factor")
     reconstruct.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
     reconstruct.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
     reconstruct.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
-    reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior")
+    reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior (--published, dmplug)")
     reconstruct.add_argument("--seed", type=int, default=0)
     reconstruct.set_defaults(run=_reconstruct)
 
@@ -127,6 +130,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _reconstruct(args: argparse.Namespace) -> None:
     import torch
     from deepinv.loss.metric import PSNR
+    from deepinv.physics import LinearPhysics
 
     from deepinv_dmilo.prior import DiffusionPrior
     from deepinv_dmilo.tasks import make_physics
@@ -134,6 +138,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
     for file in filter(None, (args.image, args.mask)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
+    if args.task not in PICTURE_TASKS and not args.simulate:
+        raise ValueError(f"the measurements of {args.task} are no picture; type --simulate and a clean one")
     device = _device(args)
     prior = DiffusionPrior.from_pretrained(args.prior, num_layers=args.num_layers, device=device)
     channels = prior.image_shape[0] if prior.image_shape else 3
@@ -159,11 +165,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
         device=device,
     )
     with torch.no_grad():
-        y = physics(picture) if args.simulate else physics.A(picture) if args.task == "inpainting" else picture
+        y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
     x_hat = _model(args, prior)(y, physics)
     if args.simulate:
-        before, after = (PSNR()(x.clamp(0, 1), picture).item() for x in (physics.A_dagger(y), x_hat))
-        print(f"PSNR {before:.2f} dB (pseudo-inverse) -> {after:.2f} dB ({args.method})")
+        before = ""
+        if isinstance(physics, LinearPhysics):
+            before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
+        print(f"PSNR {before}{PSNR()(x_hat, picture).item():.2f} dB ({args.method})")
     _write(x_hat, args.out)
     print(f"wrote {args.out}")
 
@@ -174,7 +182,9 @@ def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructo
     import deepinv_dmilo
 
     method = getattr(deepinv_dmilo, METHODS[args.method])
-    settings = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
+    settings: dict[str, Any] = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
+    if args.max_passes is not None:
+        settings["max_passes"] = args.max_passes
     if args.published:
         return method.from_preset(args.task.replace("-", "_"), prior, **settings)
     return method(prior, **settings)

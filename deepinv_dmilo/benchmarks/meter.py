@@ -26,7 +26,8 @@ class Meter:
     passes: int  # of all images together
     calls: int  # forward alone, of all images together
     seconds: float
-    memory: float  # megabytes that the peak lies above the start: resident on a CPU (Linux), allocated on a GPU
+    peak: float  # bytes: resident on a CPU (Linux), allocated on a GPU
+    memory: float  # megabytes that the peak lies above the start
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network, self.device = network, device
@@ -44,7 +45,8 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
-        self.memory = (_peak(self.device) - self._base) / 1e6
+        self.peak = _peak(self.device)
+        self.memory = (self.peak - self._base) / 1e6
         self._handle.remove()
 
     def _count(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -45,9 +45,11 @@ class Method:
     first_only: bool = False  # too long for more than the first images at the first noise level
 
 
-def _dps(steps: int) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
+def _dps(steps: int | None = None) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
     def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-        model = DPS(prior.denoiser(), num_steps=steps, weight=weight, device=prior.device, dtype=torch.float32)
+        model = DPS(
+            prior.denoiser(), num_steps=steps or DPS_STEPS, weight=weight, device=prior.device, dtype=torch.float32
+        )
         return lambda y, physics, shape: model(y, physics, x_init=shape)
 
     return make
@@ -115,7 +117,7 @@ def _dmplug(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Re
 
 
 RIVALS = {
-    "DPS": Method(_dps(DPS_STEPS), grid=(100.0, 200.0, 400.0)),  # its recommended settings are a method of their own
+    "DPS": Method(_dps(), grid=(100.0, 200.0, 400.0)),  # its recommended settings are a method of their own
     # Its zeta counts for more than its weight: 1 instead of the default of 0.1 gains 6 dB on the tuning digits.
     "DiffPIR, zeta 1": Method(_diffpir(1.0), LinearPhysics, grid=(0.2, 1.0, 5.0)),
     "DiffPIR": Method(_diffpir(0.1), LinearPhysics, 7.0),

@@ -84,17 +84,16 @@ def load(kind: type, file: Path) -> list:
     if not file.exists():
         return []
     types = {f.name: {"str": str, "float": float, "int": int}[str(f.type)] for f in fields(kind)}
-    with file.open(newline="") as lines:
-        return [
-            kind(**{name: types[name](value) for name, value in line.items()})
-            for line in csv.DictReader(lines)
-            if None not in line.values() and "" not in line.values()
-        ]
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [kind(**{name: types[name](value) for name, value in line.items()}) for line in csv.DictReader(whole)]
 
 
 def append(rows: list, file: Path) -> None:
-    """Add rows to a CSV file, with a header where it is new."""
+    """Add rows to a CSV file, with a header where it is new; a line that was cut off is dropped first."""
     new = not file.exists()
+    if not new and not (text := file.read_text()).endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1])
     with file.open("a", newline="") as lines:
         writer = csv.DictWriter(lines, [f.name for f in fields(rows[0])], lineterminator="\n")
         if new:

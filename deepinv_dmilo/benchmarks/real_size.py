@@ -1,0 +1,169 @@
+r"""
+Memory and time at real size: a network of google/ddpm-celebahq-256's configuration (113.7 million parameters, random
+weights, 256 x 256 x 3), a few passes of each method, each in a process of its own.
+
+    python -m deepinv_dmilo.benchmarks.real_size --out docs/real_size.md
+    python -m deepinv_dmilo.benchmarks.real_size --device cuda --batches 1 4 16 --out docs/gpu.md
+
+The weights are random, so the images are nothing to look at; passes, memory and seconds do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepinv.physics import Downsampling
+from torch import Tensor
+
+from deepinv_dmilo.benchmarks.meter import Meter
+from deepinv_dmilo.dmplug import DMPlug
+from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.reconstructors import DMILO
+
+CELEBAHQ: dict[str, Any] = {
+    "sample_size": 256,
+    "layers_per_block": 2,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+TINY: dict[str, Any] = {
+    "sample_size": 32,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+
+Run = Callable[[Tensor, Downsampling], object]
+
+
+def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Run:
+    """Forward and backward passes of one layer, nothing else; unfrozen, the weights take gradients as well."""
+
+    def run(y: Tensor, physics: Downsampling) -> None:
+        prior.eval().requires_grad_(not frozen)
+        z = prior.latent((len(y), *prior.image_shape)).requires_grad_()  # type: ignore[misc]
+        for _ in range(passes):
+            prior.layer(prior.num_layers - 1, z).square().sum().backward()
+
+    return run
+
+
+def _published(prior: DiffusionPrior, passes: int) -> Run:
+    return DMILO.from_preset("super_resolution", prior, outer_steps=1, inner_steps=max(1, passes // prior.num_layers))
+
+
+def _ours(prior: DiffusionPrior, passes: int) -> Run:
+    return DMILO(prior, levels=(1.0,), inner_steps=passes, tolerance=0.0)
+
+
+def _dmplug(prior: DiffusionPrior, passes: int) -> Run:
+    return DMPlug(prior, steps=max(1, passes // prior.num_layers))
+
+
+# name -> (method, settings of the prior)
+CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
+    "bare passes, weights frozen": (lambda prior, n: _bare(prior, n, frozen=True), {}),
+    "bare passes, weights not frozen (as the authors' code)": (lambda prior, n: _bare(prior, n, frozen=False), {}),
+    "DMPlug, 3 layers": (_dmplug, {"num_layers": 3}),
+    "DMILO published, 3 layers": (_published, {"num_layers": 3}),
+    "DMILO published, 6 layers": (_published, {"num_layers": 6}),
+    "DMILO": (_ours, {}),
+    "DMILO, checkpointing": (_ours, {"checkpointing": True}),
+}
+ON_A_GPU = {
+    "DMILO, bfloat16": (_ours, {"autocast": torch.bfloat16}),
+    "DMILO, bfloat16, compiled": (_ours, {"autocast": torch.bfloat16, "compile": True}),
+    "DMILO, float32, compiled": (_ours, {"compile": True}),
+}
+
+
+def measure(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict[str, float]:
+    """Seconds per pass and image, passes, and peak memory in gigabytes, of a configuration; in this process."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    method, settings = {**CONFIGURATIONS, **ON_A_GPU}[name]
+    torch.manual_seed(0)
+    configuration: dict[str, Any] = TINY if tiny else CELEBAHQ
+    unet: Any = UNet2DModel(in_channels=3, out_channels=3, **configuration)
+    prior = DiffusionPrior(unet, DDPMScheduler(), **settings).to(device)
+    size = configuration["sample_size"]
+    physics = Downsampling((3, size, size), filter="bicubic", factor=4, device=device)
+    y = physics.A(torch.rand(batch, 3, size, size, device=device))
+    run = method(prior, passes)
+    if device != "cpu":
+        run(y, physics)  # kernels are chosen and compiled at the first call
+    with Meter(unet, torch.device(device)) as meter:
+        run(y, physics)
+    return {
+        "seconds": meter.seconds / (meter.passes + meter.calls / 3),
+        "passes": meter.passes / batch,
+        "memory": meter.peak / 1e9,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure every configuration and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.real_size")
+    parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--passes", type=int, default=6, help="network passes of each method (default: 6)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the script")
+    parser.add_argument("--measure", nargs=2, metavar=("NAME", "BATCH"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.measure:
+        print(json.dumps(measure(args.measure[0], args.device, int(args.measure[1]), args.passes, args.tiny)))
+        return
+    names = [*CONFIGURATIONS, *(ON_A_GPU if args.device != "cpu" else ())]
+    lines = [
+        "| | batch | seconds per pass and image | relative | peak memory (GB) | relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch in args.batches:
+        first: dict[str, float] = {}
+        for name in names:
+            started = time.perf_counter()
+            command = [sys.executable, "-m", __spec__.name, "--out", str(args.out), "--measure", name, str(batch)]
+            command += ["--device", args.device, "--passes", str(args.passes), *(["--tiny"] if args.tiny else [])]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                lines.append(f"| {name} | {batch} | {done.stderr.strip().splitlines()[-1][:80]} | | | |")
+                continue
+            cell = json.loads(done.stdout.splitlines()[-1])
+            first = first or cell
+            lines.append(
+                f"| {name} | {batch} | {cell['seconds']:.3g} | {cell['seconds'] / first['seconds']:.2f} | "
+                f"{cell['memory']:.2f} | {cell['memory'] / first['memory']:.2f} |"
+            )
+            print(lines[-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
+    device = torch.cuda.get_device_name() if args.device != "cpu" else f"{platform.machine()} CPU"
+    heading = f"# At real size\n\n{' '.join(str(__doc__).split(chr(10) * 2)[0].split())}\n\n"
+    where = (
+        f"`python -m deepinv_dmilo.benchmarks.real_size {' '.join(sys.argv[1:] if argv is None else argv)}` on "
+        f"{date.today()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}. A pass is a forward "
+        "and backward pass; a forward pass alone counts a third. Memory is that of the whole process on a CPU "
+        "(weights, libraries and all), what torch allocated on a GPU. Relative: to the first line of the same "
+        "batch.\n\n"
+    )
+    args.out.write_text(heading + where + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

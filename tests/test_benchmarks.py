@@ -1,0 +1,113 @@
+"""The report: what it counts, how it tunes rivals, that it resumes; no image quality, that is what it measures."""
+
+import pytest
+import torch
+from toys import ConvNet
+
+from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo.benchmarks import real_size, report
+from deepinv_dmilo.benchmarks.meter import Meter
+from deepinv_dmilo.benchmarks.methods import METHODS, Method
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return DiffusionPrior.from_pretrained("digits")
+
+
+def test_meter_tells_passes_from_calls():
+    net = ConvNet()
+    z, t = torch.randn(2, 3, 8, 8), torch.zeros(2)
+    with Meter(net, torch.device("cpu")) as meter:
+        with torch.no_grad():
+            net(z, t)
+        net(z[:1].requires_grad_(), t[:1])
+        torch.func.vjp(lambda z: net(z, t), z)
+        kept = torch.ones(10**7)
+    assert (meter.passes, meter.calls) == (3, 2)
+    assert meter.seconds > 0
+    assert 30 < meter.memory < 200, kept.shape  # ten million floats are 40 MB
+
+
+@pytest.mark.parametrize(
+    "method", ["pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR", "DDRM", "PiGDM", "DPS"]
+)
+def test_methods_reconstruct_a_digit(method, prior, monkeypatch):
+    monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.DPS_STEPS", 3)
+    monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.PIGDM_STEPS", 3)
+    x, x_hat, meter = report.reconstruct(prior, METHODS[method], "inpainting-70", 0.005, 0.5, slice(3, 4))
+    assert x_hat.shape == x.shape == (1, 1, 32, 32)
+    assert meter.passes <= 25
+
+
+def test_methods_are_asked_only_for_the_physics_that_they_take():
+    assert report.applies(METHODS["DDRM"], "deblurring")
+    assert not report.applies(METHODS["DDRM"], "super-resolution")
+    assert not report.applies(METHODS["PiGDM"], "phase-retrieval")
+    assert report.applies(METHODS["DMILO, 25 passes"], "phase-retrieval")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A method whose error is least at a weight of 64; ``calls`` collects the weights."""
+    calls = []
+
+    def make(prior, task, noise, weight):
+        calls.append(weight)
+        return lambda y, physics, shape: y + 0.01 * abs(torch.tensor(weight / 64).log2())
+
+    monkeypatch.setitem(report.METHODS, "fake", Method(make, recommended=2.0, grid=(1.0, 2.0, 4.0)))
+    return calls
+
+
+def test_tuning_grows_the_grid_until_the_best_is_inside_and_remembers(prior, fake, tmp_path):
+    file = tmp_path / "tuning.csv"
+    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert fake == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert len(fake) == 8
+
+
+def test_a_run_that_was_cut_off_resumes(prior, fake, tmp_path):
+    todo = list(report.cells(["fake", "pseudo-inverse"], ["denoising"], [0.005], 2))
+    report.run(prior, todo, tmp_path, slice(240, 241))
+    first = report.load(report.Row, tmp_path / "results.csv")
+    assert {(r.method, r.image) for r in first} == {
+        (m, i) for m in ("fake, recommended", "fake, tuned", "pseudo-inverse") for i in (0, 1)
+    }
+    lines = (tmp_path / "results.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "results.csv").write_text("".join(lines[:-1]) + lines[-1][:30])
+    before = len(fake)
+    report.run(prior, todo, tmp_path, slice(240, 241))
+    again = report.load(report.Row, tmp_path / "results.csv")
+    assert len(fake) == before
+    assert [(r.method, r.image, r.psnr) for r in again] == [(r.method, r.image, r.psnr) for r in first]
+
+
+def test_measurements_do_not_depend_on_the_chunk(prior):
+    pseudo_inverse = METHODS["pseudo-inverse"]
+    _, together, _ = report.reconstruct(prior, pseudo_inverse, "deblurring", 0.05, 0.0, slice(0, 4))
+    _, alone, _ = report.reconstruct(prior, pseudo_inverse, "deblurring", 0.05, 0.0, slice(2, 4))
+    torch.testing.assert_close(alone, together[2:])
+
+
+def test_tables_and_pictures(tmp_path):
+    def row(method, task, image, psnr, passes):
+        return report.Row(task, 0.005, method, 0.0, image, psnr, 0.9, passes, 5.0, 1.0, 10.0)
+
+    rows = [row("a, 25 passes", "denoising", i, 20.0 + i, 25.0) for i in range(4)]
+    rows += [row("a, 50 passes", "denoising", i, 22.0 + i, 50.0) for i in range(4)]
+    rows += [row("b", "deblurring", i, 30.0, 100.0) for i in range(4)]
+    rows += [row("long", "denoising", i, 24.0, 900.0) for i in range(2)]
+    report.write(rows, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| a, 50 passes | - | **23.50** | 50 + 5 |" in text  # the mean of all four digits
+    assert "| long | - | **24.00** | 900 + 5 |" in text  # beside the others on its two digits
+    assert (tmp_path / "noise-0.005-4.png").stat().st_size > 1000
+
+
+def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):
+    for name in real_size.CONFIGURATIONS:
+        cell = real_size.measure(name, "cpu", 1, 6, tiny=True)
+        assert cell["passes"] == 6
+        assert cell["memory"] > 0
