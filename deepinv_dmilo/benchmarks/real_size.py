@@ -87,7 +87,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
     "DMILO": (_ours, {}),
     "DMILO, checkpointing": (_ours, {"checkpointing": True}),
 }
-ON_A_GPU = {
+ON_A_GPU: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
     "DMILO, bfloat16": (_ours, {"autocast": torch.bfloat16}),
     "DMILO, bfloat16, compiled": (_ours, {"autocast": torch.bfloat16, "compile": True}),
     "DMILO, float32, compiled": (_ours, {"compile": True}),
