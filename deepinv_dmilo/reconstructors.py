@@ -30,6 +30,7 @@ START_STEPS = 10  # gradient steps from mid-grey to the first image of a schedul
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
 LEVELS = (1.0, 0.65, 0.37, 0.17, 0.055)
+INNER_STEPS = 20  # on each of them
 SOLVERS = ("lbfgs", "adam")
 
 
@@ -62,7 +63,8 @@ class DMILO(PriorReconstructor):
         prior's own chain from pure noise, as published.
     :param int layers_per_level: layers of the chain below each level.
     :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`), on each level.
-    :param int inner_steps: passes that the problem of a layer may take (paper: 200 to 1000, each taken).
+    :param int inner_steps: passes that the problem of a layer may take (paper: 200 to 1000, each taken); None: its
+        share of ``max_passes``, and where that is not given either, 20.
     :param str solver: ``"lbfgs"``: a batched L-BFGS, where every image has its own curvature, step and end;
         ``"adam"``: as published.
     :param float tolerance: L-BFGS is done with an image whose objective fell by less than this fraction in a step.
@@ -74,7 +76,7 @@ class DMILO(PriorReconstructor):
     :param float noise_level: standard deviation :math:`\sigma` of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, what the images so far leave unexplained.
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
-        together; None: no limit beyond the numbers of steps.
+        together, shared equally by the layer problems; None: no limit beyond the numbers of steps.
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned,
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
@@ -108,7 +110,7 @@ class DMILO(PriorReconstructor):
         levels: Sequence[float] | None = LEVELS,
         layers_per_level: int = 1,
         outer_steps: int = 1,
-        inner_steps: int = 20,
+        inner_steps: int | None = None,
         solver: str = "lbfgs",
         tolerance: float = 1e-2,
         latent_lr: float = 5e-2,
@@ -130,8 +132,9 @@ class DMILO(PriorReconstructor):
         else:
             weights["latent_penalty"] = latent_penalty
         check_choice("solver", solver, SOLVERS)
+        steps = {"outer_steps": outer_steps, "layers_per_level": layers_per_level}
         check_settings(
-            steps={"outer_steps": outer_steps, "inner_steps": inner_steps, "layers_per_level": layers_per_level},
+            steps=steps if inner_steps is None else {**steps, "inner_steps": inner_steps},
             rates={"latent_lr": latent_lr, **{f"levels[{i}]": level for i, level in enumerate(levels or ())}},
             weights=weights,
         )
@@ -267,8 +270,9 @@ class DMILO(PriorReconstructor):
     def _granted(self) -> int:
         """Passes for each layer problem of a sample."""
         if self.max_passes is None:
-            return self.inner_steps
-        return min(self.inner_steps, self.max_passes // (self.num_samples * self._solves()))
+            return self.inner_steps or INNER_STEPS
+        share = self.max_passes // (self.num_samples * self._solves())
+        return share if self.inner_steps is None else min(self.inner_steps, share)
 
     def _solves(self) -> int:
         """How many layer problems are solved."""
@@ -366,7 +370,7 @@ class DMILOPGD(DMILO):
         levels: Sequence[float] | None = LEVELS,
         layers_per_level: int = 1,
         outer_steps: int = 1,
-        inner_steps: int = 20,
+        inner_steps: int | None = None,
         solver: str = "lbfgs",
         tolerance: float = 1e-2,
         latent_lr: float = 5e-2,

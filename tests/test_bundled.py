@@ -31,7 +31,6 @@ def digit(tmp_path):
 def short(monkeypatch):
     """Two inner steps, for tests that look at files and messages."""
     for method in (DMILO, DMILOPGD):
-        monkeypatch.setitem(method.__init__.__kwdefaults__, "outer_steps", 1)
         monkeypatch.setitem(method.__init__.__kwdefaults__, "inner_steps", 2)
 
 

@@ -200,6 +200,14 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
     assert metrics["passes"][0][-1] == metrics["passes"][1][-1] == sum(calls) / 2
 
 
+def test_max_passes_is_shared_where_inner_steps_are_not_given():
+    prior = toy_prior(ConvNet())
+    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 200)] == [20, 5, 40]
+    assert DMILO(prior, max_passes=200, num_samples=2)._granted() == 20
+    assert DMILO(prior, max_passes=200, inner_steps=7)._granted() == 7
+    assert DMILO.from_preset("inpainting", prior, max_passes=150)._granted() == 10
+
+
 def test_return_std_needs_samples():
     physics = noisy_inpainting()
     y = physics(torch.rand(2, *IMAGE).double())

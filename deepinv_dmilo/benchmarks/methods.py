@@ -85,7 +85,7 @@ def _pigdm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Rec
 
 def _ours(method: type[DMILO], passes: int) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
     def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-        model = method(prior, inner_steps=passes, max_passes=passes)
+        model = method(prior, max_passes=passes)
         return lambda y, physics, shape: model(y, physics)
 
     return make
