@@ -129,7 +129,7 @@ def solve_with_lbfgs(
     return lbfgs.minimize(evaluate, z, budget, tolerance=tolerance, check_every=1 if z.device.type == "cpu" else 5)
 
 
-def sparse_deviation(fit: Fit, output: Tensor, sparsity: float, steps: int = 100) -> Tensor:
+def sparse_deviation(fit: Fit, output: Tensor, sparsity: Tensor, steps: int = 100) -> Tensor:
     r"""
     The :math:`\nu` that minimises :math:`\mathrm{fit}(g + \nu) + \lambda \, \mathrm{mean}|\nu|` at an output g.
 
@@ -138,11 +138,13 @@ def sparse_deviation(fit: Fit, output: Tensor, sparsity: float, steps: int = 100
     by :math:`\lambda / 2`. No network pass.
 
     :param Tensor output: g, shape (B, C, H, W).
+    :param Tensor sparsity: the weight of each sample, shape (B,).
     :return: the deviation, most of it exactly 0.
     """
     nu = torch.zeros_like(output)
     pixels = output[0].numel()
     step = torch.full_like(output[:, 0, 0, 0], pixels / 2)[:, None, None, None]
+    threshold = sparsity[:, None, None, None] / pixels
     for _ in range(steps):
         with torch.enable_grad():
             nu = nu.detach().requires_grad_()
@@ -151,7 +153,7 @@ def sparse_deviation(fit: Fit, output: Tensor, sparsity: float, steps: int = 100
         nu, value = nu.detach(), value.detach()
         too_long = torch.ones_like(value, dtype=torch.bool)
         for _ in range(30):
-            trial = _soften(nu - step * gradient, step * sparsity / pixels)
+            trial = _soften(nu - step * gradient, step * threshold)
             move = trial - nu
             bound = value + (gradient * move).flatten(1).sum(1) + (move.square() / (2 * step)).flatten(1).sum(1)
             too_long = fit(output + trial, None) > bound + 1e-6 * value

@@ -69,9 +69,10 @@ class Observation:
         """:func:`noise_variance` at S * B images, (S * B,); an image's samples share it."""
         return noise_variance(self.mean(x), self.physics, noise_level).repeat(self.num_samples)
 
-    def unexplained_variance(self, x: Tensor) -> Tensor:
-        """:func:`unexplained_variance` of S * B images, (S * B,)."""
-        return torch.cat([unexplained_variance(part, self.y, self.physics) for part in x.chunk(self.num_samples)])
+    def variance(self, noise: Tensor, x: Tensor) -> Tensor:
+        """How far a measurement may be from A(x), (S * B,): the noise where known, else what x leaves unexplained."""
+        groups = [unexplained_variance(part, self.y, self.physics) for part in x.chunk(self.num_samples)]
+        return torch.where(noise > 0, noise, torch.cat(groups))
 
     @property
     def size(self) -> int:

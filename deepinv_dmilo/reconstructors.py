@@ -26,7 +26,9 @@ from deepinv_dmilo.prior import DiffusionPrior
 # What the paper's settings have in common, for every task.
 PUBLISHED: dict[str, Any] = {"levels": None, "solver": "adam", "sparsity": 0.1, "latent_penalty": 1e-4}
 IMAGE_ERROR = 0.1  # that the projection assumes the image so far to have, in [0, 1]: ours
-START_STEPS = 10  # gradient steps from mid-grey to the first image of a schedule; they cost no network
+# The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
+# gradient steps from there. Up to 2 dB where much is missing, against mid-grey: ours.
+START_NOISE, START_STEPS = 10.0, 10
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
 LEVELS = (1.0, 0.65, 0.37, 0.17, 0.055)
@@ -70,7 +72,9 @@ class DMILO(PriorReconstructor):
     :param float tolerance: L-BFGS is done with an image whose objective fell by less than this fraction in a step.
     :param float latent_lr: Adam's learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: Adam's learning rate of the deviations (paper: 1e-3).
-    :param float sparsity: weight :math:`\lambda` of the deviations (paper: 0.1); None: no deviations.
+    :param float, str sparsity: weight :math:`\lambda` of the deviations (paper: 0.1); None: no deviations. With L-BFGS
+        there is one, of the image, found in closed form after the last level; ``"auto"`` is :math:`20 \sigma` then:
+        where A is the identity, what is left over above five standard deviations of the noise.
     :param float, str latent_penalty: weight :math:`\rho` (authors' code: 1e-4, the value above for their noise and
         m = n, with :math:`c_i = 0`); ``"auto"``: as above.
     :param float noise_level: standard deviation :math:`\sigma` of the measurements' noise; None: that of the physics'
@@ -115,7 +119,7 @@ class DMILO(PriorReconstructor):
         tolerance: float = 1e-2,
         latent_lr: float = 5e-2,
         deviation_lr: float = 1e-3,
-        sparsity: float | None = None,
+        sparsity: float | str | None = "auto",
         latent_penalty: float | str = "auto",
         noise_level: float | None = None,
         max_passes: int | None = None,
@@ -125,12 +129,12 @@ class DMILO(PriorReconstructor):
         rng: torch.Generator | None = None,
     ) -> None:
         weights = {"deviation_lr": deviation_lr, "tolerance": tolerance}
-        weights |= {} if sparsity is None else {"sparsity": sparsity}
         weights |= {} if noise_level is None else {"noise_level": noise_level}
-        if isinstance(latent_penalty, str):
-            check_choice("latent_penalty", latent_penalty, ("auto",), "a number of at least 0")
-        else:
-            weights["latent_penalty"] = latent_penalty
+        for name, weight in (("sparsity", sparsity), ("latent_penalty", latent_penalty)):
+            if isinstance(weight, str):
+                check_choice(name, weight, ("auto",), "a number of at least 0")
+            elif weight is not None:
+                weights[name] = weight
         check_choice("solver", solver, SOLVERS)
         steps = {"outer_steps": outer_steps, "layers_per_level": layers_per_level}
         check_settings(
@@ -142,6 +146,8 @@ class DMILO(PriorReconstructor):
             raise ValueError("levels is empty; type levels=None for the chain from pure noise, or leave it out")
         if levels is None and latent_penalty == "auto":
             raise ValueError("latent_penalty='auto' needs levels; type latent_penalty=1e-4 for a chain from pure noise")
+        if sparsity == "auto" and (levels is None or solver == "adam"):
+            raise ValueError("sparsity='auto' needs levels and solver='lbfgs'; type sparsity=0.1 as published, or None")
         super().__init__(
             prior, max_passes=max_passes, num_samples=num_samples, micro_batch=micro_batch, verbose=verbose, rng=rng
         )
@@ -176,10 +182,10 @@ class DMILO(PriorReconstructor):
             z = self._noise(shape, 0, dtype) if init is None else init
             penalty = torch.full_like(z[:, 0, 0, 0], float(self.latent_penalty))
             return self._descend(self.prior.timesteps, z, grey, None, penalty, observation, trace)
-        x = observation.gradient_steps(grey, steps=START_STEPS) if init is None else init
+        x = observation.gradient_steps(self._mean_image(grey), steps=START_STEPS) if init is None else init
         for draw, steps in enumerate(self._chains()):
             noise = observation.noise_variance(x, self.noise_level)
-            variance = torch.where(noise > 0, noise, observation.unexplained_variance(x))
+            variance = observation.variance(noise, x)
             x = self._before_level(x, noise, observation)
             u, abar = self.prior.to_model(x), self.prior.alphas_cumprod[steps[0]]
             z = abar**0.5 * u + (1 - abar) ** 0.5 * self._noise(shape, draw, dtype)
@@ -189,6 +195,12 @@ class DMILO(PriorReconstructor):
                 penalty, center = torch.full_like(variance, self.latent_penalty), None
             x = self._descend(steps, z, x, center, penalty, observation, trace, last=draw == len(self.levels) - 1)
         return x
+
+    def _mean_image(self, like: Tensor) -> Tensor:
+        """What the prior expects before any measurement: the network's image of noise, near the mean of its images."""
+        t = self.prior.steps_below(START_NOISE, 1)[0]
+        z = self.prior.latent((1, *like.shape[1:])).to(like.dtype)
+        return self.prior.to_image(self.prior.step(z, t, 0).clamp(-1, 1)).expand_as(like)
 
     def _descend(
         self,
@@ -204,8 +216,8 @@ class DMILO(PriorReconstructor):
     ) -> Tensor:
         """The outer steps on one chain; returns the image that they end at. On the ``last`` chain it may deviate."""
         layers = list(pairwise(steps))
-        deviations = self.sparsity is not None
-        nu = [torch.zeros_like(z) if deviations and self.solver == "adam" else None for _ in layers]
+        with_nu = self.solver == "adam" and self.sparsity is not None
+        nu = [torch.zeros_like(z) if with_nu else None for _ in layers]
         zs = [z] if len(layers) == 1 else self._run_chain(layers, z, nu)[0]
         rms = None
         for k in range(self.outer_steps):
@@ -220,9 +232,9 @@ class DMILO(PriorReconstructor):
                 outer = f"{k + 1}/{self.outer_steps}"
                 trace.show(level=steps[0], outer=outer, layer=i, residual="?" if rms is None else rms)
             zs, u = self._run_chain(layers, zs[0], nu)
-            if deviations and self.solver == "lbfgs" and last and k == self.outer_steps - 1:
-                u = u + sparse_deviation(observation.fit(), u, float(self.sparsity or 0))
             x = self.prior.to_image(u.clamp(-1, 1))
+            if self.solver == "lbfgs" and last and k == self.outer_steps - 1:
+                x = self._deviate(x, observation)
             rms = trace.record(x, cost)
         return x
 
@@ -233,9 +245,19 @@ class DMILO(PriorReconstructor):
         abar = self.prior.alphas_cumprod[layer[0]]
         center = None if u is None else abar**0.5 * u
         weight = penalty if u is None else penalty / (1 - abar)
-        return LayerProblem(
-            self.prior, layer, fit, self.sparsity or 0.0, weight, center, self.micro_batch, trace.on_pass
-        )
+        sparsity = 0.0 if self.sparsity is None or isinstance(self.sparsity, str) else self.sparsity
+        return LayerProblem(self.prior, layer, fit, sparsity, weight, center, self.micro_batch, trace.on_pass)
+
+    def _deviate(self, x: Tensor, observation: Observation) -> Tensor:
+        """The image with its sparse deviation."""
+        if self.sparsity is None:
+            return x
+        u, sparsity = self.prior.to_model(x), self.sparsity
+        if isinstance(sparsity, str):
+            weight = 20 * observation.variance(observation.noise_variance(x, self.noise_level), x).sqrt()
+        else:
+            weight = torch.full_like(x[:, 0, 0, 0], sparsity)
+        return self.prior.to_image(u + sparse_deviation(observation.fit(), u, weight)).clamp(0, 1)
 
     def _before_level(self, x: Tensor, noise: Tensor, observation: Observation) -> Tensor:
         """The image that a level puts noise on; ``noise`` is the variance of that in a measurement, 0 if unknown."""
@@ -375,7 +397,7 @@ class DMILOPGD(DMILO):
         tolerance: float = 1e-2,
         latent_lr: float = 5e-2,
         deviation_lr: float = 1e-3,
-        sparsity: float | None = None,
+        sparsity: float | str | None = "auto",
         latent_penalty: float | str = "auto",
         noise_level: float | None = None,
         max_passes: int | None = None,

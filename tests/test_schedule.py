@@ -110,7 +110,9 @@ def test_a_fit_below_the_noise_is_not_sought():
 
 def test_deviation_is_the_soft_threshold_where_the_operator_is_the_identity():
     u, target = torch.randn(2, *IMAGE).double(), torch.randn(2, *IMAGE).double()
-    nu = sparse_deviation(lambda output, rows: (output - target).square().flatten(1).mean(1), u, 0.4)
+    nu = sparse_deviation(
+        lambda output, rows: (output - target).square().flatten(1).mean(1), u, torch.full((2,), 0.4).double()
+    )
     torch.testing.assert_close(nu, torch.nn.functional.softshrink(target - u, 0.2), rtol=0, atol=1e-12)
 
 
@@ -120,7 +122,7 @@ def test_deviation_satisfies_the_conditions_of_optimality():
     y = physics(torch.rand(2, *IMAGE).double())
     u, sparsity = torch.zeros_like(y), 0.3
     fit = Observation(y, physics).fit()
-    nu = sparse_deviation(fit, u, sparsity, steps=1500).requires_grad_()
+    nu = sparse_deviation(fit, u, torch.full((2,), sparsity).double(), steps=1500).requires_grad_()
     (gradient,) = torch.autograd.grad(fit(u + nu, None).sum(), nu)
     bound = sparsity / nu[0].numel()
     active = nu != 0
@@ -213,3 +215,23 @@ def test_return_std_needs_samples():
     y = physics(torch.rand(2, *IMAGE).double())
     with pytest.raises(ValueError, match="type num_samples=4"):
         DMILO(toy_prior(ConvNet()))(y, physics, return_std=True)
+
+
+def test_automatic_deviations_start_at_five_standard_deviations_of_the_noise():
+    prior = toy_prior(AffineNet(0.0, 0.0), prediction_type="sample")  # a prior of one image, mid-grey
+    physics = dinv.physics.Denoising()
+    y = torch.full((1, *IMAGE), 0.5).double()
+    y[:, :, 3, 7], y[:, :, 5, 9] = 0.5 + 4 * 0.02, 0.5 + 9 * 0.02
+    x = DMILO(prior, noise_level=0.02)(y, physics)
+    moved = (x - 0.5).abs() > 0.02  # the latent itself moves the image a little
+    assert moved[0, :, 5, 9].all()
+    assert moved.sum() == 3
+    torch.testing.assert_close(x[0, :, 5, 9], torch.full((3,), 0.5 + 4 * 0.02).double(), rtol=0, atol=5e-3)
+
+
+def test_a_schedule_starts_from_what_the_prior_expects():
+    """With nothing measured the image is the prior's mean, here 0.7 everywhere."""
+    prior = toy_prior(AffineNet(0.0, 0.4), prediction_type="sample")
+    physics = Inpainting(IMAGE, mask=torch.zeros(IMAGE)).double()
+    x = DMILO(prior, levels=(1.0,), noise_level=0.1)(physics.A(torch.rand(1, *IMAGE).double()), physics)
+    torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-2)
