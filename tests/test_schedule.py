@@ -110,9 +110,8 @@ def test_a_fit_below_the_noise_is_not_sought():
 
 def test_deviation_is_the_soft_threshold_where_the_operator_is_the_identity():
     u, target = torch.randn(2, *IMAGE).double(), torch.randn(2, *IMAGE).double()
-    nu = sparse_deviation(
-        lambda output, rows: (output - target).square().flatten(1).mean(1), u, torch.full((2,), 0.4).double()
-    )
+    weight = torch.full((2,), 0.4, dtype=torch.float64)
+    nu = sparse_deviation(lambda output, rows: (output - target).square().flatten(1).mean(1), u, weight)
     torch.testing.assert_close(nu, torch.nn.functional.softshrink(target - u, 0.2), rtol=0, atol=1e-12)
 
 
