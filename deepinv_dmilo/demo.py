@@ -15,8 +15,9 @@ from deepinv.sampling import DPS, DiffPIR
 from deepinv.utils import plot
 from torch import Tensor, nn
 
+from deepinv_dmilo.dmilo import DMILO
+from deepinv_dmilo.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.reconstructors import DMILO, DMILOPGD
 from deepinv_dmilo.tasks import make_physics
 
 DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inpainting"}

@@ -13,8 +13,8 @@ from statistics import mean
 from deepinv.loss.metric import PSNR
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
+from deepinv_dmilo.dmilo import LEVELS
 from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.reconstructors import LEVELS
 from deepinv_dmilo.tasks import make_physics
 
 prior = DiffusionPrior.from_pretrained("digits")

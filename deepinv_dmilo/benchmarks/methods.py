@@ -12,9 +12,10 @@ from deepinv.sampling import DDRM, DPS, DDPMSolver, DiffPIR, PiGDMDataFidelity, 
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
 from torch import Tensor
 
+from deepinv_dmilo.dmilo import DMILO
+from deepinv_dmilo.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.reconstructors import DMILO, DMILOPGD
 
 BUDGETS = (25, 50, 100, 200)  # passes of our methods
 DPS_STEPS, PIGDM_STEPS = 200, 200  # of the tuned runs; deepinv's default for DPS is 1000

@@ -26,9 +26,9 @@ from deepinv.physics import Downsampling
 from torch import Tensor
 
 from deepinv_dmilo.benchmarks.meter import Meter
+from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.reconstructors import DMILO
 
 CELEBAHQ: dict[str, Any] = {
     "sample_size": 256,
