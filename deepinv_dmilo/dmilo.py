@@ -273,8 +273,7 @@ class DMILO(PriorReconstructor):
             return solve_with_adam(
                 problem, z, nu, steps=steps, latent_lr=self.latent_lr, deviation_lr=self.deviation_lr
             )
-        budget = torch.full((len(z),), steps, device=z.device)
-        z, value = solve_with_lbfgs(problem, z, budget=budget, tolerance=self.tolerance)
+        z, value = solve_with_lbfgs(problem, z, steps=steps, tolerance=self.tolerance)
         return z, None, value[None]
 
     def _run_chain(

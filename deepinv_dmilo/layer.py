@@ -116,7 +116,7 @@ def solve_with_lbfgs(
     problem: LayerProblem,
     z: Tensor,  # (B, C, H, W)
     *,
-    budget: Tensor,  # (B,) passes granted to each sample
+    steps: int,  # passes that a sample may take
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
     """L-BFGS on z, without a deviation, every sample on its own; returns z and the objective it reached, (B,)."""
@@ -126,7 +126,8 @@ def solve_with_lbfgs(
         return value, gradient
 
     # A look at the device costs a GPU its queue of work; a CPU nothing.
-    return lbfgs.minimize(evaluate, z, budget, tolerance=tolerance, check_every=1 if z.device.type == "cpu" else 5)
+    check_every = 1 if z.device.type == "cpu" else 5
+    return lbfgs.minimize(evaluate, z, steps=steps, tolerance=tolerance, check_every=check_every)
 
 
 def sparse_deviation(fit: Fit, output: Tensor, sparsity: Tensor, steps: int = 100) -> Tensor:

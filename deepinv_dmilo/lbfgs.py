@@ -19,8 +19,8 @@ Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def minimize(
     evaluate: Evaluate,
     z: Tensor,  # (B, ...)
-    budget: Tensor,  # (B,) evaluations granted to each sample
     *,
+    steps: int,
     history: int = 10,
     tries: int = 6,
     tolerance: float = 0.0,
@@ -31,25 +31,24 @@ def minimize(
 
     Every step evaluates each unfinished sample once, at its own trial point: one that decreased its value enough
     moves there and takes a new direction; one that did not shortens its step by quadratic interpolation. A sample is
-    finished when its budget is spent, its gradient vanishes, its value fell by less than ``tolerance`` times itself,
-    or ``tries`` steps in a row were too long. Finished samples are left out of the evaluations; the device is asked
-    which they are every ``check_every`` steps.
+    finished when its gradient vanishes, its value fell by less than ``tolerance`` times itself, or ``tries`` steps in
+    a row were too long. Finished samples are left out of the evaluations; the device is asked which they are every
+    ``check_every`` steps.
 
-    :return: the points (B, ...) and their values (B,): z and infinity where no evaluation was granted or finite.
+    :return: the points (B, ...) and their values (B,): z and infinity where no value was finite.
     """
     best_z, best_value = z.clone(), torch.full((len(z),), torch.inf, device=z.device, dtype=z.dtype)
     rows = torch.arange(len(z), device=z.device)
-    state = _State.start(z.flatten(1), budget, history)
-    step = 0
-    while len(rows):
+    state = _State.start(z.flatten(1), history)
+    for step in range(steps):
         if step % check_every == 0 and state.finished.any():
             keep = ~state.finished
             rows, state = rows[keep], state.select(keep)
-            continue
+        if not len(rows):
+            break
         value, gradient = evaluate(state.trial.view(len(rows), *z.shape[1:]), rows)
         state.move(value, gradient.flatten(1), tries, tolerance)
         best_z[rows], best_value[rows] = state.z.view(len(rows), *z.shape[1:]), state.value
-        step += 1
     return best_z, best_value
 
 
@@ -64,14 +63,13 @@ class _State:
     slope: Tensor  # (n,) of the value along the direction
     length: Tensor  # (n,) of the step being tried
     failures: Tensor  # (n,) of the line search, in a row
-    budget: Tensor  # (n,) evaluations left
     finished: Tensor  # (n,)
     s: Tensor  # (n, history, d) steps, latest first
     y: Tensor  # (n, history, d) gradient differences
     rho: Tensor  # (n, history) 1 / (s . y), 0 where there is none yet
 
     @classmethod
-    def start(cls, z: Tensor, budget: Tensor, history: int) -> _State:
+    def start(cls, z: Tensor, history: int) -> _State:
         """The first trial point is z itself: a step of length 0."""
         zero = z.new_zeros(len(z))
         pairs = z.new_zeros(len(z), history, z.shape[1])
@@ -82,9 +80,8 @@ class _State:
             direction=torch.zeros_like(z),
             slope=zero,
             length=zero,
-            failures=torch.zeros_like(budget),
-            budget=budget,
-            finished=budget <= 0,
+            failures=torch.zeros(len(z), dtype=torch.long, device=z.device),
+            finished=torch.zeros(len(z), dtype=torch.bool, device=z.device),
             s=pairs,
             y=pairs,
             rho=z.new_zeros(len(z), history),
@@ -99,10 +96,8 @@ class _State:
 
     def move(self, value: Tensor, gradient: Tensor, tries: int, tolerance: float) -> None:
         """Take the trial points that decreased their values enough, unless finished; shorten the other steps."""
-        running = ~self.finished
-        accepted = running & (value <= self.value + ARMIJO * self.length * self.slope)
+        accepted = ~self.finished & (value <= self.value + ARMIJO * self.length * self.slope)
         self.failures = torch.where(accepted, 0, self.failures + 1)
-        self.budget = self.budget - running.to(self.budget.dtype)
         stalled = accepted & (self.value - value < tolerance * value.abs())
         failed_length = self._shortened(value)
         self._remember(accepted, self.trial - self.z, gradient - self.gradient)
@@ -111,8 +106,7 @@ class _State:
         self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
         self._aim(accepted)
         self.length = torch.where(accepted, 1.0, failed_length)
-        spent = (self.budget <= 0) | (self.failures >= tries) | stalled | (self.slope == 0)
-        self.finished = self.finished | spent
+        self.finished = self.finished | (self.failures >= tries) | stalled | (self.slope == 0)
 
     def _shortened(self, value: Tensor) -> Tensor:
         """The minimum of the parabola through the value, the slope and the failed value, within bounds."""
