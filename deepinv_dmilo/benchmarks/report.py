@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the results (default: report)")
     parser.add_argument("--images", type=int, default=32, help="held-out digits (default: 32)")
-    parser.add_argument("--methods", nargs="+", help="only methods whose name starts with one of these")
+    parser.add_argument("--methods", nargs="+", help="only these methods, or those whose names start so")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--noises", nargs="+", type=float, default=list(NOISES))
     parser.add_argument("--quick", action="store_true", help="one digit, two tasks, one noise level, five methods")
@@ -240,7 +240,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    names = [m for m in METHODS if args.methods is None or m.startswith(tuple(args.methods))]
+    wanted = list(METHODS) if args.methods is None else args.methods
+    names = [m for m in METHODS if any(m == w or (w not in METHODS and m.startswith(w)) for w in wanted)]
+    if not names:
+        parser.error(f"no method starts with {' or '.join(wanted)}; type one of: {'; '.join(METHODS)}")
     tuning = TUNING
     if args.quick:
         names = ["pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR", "DDRM"]
