@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -113,11 +114,14 @@ class PriorReconstructor(Reconstructor):
                 raise ValueError(f"x_gt has shape {tuple(x_gt.shape)}; pass the ground truth of the batch, {shape}")
             y = y.clone()  # inside, a plain tensor even when the caller's is an inference tensor
             if init is not None:
+                if self.num_samples > 1 and not self._draws_after_init():
+                    raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
                 init = init.detach().to(self.prior.device, working_dtype(y)).repeat(self.num_samples, 1, 1, 1)
             observation = Observation(y, physics, self.num_samples)
             trace = Trace(observation, x_gt, compute_metrics, self.verbose, self._total_steps(), type(self).__name__)
             try:
-                samples = self._solve(observation, shape, init, trace)
+                with torch.autocast(self.prior.device.type, enabled=False):  # the caller's; the prior has its own
+                    samples = self._solve(observation, shape, init, trace)
             finally:
                 trace.bar.close()
             if not torch.isfinite(samples).all():
@@ -132,6 +136,10 @@ class PriorReconstructor(Reconstructor):
     def _solve(self, observation: Observation, shape: tuple[int, ...], init: Tensor | None, trace: Trace) -> Tensor:
         """The algorithm: images in [0, 1], (S * B, C, H, W), from measurements and the start, if there is one."""
         raise NotImplementedError
+
+    def _draws_after_init(self) -> bool:
+        """Whether samples that start from the same init differ."""
+        return False
 
     def _total_steps(self) -> int:
         """How many steps ``_solve`` takes at most."""
@@ -204,10 +212,10 @@ class Trace:
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:
     """Refuse step numbers that are not whole and positive, rates that are not positive, weights that are negative."""
     for name, value in steps.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
     for name, number in {**rates, **weights}.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{name}={number!r}: type a finite number")
         if number < 0 or (number == 0 and name in rates):
             raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__
-from deepinv_dmilo.tasks import PICTURE_TASKS, TASKS
+from deepinv_dmilo.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ def _parser() -> _Parser:
     reconstruct.add_argument("--out", type=_png, required=True, help="PNG to write")
     reconstruct.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     reconstruct.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
-    reconstruct.add_argument("--max-passes", type=int, help="network passes that the picture may take (default: 100)")
+    reconstruct.add_argument("--max-passes", type=int, help="network passes that the picture may take")
     reconstruct.add_argument(
         "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
     )
@@ -135,11 +135,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv_dmilo.prior import DiffusionPrior
     from deepinv_dmilo.tasks import make_physics
 
+    if args.mask is not None and args.task != "inpainting":
+        raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
     for file in filter(None, (args.image, args.mask)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
     if args.task not in PICTURE_TASKS and not args.simulate:
-        raise ValueError(f"the measurements of {args.task} are no picture; type --simulate and a clean one")
+        raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
     device = _device(args)
     prior = DiffusionPrior.from_pretrained(args.prior, num_layers=args.num_layers, device=device)
     channels = prior.image_shape[0] if prior.image_shape else 3
@@ -186,7 +188,9 @@ def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructo
     if args.max_passes is not None:
         settings["max_passes"] = args.max_passes
     if args.published:
-        return method.from_preset(args.task.replace("-", "_"), prior, **settings)
+        if args.task not in TASK_PRESETS:
+            raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
+        return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
     return method(prior, **settings)
 
 
@@ -216,7 +220,7 @@ def _read(file: Path, channels: int, what: str) -> Tensor:
 def _write(x: Tensor, file: Path) -> None:
     from torchvision.transforms.functional import to_pil_image
 
-    to_pil_image(x[0].float().cpu()).save(file)
+    to_pil_image((255 * x[0].float().cpu()).round().byte()).save(file)
 
 
 def _priors(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -128,17 +128,19 @@ class DMILO(PriorReconstructor):
         rng: torch.Generator | None = None,
     ) -> None:
         weights = {"deviation_lr": deviation_lr, "tolerance": tolerance}
-        weights |= {} if noise_level is None else {"noise_level": noise_level}
         for name, weight in (("sparsity", sparsity), ("latent_penalty", latent_penalty)):
             if isinstance(weight, str):
                 check_choice(name, weight, ("auto",), "a number of at least 0")
-            elif weight is not None:
-                weights[name] = weight
+            elif weight is not None or name == "latent_penalty":
+                weights[name] = weight  # type: ignore[assignment]
         check_choice("solver", solver, SOLVERS)
+        if levels is not None:
+            levels = tuple(levels) if isinstance(levels, Iterable) else (levels,)
+        rates = {"latent_lr": latent_lr, **{f"levels[{i}]": level for i, level in enumerate(levels or ())}}
         steps = {"outer_steps": outer_steps, "layers_per_level": layers_per_level}
         check_settings(
             steps=steps if inner_steps is None else {**steps, "inner_steps": inner_steps},
-            rates={"latent_lr": latent_lr, **{f"levels[{i}]": level for i, level in enumerate(levels or ())}},
+            rates=rates if noise_level is None else {**rates, "noise_level": noise_level},
             weights=weights,
         )
         if levels is not None and len(levels) == 0:
@@ -150,7 +152,7 @@ class DMILO(PriorReconstructor):
         super().__init__(
             prior, max_passes=max_passes, num_samples=num_samples, micro_batch=micro_batch, verbose=verbose, rng=rng
         )
-        self.levels = None if levels is None else tuple(levels)
+        self.levels = levels
         self.layers_per_level = layers_per_level
         self.outer_steps = outer_steps
         self.inner_steps = inner_steps
@@ -168,6 +170,9 @@ class DMILO(PriorReconstructor):
                 "or fewer levels, outer_steps or num_samples"
             )
 
+    def _draws_after_init(self) -> bool:
+        return self.levels is not None
+
     def _chains(self) -> list[tuple[int, ...]]:
         """The training steps of the chain of each level."""
         if self.levels is None:
@@ -184,14 +189,15 @@ class DMILO(PriorReconstructor):
         x = observation.gradient_steps(self._mean_image(grey), steps=START_STEPS) if init is None else init
         for draw, steps in enumerate(self._chains()):
             noise = observation.noise_variance(x, self.noise_level)
-            variance = observation.variance(noise, x)
+            start = x
             x = self._before_level(x, noise, observation)
             u, abar = self.prior.to_model(x), self.prior.alphas_cumprod[steps[0]]
             z = abar**0.5 * u + (1 - abar) ** 0.5 * self._noise(shape, draw, dtype)
             if isinstance(self.latent_penalty, str):
-                penalty, center = 4 * variance * x[0].numel() / observation.size, u
+                # The residual, where it stands in for the noise, is that before the measurements were fitted.
+                penalty, center = 4 * observation.variance(noise, start) * x[0].numel() / observation.size, u
             else:
-                penalty, center = torch.full_like(variance, self.latent_penalty), None
+                penalty, center = torch.full_like(noise, self.latent_penalty), None
             x = self._descend(steps, z, x, center, penalty, observation, trace, last=draw == len(self.levels) - 1)
         return x
 

@@ -36,6 +36,18 @@ def parts(y: Measurements) -> list[Tensor]:
     return [t for part in y for t in parts(part)] if isinstance(y, TensorList) else [y]
 
 
+def take(y: Measurements, rows: Tensor) -> Measurements:
+    """The measurements of some samples."""
+    return TensorList([take(part, rows) for part in y]) if isinstance(y, TensorList) else y[rows]
+
+
+def join(ys: list[Measurements]) -> Measurements:
+    """The measurements of several batches as those of one."""
+    if isinstance(ys[0], TensorList):
+        return TensorList([join(list(group)) for group in zip(*ys, strict=True)])
+    return torch.cat(ys)
+
+
 def energy(r: Measurements) -> Tensor:
     """Squared 2-norm of each sample, shape (B,); complex values count by their modulus."""
     squares = [(torch.view_as_real(t) if t.is_complex() else t).square() for t in parts(r)]
@@ -86,7 +98,16 @@ def check_inputs(y: Measurements, physics: Physics, prior: DiffusionPrior, init:
     _check_network(shape, prior)
     if init is not None:
         _check_init(init, y, physics)
+    _check_differentiable(shape, y, physics)
     return shape
+
+
+def _check_differentiable(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
+    with torch.enable_grad():
+        x = torch.full(shape, 0.5, device=parts(y)[0].device, dtype=working_dtype(y)).requires_grad_()
+        measured = measure(x, physics)
+    if not any(t.requires_grad for t in parts(measured)):
+        raise ValueError("physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()")
 
 
 def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
@@ -113,11 +134,19 @@ def _check_devices(y: Measurements, physics: Physics, prior: DiffusionPrior) -> 
             raise ValueError(f"physics is on {tensor.device} and y on {device}; type physics.to(y.device)")
 
 
+def operators(physics: Physics) -> Iterator[Physics]:
+    """The physics, and those that a stack of deepinv's keeps in a plain list, where torch does not see them."""
+    yield physics
+    for member in getattr(physics, "physics_list", ()):
+        yield from operators(member)
+
+
 def _tensors(physics: Physics) -> Iterator[Tensor]:
-    """What the operator computes with; the noise model's own tensors play no part in a reconstruction."""
-    for name, tensor in [*physics.named_parameters(), *physics.named_buffers()]:
-        if "noise_model" not in name and "random_state" not in name:
-            yield tensor
+    """What the operator computes with, without the noise model's own tensors."""
+    for operator in operators(physics):
+        for name, tensor in [*operator.named_parameters(), *operator.named_buffers()]:
+            if "noise_model" not in name and "random_state" not in name:
+                yield tensor
 
 
 def _image_shape(y: Measurements, physics: Physics, prior: DiffusionPrior) -> tuple[int, ...]:

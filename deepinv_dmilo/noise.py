@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, as_input, energy, measure, parts
+from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, as_input, energy, measure, operators, parts
 
 DRAWS = 4  # of the noise; they cost no network
 
 
 def noise_variance(x: Tensor, physics: Physics, noise_level: float | None) -> Tensor:
     """
-    The variance of the noise in a measurement that the image reaches, for each of B samples, shape (B,).
+    The variance of the noise in a (real) measurement that the image reaches, for each of B samples, shape (B,).
 
     That of ``noise_level`` where given; else that of the physics' own noise, drawn at the images x; 0 where it has
-    none. Masked measurements, which carry no noise, do not count.
+    none, or none that can be drawn there. Masked measurements, which carry no noise, do not count.
 
     :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
+    :param float noise_level: standard deviation as deepinv's noise models take it: that of a complex measurement's
+        real and imaginary part together.
     """
-    if noise_level is not None:
-        return torch.full_like(x[:, 0, 0, 0], noise_level**2)
-    return _simulated(x, physics)
+    if noise_level is None:
+        return _simulated(x, physics)
+    parts_of_one = 2 if parts(measure(x, physics))[0].is_complex() else 1
+    return torch.full_like(x[:, 0, 0, 0], noise_level**2 / parts_of_one)
 
 
 def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor:
@@ -35,58 +38,62 @@ def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor
 
 def _simulated(x: Tensor, physics: Physics) -> Tensor:
     """
-    Mean square of the nonzero values of ``physics(x) - physics.A(x)``, (B,), 0 where there are none.
+    Mean square of ``physics(x) - physics.A(x)`` over the measurements that x reaches, (B,).
 
     One image at a time, all with the same draws, so that a sample's variance does not depend on its batch; only an
     operator with parameters for every sample sees the batch.
     """
-    with _own_randomness(physics):
+    with _own_randomness(x, physics), suppress(*SHAPE_ERRORS):
         try:
-            noises = [_draw(image, physics) for image in x.split(1)]
+            return torch.cat([_drawn(image, physics) for image in x.split(1)])
         except SHAPE_ERRORS:
-            noises = [_draw(x, physics)]
-    squares, counts = (torch.cat(values) for values in zip(*noises, strict=True))
-    return squares / counts.clamp(min=1)
+            return _drawn(x, physics)
+    return torch.zeros_like(x[:, 0, 0, 0])  # a noise model that refuses these images
 
 
-def _draw(x: Tensor, physics: Physics) -> tuple[Tensor, Tensor]:
-    """Energy and number of nonzero values of the noise, over all draws, (n,) each."""
-    torch.manual_seed(0)
-    for _, rng in _generators(physics):
+def _drawn(x: Tensor, physics: Physics) -> Tensor:
+    """The variance from a few draws, (n,)."""
+    for rng in _own_generators(x, physics):
         rng.manual_seed(0)
     noises = [physics(as_input(x, physics)) - measure(x, physics) for _ in range(DRAWS)]
     if len(parts(noises[0])[0]) != len(x):
         raise ValueError("the operator has parameters for every sample")
-    return sum(energy(n) for n in noises), sum(_nonzero(n) for n in noises)  # type: ignore[return-value]
-
-
-def _nonzero(r: Measurements) -> Tensor:
-    """Number of nonzero real values of each sample, (B,)."""
-    values = [(torch.view_as_real(t) if t.is_complex() else t).flatten(1) for t in parts(r)]
-    return torch.stack([(v != 0).sum(1) for v in values]).sum(0)
+    return torch.stack([energy(n) for n in noises]).mean(0) / _reached(x, physics)
 
 
 def _reached(x: Tensor, physics: Physics) -> Tensor:
     """Number of real measurements of each sample that change with the image, (B,)."""
-    rng = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(x.shape[1:], generator=rng).to(x).expand_as(x) for _ in range(2))
-    return _nonzero(measure(a, physics) - measure(b, physics)).clamp(min=1)
+    rng = torch.Generator("cpu").manual_seed(0)
+    a, b = (torch.rand(x.shape[1:], generator=rng, device="cpu").to(x).expand_as(x) for _ in range(2))
+    changes = parts(measure(a, physics) - measure(b, physics))
+    values = [(torch.view_as_real(t) if t.is_complex() else t).flatten(1) for t in changes]
+    return torch.stack([(v != 0).sum(1) for v in values]).sum(0).clamp(min=1)
 
 
 def _generators(physics: Physics) -> list[tuple[torch.nn.Module, torch.Generator]]:
-    """The modules of a physics that have a random generator, and the generator."""
-    rngs = ((module, getattr(module, "rng", None)) for module in physics.modules())
+    """The modules of a physics that have a random generator of their own, and the generator."""
+    modules = (module for operator in operators(physics) for module in operator.modules())
+    rngs = ((module, getattr(module, "rng", None)) for module in modules)
     return [(module, rng) for module, rng in rngs if isinstance(rng, torch.Generator)]
 
 
+def _own_generators(x: Tensor, physics: Physics) -> list[torch.Generator]:
+    """Everything that noise may be drawn from: the physics' generators and the global one of x's device."""
+    rngs = [rng for _, rng in _generators(physics)]
+    if x.is_cuda:
+        rngs.append(torch.cuda.default_generators[x.device.index or 0])
+    return [*rngs, torch.default_generator]
+
+
 @contextmanager
-def _own_randomness(physics: Physics) -> Iterator[None]:
-    """The physics' generators, which deepinv replaces on the way, and the global state are afterwards as before."""
-    states = [(module, rng, rng.get_state()) for module, rng in _generators(physics)]
+def _own_randomness(x: Tensor, physics: Physics) -> Iterator[None]:
+    """The physics' generators, which deepinv replaces on the way, and the global ones are afterwards as before."""
+    owners = _generators(physics)
+    states = [(rng, rng.get_state()) for rng in _own_generators(x, physics)]
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        for module, rng, state in states:
+        for rng, state in states:
             rng.set_state(state)
+        for module, rng in owners:
             module.rng = rng  # type: ignore[assignment]

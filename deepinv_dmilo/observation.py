@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.layer import Fit
-from deepinv_dmilo.measurements import Measurements, mean_energy, measure, parts
+from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, join, mean_energy, measure, parts, take
 from deepinv_dmilo.noise import noise_variance, unexplained_variance
 from deepinv_dmilo.prior import DiffusionPrior
 from deepinv_dmilo.projection import gradient_steps
@@ -28,6 +29,7 @@ class Observation:
     y: Measurements
     physics: Physics
     num_samples: int = 1
+    _known: dict[str, bool] = field(default_factory=dict)
 
     def fit(self, targets: list[Measurements] | None = None) -> Fit:
         """
@@ -36,17 +38,28 @@ class Observation:
         :param list targets: one for each group of B rows; None: y for all.
         """
         targets = [self.y] * self.num_samples if targets is None else targets
+        joined = join(targets)
         total = self.num_samples * len(parts(self.y)[0])
 
         def fit(u: Tensor, rows: Tensor | None) -> Tensor:
             x = DiffusionPrior.to_image(u)
             if rows is not None and len(rows) < total:
+                if self._is_shared(x):
+                    return 4 * mean_energy(measure(x, self.physics) - take(joined, rows))
                 x = x.new_full((total, *x.shape[1:]), 0.5).index_copy(0, rows, x)
             groups = zip(self.measure(x), targets, strict=True)
             energies = torch.cat([mean_energy(measured - target) for measured, target in groups])
             return 4 * (energies if len(energies) == len(u) else energies[rows])
 
         return fit
+
+    def _is_shared(self, x: Tensor) -> bool:
+        """Whether the operator is the same for all images, so that some of them can be measured alone."""
+        if "shared" not in self._known:
+            self._known["shared"] = False
+            with suppress(*SHAPE_ERRORS), torch.no_grad():
+                self._known["shared"] = len(parts(measure(x[:1], self.physics))[0]) == 1
+        return self._known["shared"]
 
     def mean(self, t: Tensor) -> Tensor:
         """The mean of S * B rows over the samples of each image, B rows."""

@@ -62,7 +62,7 @@ def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
             local_files_only=is_local,
             low_cpu_mem_usage=False,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AttributeError) as error:
         if is_local:
             raise ValueError(f"{folder}: the pipeline cannot be read: {error}") from error
         raise FileNotFoundError(
@@ -72,6 +72,11 @@ def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
     finally:
         if bar_was_on:
             logging.enable_progress_bar()
+    if set(pipeline.components) != {"unet", "scheduler"}:
+        raise ValueError(
+            f"{name}: a {type(pipeline).__name__} is not supported; give a pipeline of a pixel-space 'unet' and a "
+            "'scheduler' alone, as DDPMPipeline and DDIMPipeline are"
+        )
     if not isinstance(pipeline.unet, UNet2DModel):
         raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a UNet2DModel is needed")
     if not hasattr(pipeline.scheduler, "alphas_cumprod"):
@@ -97,8 +102,8 @@ def _check_folder(folder: Path) -> None:
         index = dict(json.loads(index_file.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{index_file} is no pipeline index: {error}") from error
-    missing = {"unet", "scheduler"} - index.keys()
-    if missing or "vae" in index:
+    components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    if components != {"unet", "scheduler"}:
         raise ValueError(
             f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a pixel-space 'unet' "
             "and a 'scheduler', as DDPMPipeline and DDIMPipeline have"

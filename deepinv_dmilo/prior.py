@@ -65,6 +65,10 @@ class DiffusionPrior(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(unet, nn.Module):
+            raise TypeError(f"unet is a {type(unet).__name__}; pass a torch.nn.Module called as unet(z, t)")
+        if autocast is not None and not isinstance(autocast, torch.dtype):
+            raise TypeError(f"autocast={autocast!r}: type torch.bfloat16, or None")
         alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
         if alphas_cumprod is None:
             raise TypeError(
@@ -88,7 +92,7 @@ class DiffusionPrior(nn.Module):
                 raise ValueError(f"a {type(unet).__name__} has no gradient checkpointing; type checkpointing=False")
             unet.enable_gradient_checkpointing()  # type: ignore[operator]
         # Outside the modules, so that the state dict has one copy of the weights under their own names.
-        self._call = (torch.compile(unet) if compile else unet,)
+        self._compiled = (torch.compile(unet),) if compile else ()
         stride = train_steps // num_layers
         self.timesteps = tuple(min(i * stride, train_steps - 1) for i in reversed(range(num_layers + 1)))
         # Python floats: exact in any dtype, on any device.
@@ -185,8 +189,9 @@ class DiffusionPrior(nn.Module):
     def predict(self, z: Tensor, t: Tensor) -> Tensor:
         """The network's output at training step t (0-dim or (B,)), without the learned variance, in z's dtype."""
         dtype = next((p.dtype for p in self.unet.parameters()), z.dtype)
+        network = self._compiled[0] if self._compiled else self.unet
         with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self._call[0](z.to(dtype), t.expand(len(z)))
+            output = network(z.to(dtype), t.expand(len(z)))
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
         return output[:, : z.shape[1]].to(z.dtype)
@@ -230,8 +235,8 @@ class DiffusionPrior(nn.Module):
         the same ``draw``, so that an image's result does not depend on the batch it came in.
         """
         if rng is None:
-            seeded = torch.Generator().manual_seed(draw)
-            noise = torch.randn(tuple(shape[1:]), generator=seeded).expand(tuple(shape)).contiguous()
+            seeded = torch.Generator("cpu").manual_seed(draw)
+            noise = torch.randn(tuple(shape[1:]), generator=seeded, device="cpu").expand(tuple(shape)).contiguous()
         else:
             noise = torch.randn(tuple(shape), generator=rng, device=rng.device)
         return noise.to(self.device)

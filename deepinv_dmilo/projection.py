@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -11,9 +10,10 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, energy, measure, parts
+from deepinv_dmilo.measurements import Measurements, energy, measure
 
-_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, float]] = WeakKeyDictionary()  # fingerprint, norm
+POWER_STEPS = 100
+_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # fingerprint, norms
 
 
 def gradient_steps(
@@ -34,9 +34,10 @@ def gradient_steps(
     """
     pull = torch.zeros_like(x[:, 0, 0, 0]) if pull is None else pull
     objective = partial(_objective, y=y, physics=physics, anchor=x, pull=pull)
-    size = None if step_size == "auto" else torch.full_like(pull, float(step_size))
-    if step_size == "auto" and isinstance(physics, LinearPhysics):
-        size = 1 / (squared_norm(physics, x) + pull)
+    size = None
+    if step_size != "auto" or isinstance(physics, LinearPhysics):
+        inverse_curvature = 1 / squared_norm(physics, x) if step_size == "auto" else float(step_size)  # type: ignore
+        size = inverse_curvature / (1 + inverse_curvature * pull)
     for _ in range(steps):
         value, gradient = _value_and_gradient(objective, x)
         if normalize:
@@ -46,25 +47,23 @@ def gradient_steps(
     return x
 
 
-def squared_norm(physics: LinearPhysics, x: Tensor) -> float:
+def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
     """
-    ``||A||^2`` by deepinv's power method, cached per physics until the operator changes.
+    ``||A||^2`` of each sample, (B,), by a power method, cached per physics until the operator changes.
 
-    Computed on a single image where the operator is the same for the whole batch, so that a batch takes the steps
-    of its images; with per-sample parameters (one mask each) it is the largest of the batch.
+    Our own: deepinv's takes one norm for the whole batch, and draws from the global random state.
     """
-    probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
-    with suppress(*SHAPE_ERRORS):  # of an operator with one parameter per sample
-        if len(parts(physics.A(probe[:1]))[0]) == 1:
-            probe = probe[:1]
+    rng = torch.Generator("cpu").manual_seed(0)
+    probe = torch.randn(x.shape[1:], generator=rng, device="cpu").to(x).expand_as(x)
     # What the operator does to the probe tells whether it is still the same, wherever it keeps its parameters.
     fingerprint = [probe.shape, x.dtype, x.device, energy(physics.A(probe)).tolist()]
     cached = _SQUARED_NORMS.get(physics)
     if cached is None or cached[0] != fingerprint:
-        with torch.random.fork_rng(devices=None if x.device.type == "cuda" else []):
-            torch.manual_seed(0)  # the power method draws from the global state
-            norm = physics.compute_sqnorm(probe, max_iter=1000, tol=1e-4, verbose=False)
-        cached = (fingerprint, max(float(norm), torch.finfo(x.dtype).tiny))
+        norm = energy(probe).sqrt()
+        for _ in range(POWER_STEPS):
+            probe = physics.A_adjoint(physics.A(probe / _column(norm)))
+            norm = energy(probe).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        cached = (fingerprint, norm)
         _SQUARED_NORMS[physics] = cached
     return cached[1]
 

@@ -17,17 +17,26 @@ from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
-#: tasks whose measurements are a picture, and those whose measurements are not
+#: tasks whose measurements are a picture of a known operator
 PICTURE_TASKS = (
     "super-resolution",
     "inpainting",
     "box-inpainting",
     "deblurring",
-    "motion-deblurring",
     "nonlinear-deblurring",
     "denoising",
 )
-TASKS = (*PICTURE_TASKS, "compressed-sensing", "phase-retrieval")
+#: tasks whose measurements are no picture, or whose operator is drawn at random
+SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
+TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
+#: the paper's settings (``from_preset``) for its tasks
+TASK_PRESETS = {
+    "super-resolution": "super_resolution",
+    "inpainting": "inpainting",
+    "deblurring": "deblurring",
+    "motion-deblurring": "deblurring",
+    "nonlinear-deblurring": "nonlinear_deblurring",
+}
 
 
 class CameraResponseBlur(Physics):

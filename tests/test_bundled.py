@@ -76,7 +76,7 @@ def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
     assert len(rows) == 2 * 5
     evaluations = {row.method: row.evaluations for row in rows}
     assert evaluations["pseudo-inverse"] == 0
-    assert evaluations["DMILO"] == 5 * (2 + 1)  # levels x (inner steps, the image)
+    assert evaluations["DMILO"] == 1 + 5 * (2 + 1)  # the start, levels x (inner steps, the image)
     assert evaluations["DiffPIR"] == 100
     assert format_table(rows).count("\n") == 11
     assert all(images.shape == (2, 1, 32, 32) for images in columns.values())
@@ -135,9 +135,11 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
         ({"--noise": "nan"}, "noise=nan: type a number"),
-        ({"--published": None}, "no preset 'denoising'"),
+        ({"--published": None}, "the paper has no settings for denoising"),
         ({"--max-passes": "3"}, "type at least 5"),
-        ({"--task": "compressed-sensing"}, "are no picture; type --simulate"),
+        ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
+        ({"--task": "motion-deblurring"}, "type --simulate and a clean one"),
+        ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path, capsys, short):

@@ -109,6 +109,26 @@ def test_arguments_in_the_wrong_order_or_of_the_wrong_kind(model, physics, prior
         DiffusionPrior(prior.unet, object())
 
 
+def test_an_operator_without_a_gradient(model):
+    physics = dinv.physics.LinearPhysics(A=lambda x: torch.from_numpy(x.detach().numpy()), A_adjoint=lambda y: y)
+    with pytest.raises(ValueError, match=r"physics.A cannot be differentiated; write it in torch"):
+        model(torch.rand(1, *IMAGE), physics)
+
+
+def test_init_and_several_samples(prior, physics):
+    y = physics(torch.rand(1, *IMAGE))
+    for method in (DMPlug(prior, steps=1, num_samples=2), DMILO.from_preset("inpainting", prior, num_samples=2)):
+        with pytest.raises(ValueError, match="type num_samples=1, or leave init out"):
+            method(y, physics, init=torch.randn(1, *IMAGE))
+
+
+def test_a_network_that_is_no_module_and_a_type_that_is_none(prior):
+    with pytest.raises(TypeError, match="unet is a function"):
+        DiffusionPrior(lambda z, t: z, DDIMScheduler())
+    with pytest.raises(TypeError, match=r"autocast='bfloat16': type torch.bfloat16"):
+        DiffusionPrior(prior.unet, DDIMScheduler(), autocast="bfloat16")
+
+
 def test_ground_truth_of_another_shape(model, physics):
     with pytest.raises(ValueError, match="x_gt has shape"):
         model(physics(torch.rand(2, *IMAGE)), physics, x_gt=torch.rand(1, *IMAGE), compute_metrics=True)
@@ -167,7 +187,9 @@ def test_number_of_layers(num_layers):
         (DMILO, {"sparsity": "none"}, "sparsity='none': type 'auto' or a number"),
         (DMILO, {"latent_penalty": "noise"}, "latent_penalty='noise': type 'auto' or a number of at least 0"),
         (DMILO, {"solver": "sgd"}, "solver='sgd': type 'lbfgs' or 'adam'"),
-        (DMILO, {"noise_level": -0.1}, "noise_level=-0.1"),
+        (DMILO, {"noise_level": 0.0}, "noise_level=0.0: type a number above 0"),
+        (DMILO, {"latent_penalty": None}, "latent_penalty=None: type a finite number"),
+        (DMILO, {"levels": "high"}, r"levels\[0\]='h': type a finite number"),
         (DMILO, {"max_passes": 4}, "max_passes=4 is not a pass for each layer problem and sample; type at least 5"),
         (DMILO, {"max_passes": 9, "num_samples": 2}, "type at least 10"),
         (DMPlug, {"max_passes": 2}, "max_passes=2 is no step; type at least 3"),
@@ -222,5 +244,8 @@ def test_a_variance_exploding_scheduler_is_refused(tmp_path):
 def test_latent_diffusion_is_refused(folder):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderKL"]}))
+    with pytest.raises(ValueError, match="pixel-space"):
+        DiffusionPrior.from_pretrained(str(folder))
+    (folder / "model_index.json").write_text(json.dumps({**index, "vqvae": ["diffusers", "VQModel"]}))
     with pytest.raises(ValueError, match="pixel-space"):
         DiffusionPrior.from_pretrained(str(folder))

@@ -181,3 +181,10 @@ def test_checkpointing_keeps_less_and_computes_the_same():
     torch.testing.assert_close(results[True], results[False])
     with pytest.raises(ValueError, match="ConvNet has no gradient checkpointing; type checkpointing=False"):
         DiffusionPrior(ConvNet(), DDIMScheduler(), checkpointing=True)
+
+
+def test_a_network_that_is_replaced_is_the_one_that_is_called():
+    prior = toy_prior(AffineNet(0.5, 0.0)).eval()
+    prior.unet = AffineNet(0.25, 0.0).double()
+    z = torch.randn(SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(prior.predict(z, torch.tensor(1)), 0.25 * z)

@@ -56,6 +56,26 @@ def test_a_level_is_the_maximum_a_posteriori_estimate():
     torch.testing.assert_close(model(y, physics, init=x0), expected, rtol=0, atol=1e-6)
 
 
+def test_noise_of_measurements_that_are_mostly_left_alone_is_averaged_over_all():
+    x = torch.rand(2, *IMAGE)
+    x[:, :, :12] = 0  # where Poisson noise is 0
+    variance = noise_variance(x, dinv.physics.Denoising(PoissonNoise(0.02)), None)
+    torch.testing.assert_close(variance, 0.02 * x.flatten(1).mean(1), rtol=0.1, atol=0)
+
+
+def test_noise_of_complex_measurements_is_that_of_their_parts():
+    """deepinv's sigma is that of both parts together."""
+    physics = dinv.physics.LinearPhysics(A=torch.fft.fft2, A_adjoint=torch.fft.ifft2, noise_model=GaussianNoise(0.1))
+    x = torch.rand(2, *IMAGE)
+    torch.testing.assert_close(noise_variance(x, physics, None), torch.full((2,), 0.005), rtol=0.1, atol=0)
+    torch.testing.assert_close(noise_variance(x, physics, 0.1), torch.full((2,), 0.005))
+
+
+def test_a_noise_model_that_refuses_the_image_is_no_reason_to_stop():
+    physics = dinv.physics.Denoising(dinv.physics.GammaNoise(3.0))  # wants positive values
+    assert noise_variance(torch.zeros(1, *IMAGE), physics, None).tolist() == [0]
+
+
 @pytest.mark.parametrize("model", [GaussianNoise(0.03), PoissonNoise(0.01)])
 def test_noise_of_any_kind_is_found_by_simulation(model):
     """Masked pixels carry no noise and must not count; a sample's variance does not depend on its batch."""

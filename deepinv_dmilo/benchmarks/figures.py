@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Protocol
@@ -24,10 +24,6 @@ class Result(Protocol):
     calls: float
     seconds: float
     memory_mb: float
-
-
-def unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 def psnr_table(rows: Sequence[Result], tasks: list[str], methods: list[str]) -> str:

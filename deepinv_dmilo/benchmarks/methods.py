@@ -16,17 +16,15 @@ from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.tasks import TASK_PRESETS
 
 BUDGETS = (25, 50, 100, 200)  # passes of our methods
 DPS_STEPS, PIGDM_STEPS = 200, 200  # of the tuned runs; deepinv's default for DPS is 1000
 
-# The preset that the published runs take; the paper has none for the tasks of the last three lines.
+# The preset that the published runs take; the paper has none for the last two lines.
 PUBLISHED_PRESETS = {
-    "super-resolution": "super_resolution",
+    **TASK_PRESETS,
     "inpainting-70": "inpainting",
-    "deblurring": "deblurring",
-    "motion-deblurring": "deblurring",
-    "nonlinear-deblurring": "nonlinear_deblurring",
     "phase-retrieval": "nonlinear_deblurring",
     **dict.fromkeys(("inpainting-90", "box-inpainting", "compressed-sensing", "denoising"), "inpainting"),
 }

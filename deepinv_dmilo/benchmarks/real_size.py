@@ -144,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
             command += ["--device", args.device, "--passes", str(args.passes), *(["--tiny"] if args.tiny else [])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                lines.append(f"| {name} | {batch} | {done.stderr.strip().splitlines()[-1][:80]} | | | |")
+                said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                lines.append(f"| {name} | {batch} | {said[-1][:80]} | | | |")
                 continue
             cell = json.loads(done.stdout.splitlines()[-1])
             first = first or cell

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -27,7 +26,7 @@ from deepinv.loss.metric import PSNR, SSIM
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.figures import cost_table, picture, psnr_table, unique
+from deepinv_dmilo.benchmarks.figures import cost_table, picture, psnr_table
 from deepinv_dmilo.benchmarks.meter import Meter
 from deepinv_dmilo.benchmarks.methods import METHODS, Method
 from deepinv_dmilo.pretrained import held_out_images
@@ -209,12 +208,14 @@ def write(rows: list[Row], out: Path) -> None:
     )
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
-        images = defaultdict(set)
+        done: dict[str, dict[str, int]] = {}  # images by method and task
         for r in level:
-            images[r.method].add(r.image)
-        for count in sorted({len(i) for i in images.values()}, reverse=True):
+            counts = done.setdefault(r.method, {})
+            counts[r.task] = counts.get(r.task, 0) + 1
+        finished = {method: min(counts.values()) for method, counts in done.items()}
+        for count in sorted(set(finished.values()), reverse=True):
             # every method on the images that this group of methods did: the few of the longest runs, then all
-            methods = [m for m in unique(r.method for r in level) if len(images[m]) >= count]
+            methods = [m for m, images in finished.items() if images >= count]
             shared = [r for r in level if r.image < count and r.method in methods]
             tasks = [t for t in TASKS if any(r.task == t for r in shared)]
             text += ["", f"## Noise {noise}, {count} digits", "", psnr_table(shared, tasks, methods)]
