@@ -14,7 +14,7 @@ from deepinv_dmilo.layer import (
     Fit,
     LayerProblem,
     check_finite,
-    per_sample_mean,
+    latent_fit,
     solve_with_adam,
     solve_with_lbfgs,
     sparse_deviation,
@@ -26,7 +26,7 @@ from deepinv_dmilo.prior import DiffusionPrior
 # What the paper's settings have in common, for every task.
 PUBLISHED: dict[str, Any] = {"levels": None, "solver": "adam", "sparsity": 0.1, "latent_penalty": 1e-4}
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
-# gradient steps from there. Up to 2 dB where much is missing, against mid-grey: ours.
+# gradient steps from there: ours.
 START_NOISE, START_STEPS = 10.0, 10
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
@@ -233,7 +233,7 @@ class DMILO(PriorReconstructor):
                 check_finite(history, f"level {layers[0][0]}, outer step {k + 1}, layer {i}")
                 if i == len(layers) - 1:
                     cost = history[-1]
-                fit = _latent_fit(zs[i])
+                fit = latent_fit(zs[i])
                 outer = f"{k + 1}/{self.outer_steps}"
                 trace.show(level=steps[0], outer=outer, layer=i, residual="?" if rms is None else rms)
             zs, u = self._run_chain(layers, zs[0], nu)
@@ -306,8 +306,3 @@ class DMILO(PriorReconstructor):
 
     def _total_steps(self) -> int:
         return self._solves() * self._granted()
-
-
-def _latent_fit(target: Tensor) -> Fit:
-    """The misfit of an inner layer: mean squared distance to the latent found for the layer after it."""
-    return lambda latent, rows: per_sample_mean((latent - (target if rows is None else target[rows])).square())

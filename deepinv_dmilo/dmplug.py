@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.base import PriorReconstructor, Trace, check_settings
-from deepinv_dmilo.layer import Fit, check_finite
+from deepinv_dmilo.layer import LayerProblem, check_finite
 from deepinv_dmilo.measurements import working_dtype
 from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
@@ -76,32 +76,29 @@ class DMPlug(PriorReconstructor):
 
     def _solve(self, observation: Observation, shape: tuple[int, ...], init: Tensor | None, trace: Trace) -> Tensor:
         z = self._noise(shape, 0, working_dtype(observation.y)) if init is None else init.clone()
-        fit = observation.fit()
+        problem = LayerProblem(
+            self.prior,
+            self.prior.timesteps,
+            observation.fit(),
+            sparsity=0.0,
+            latent_penalty=torch.zeros_like(z[:, 0, 0, 0]),
+            micro_batch=self.micro_batch,
+            on_pass=lambda rows: trace.on_pass(rows, self.prior.num_layers),
+        )
         optimizer = torch.optim.Adam([z], lr=self.lr)
         for step in range(self._total_steps()):
-            u, objective, z.grad = self._gradient(fit, z)
-            optimizer.step()
-            trace.on_pass(None, self.prior.num_layers)
+            objective, z.grad, _ = problem.gradients(z, None)
             last = step == self._total_steps() - 1
             if step % STEPS_BETWEEN_CHECKS == 0 or last or trace.compute_metrics:
                 check_finite(objective[None], f"iteration {step + 1}")
-                trace.show(residual=trace.record(self.prior.to_image(u.clamp(-1, 1)), objective))
-        return self.prior.to_image(torch.cat([self.prior(part) for part in self._split(z)]).clamp(-1, 1))
+                if trace.verbose or trace.compute_metrics:
+                    trace.show(residual=trace.record(self._image(z), objective))
+            optimizer.step()
+        return self._image(z)
 
-    def _gradient(self, fit: Fit, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The images in [-1, 1], the objectives (S * B,), and their gradients by z."""
-        parts, start = [], 0
-        for part in self._split(z):
-            rows = None if len(part) == len(z) else torch.arange(start, start + len(part), device=z.device)
-            start += len(part)
-            with torch.enable_grad():
-                part = part.detach().requires_grad_()
-                u = self.prior(part)
-                objective = fit(u, rows)
-                (gradient,) = torch.autograd.grad(objective.sum(), part)
-            parts.append((u.detach(), objective.detach(), gradient))
-        u, objective, gradient = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return u, objective, gradient
+    def _image(self, z: Tensor) -> Tensor:
+        """The image in [0, 1] of a latent."""
+        return self.prior.to_image(torch.cat([self.prior(part) for part in self._split(z)]).clamp(-1, 1))
 
     def _total_steps(self) -> int:
         if self.max_passes is None:

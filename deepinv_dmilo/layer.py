@@ -1,9 +1,10 @@
-"""The problem of one layer: find the latent and the sparse deviation that reproduce a target after that layer."""
+"""The problem of one layer: the latent, and the sparse deviation, that reproduce a target after that layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ def per_sample_mean(t: Tensor) -> Tensor:
     return t.flatten(1).mean(1)
 
 
+def latent_fit(target: Tensor) -> Fit:
+    """The misfit of an inner layer: mean squared distance to the latent found for the layer after it."""
+    return lambda latent, rows: per_sample_mean((latent - _select(target, rows)).square())
+
+
 @dataclass(frozen=True)
 class LayerProblem:
     r"""
@@ -36,7 +42,7 @@ class LayerProblem:
     """
 
     prior: DiffusionPrior
-    steps: tuple[int, int]  # training steps that the layer starts and ends at
+    steps: tuple[int, ...]  # training steps that the layer starts and ends at; more than two: a chain of layers
     fit: Fit
     sparsity: float
     latent_penalty: Tensor  # (B,)
@@ -46,7 +52,9 @@ class LayerProblem:
 
     def objective(self, z: Tensor, nu: Tensor | None, rows: Tensor | None = None) -> Tensor:
         """The objective of each of n samples, shape (n,)."""
-        output, offset = self.prior.step(z, *self.steps), z
+        output, offset = z, z
+        for step in pairwise(self.steps):
+            output = self.prior.step(output, *step)
         if self.center is not None:
             offset = z - _select(self.center, rows)
         value = _select(self.latent_penalty, rows) * per_sample_mean(offset.square())

@@ -66,6 +66,10 @@ def test_tuning_grows_the_grid_until_the_best_is_inside_and_remembers(prior, fak
     assert fake == [1, 2, 4, 8, 16, 32, 64, 128]
     assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
     assert len(fake) == 8
+    # cut off after the grid, before it grew
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
+    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert fake[8:] == [8, 16, 32, 64, 128]
 
 
 def test_a_run_that_was_cut_off_resumes(prior, fake, tmp_path):

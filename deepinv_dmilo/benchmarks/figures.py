@@ -7,26 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Protocol
+
+from deepinv_dmilo.benchmarks.records import Row
 
 
-class Result(Protocol):
-    """A line of ``results.csv``."""
-
-    task: str
-    noise: float
-    method: str
-    weight: float
-    image: int
-    psnr: float
-    ssim: float
-    passes: float
-    calls: float
-    seconds: float
-    memory_mb: float
-
-
-def psnr_table(rows: Sequence[Result], tasks: list[str], methods: list[str]) -> str:
+def psnr_table(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> str:
     """Mean PSNR by method (lines) and task (columns), the best of a column in bold; the passes in the last column."""
     table = [f"| | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
     best = {t: max(_mean(rows, "psnr", task=t, method=m) for m in methods) for t in tasks}
@@ -42,7 +27,7 @@ def psnr_table(rows: Sequence[Result], tasks: list[str], methods: list[str]) -> 
     return "\n".join(table)
 
 
-def cost_table(rows: Sequence[Result], methods: list[str]) -> str:
+def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
     """What a method costs: SSIM, seconds, memory, over all tasks that it did."""
     table = ["| | SSIM | passes | calls | seconds per image | peak memory (MB) |", "|---|---|---|---|---|---|"]
     for method in methods:
@@ -52,7 +37,7 @@ def cost_table(rows: Sequence[Result], methods: list[str]) -> str:
     return "\n".join(table)
 
 
-def picture(rows: Sequence[Result], tasks: list[str], methods: list[str], file: Path) -> None:
+def picture(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Path) -> None:
     """PSNR against network passes (forward calls count a third of one), a panel for each task."""
     from matplotlib import pyplot as plt
 
@@ -87,7 +72,7 @@ def picture(rows: Sequence[Result], tasks: list[str], methods: list[str], file: 
     plt.close(figure)
 
 
-def _mean(rows: Sequence[Result], name: str, **where: str) -> float:
+def _mean(rows: Sequence[Row], name: str, **where: str) -> float:
     """Mean of a column over the rows that match; minus infinity where there are none."""
     values = [getattr(r, name) for r in rows if all(getattr(r, k) == v for k, v in where.items())]
     return mean(values) if values else -math.inf

@@ -118,7 +118,7 @@ def _dmplug(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Re
 
 RIVALS = {
     "DPS": Method(_dps(), grid=(100.0, 200.0, 400.0)),  # its recommended settings are a method of their own
-    # Its zeta counts for more than its weight: 1 instead of the default of 0.1 gains 6 dB on the tuning digits.
+    # Its zeta counts for more than its weight, which is why both are shown: 1, and deepinv's default of 0.1.
     "DiffPIR, zeta 1": Method(_diffpir(1.0), LinearPhysics, grid=(0.2, 1.0, 5.0)),
     "DiffPIR": Method(_diffpir(0.1), LinearPhysics, 7.0),
     "DDRM": Method(_ddrm, DecomposablePhysics, 0.85, (0.0, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0), scale=0),  # a fraction

@@ -11,10 +11,8 @@ moment and start it again: finished lines are kept. ``--quick`` is a size for co
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from deepinv_dmilo.benchmarks.figures import cost_table, picture, psnr_table
 from deepinv_dmilo.benchmarks.meter import Meter
 from deepinv_dmilo.benchmarks.methods import METHODS, Method
+from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
 from deepinv_dmilo.pretrained import held_out_images
 from deepinv_dmilo.prior import DiffusionPrior
 from deepinv_dmilo.tasks import make_physics
@@ -48,56 +47,7 @@ TASKS = {
 }
 TUNING = slice(240, 244)  # held-out digits that no report uses
 CHUNK = 8  # images in a batch
-
-
-@dataclass
-class Row:
-    """The result of a method on one image; passes, calls, seconds are per image, memory is the batch's peak."""
-
-    task: str
-    noise: float
-    method: str
-    weight: float
-    image: int
-    psnr: float
-    ssim: float
-    passes: float
-    calls: float
-    seconds: float
-    memory_mb: float
-
-
-@dataclass
-class Trial:
-    """The mean PSNR that a rival reaches with a weight on the tuning digits."""
-
-    task: str
-    noise: float
-    method: str
-    weight: float
-    psnr: float
-
-
-def load(kind: type, file: Path) -> list:
-    """The rows of a CSV file, none where there is no file; a line that was cut off is left out."""
-    if not file.exists():
-        return []
-    types = {f.name: {"str": str, "float": float, "int": int}[str(f.type)] for f in fields(kind)}
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return [kind(**{name: types[name](value) for name, value in line.items()}) for line in csv.DictReader(whole)]
-
-
-def append(rows: list, file: Path) -> None:
-    """Add rows to a CSV file, with a header where it is new; a line that was cut off is dropped first."""
-    new = not file.exists()
-    if not new and not (text := file.read_text()).endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1])
-    with file.open("a", newline="") as lines:
-        writer = csv.DictWriter(lines, [f.name for f in fields(rows[0])], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
 
 
 def reconstruct(
@@ -119,24 +69,32 @@ def reconstruct(
 
 
 def applies(method: Method, task: str) -> bool:
+    """Whether a method takes the physics of a task."""
     name, options = TASKS[task]
     return isinstance(make_physics(name, (1, 32, 32), **options), method.physics)  # type: ignore[arg-type]
 
 
 def tune(prior: DiffusionPrior, method: str, task: str, noise: float, file: Path, images: slice) -> float:
-    """The rival's best weight; the grid grows by factors of 2 until the best is inside it."""
+    """The rival's best weight; the grid grows until the best is inside it, or it has a dozen."""
     rival = METHODS[method]
     trials = {t.weight: t.psnr for t in load(Trial, file) if (t.task, t.noise, t.method) == (task, noise, method)}
-    wanted = set(rival.grid)
-    while wanted - trials.keys():
-        for weight in sorted(wanted - trials.keys()):
+    while missing := _untried(rival, trials):
+        for weight in missing:
             x, x_hat, _ = reconstruct(prior, rival, task, noise, weight, images)
             trials[weight] = mean(PSNR()(x_hat, x).tolist())
             append([Trial(task, noise, method, weight, trials[weight])], file)
-        best = max(trials, key=lambda w: trials[w])
-        if rival.scale and best in (min(trials), max(trials)) and len(trials) < 12:
-            wanted.add(best * (rival.scale if best == max(trials) else 1 / rival.scale))
     return max(trials, key=lambda w: trials[w])
+
+
+def _untried(rival: Method, trials: dict[float, float]) -> list[float]:
+    """What of the grid is not tried yet; when all is, the weight beyond the edge that the best one lies at."""
+    missing = sorted(set(rival.grid) - trials.keys())
+    if missing or not rival.scale or len(trials) >= MOST_TRIALS:
+        return missing
+    best = max(trials, key=lambda w: trials[w])
+    if best == max(trials):
+        return [best * rival.scale]
+    return [best / rival.scale] if best == min(trials) else []
 
 
 def cells(
@@ -161,41 +119,28 @@ def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: P
     for name, task, noise, images in bar:
         bar.set_postfix_str(f"{name}, {task}, {noise}, images {images.start}-{images.stop - 1}")
         method = METHODS[name]
-        settings = [(name, method.recommended)] if not method.grid else []
-        if method.grid and method.recommended is not None:
-            settings.append((f"{name}, recommended", method.recommended))
-        if method.grid:
-            settings.append((f"{name}, tuned", None))
-        for label, weight in settings:
-            if all((label, task, noise, i) in done for i in range(images.start, images.stop)):
+        for label, weight in _settings(name, method):
+            if not applies(method, task) or {(label, task, noise, i) for i in _numbers(images)} <= done:
                 continue
-            if not applies(method, task):
-                continue
-            if label.endswith("tuned"):
+            if weight is None:
                 weight = tune(prior, name, task, noise, trials, tuning)
-            x, x_hat, meter = reconstruct(prior, method, task, noise, weight or 0.0, images)
-            n = len(x)
-            values = zip(
-                range(images.start, images.stop), PSNR()(x_hat, x).tolist(), SSIM()(x_hat, x).tolist(), strict=True
-            )
-            rows = [
-                Row(
-                    task,
-                    noise,
-                    label,
-                    weight or 0.0,
-                    i,
-                    psnr,
-                    ssim,
-                    meter.passes / n,
-                    meter.calls / n,
-                    meter.seconds / n,
-                    meter.memory,
-                )
-                for i, psnr, ssim in values
-                if (label, task, noise, i) not in done
-            ]
-            append(rows, results)
+            x, x_hat, meter = reconstruct(prior, method, task, noise, weight, images)
+            cost = (meter.passes / len(x), meter.calls / len(x), meter.seconds / len(x), meter.memory)
+            values = zip(_numbers(images), PSNR()(x_hat, x).tolist(), SSIM()(x_hat, x).tolist(), strict=True)
+            rows = [Row(task, noise, label, weight, i, psnr, ssim, *cost) for i, psnr, ssim in values]
+            append([row for row in rows if (label, task, noise, row.image) not in done], results)
+
+
+def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
+    """The lines that a method has in the report, and their weights; None: the one that tuning finds."""
+    if not method.grid:
+        return [(name, method.recommended or 0.0)]
+    tuned: list[tuple[str, float | None]] = [(f"{name}, tuned", None)]
+    return tuned if method.recommended is None else [(f"{name}, recommended", method.recommended), *tuned]
+
+
+def _numbers(images: slice) -> range:
+    return range(images.start, images.stop)
 
 
 def write(rows: list[Row], out: Path) -> None:
