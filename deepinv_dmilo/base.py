@@ -175,6 +175,7 @@ class Trace:
         self.compute_metrics, self.verbose = compute_metrics, verbose
         self.bar = tqdm(total=total, desc=name, unit="step", disable=not verbose)
         self.metrics: dict[str, list[list[float]]] = {}
+        self.rms: Tensor | None = None  # residual of each image, last recorded
         first = parts(observation.y)[0]
         rows = observation.num_samples * len(first)
         self.passes = torch.zeros(rows, dtype=torch.long, device=first.device)
@@ -185,28 +186,27 @@ class Trace:
         self.bar.update()
 
     def show(self, **values: object) -> None:
-        """Write values beside the bar; tensors, one value per sample, as their mean."""
+        """Write values, and the residual last recorded, beside the bar."""
         if self.verbose:
-            texts = {k: f"{v.mean().item():.3g}" if isinstance(v, Tensor) else v for k, v in values.items()}
-            self.bar.set_postfix(texts)
+            rms = "?" if self.rms is None else f"{self.rms.mean().item():.3g}"
+            self.bar.set_postfix({**values, "residual": rms})
 
-    def record(self, x: Tensor, cost: Tensor) -> Tensor | None:
-        """Add the metrics of iterates (S * B, C, H, W); returns their residuals, where somebody looks at them."""
+    def record(self, x: Tensor, cost: Tensor) -> None:
+        """Add the metrics of iterates (S * B, C, H, W), where somebody looks at them."""
         if not (self.verbose or self.compute_metrics):
-            return None
+            return
         images = self.observation.mean(x)
-        rms = residual(images, self.observation.y, self.observation.physics)
+        self.rms = residual(images, self.observation.y, self.observation.physics)
         if self.compute_metrics:
             mean = self.observation.mean
             passes = self.passes.view(-1, len(images)).sum(0)
-            values = {"cost": mean(cost), "residual": rms, "passes": passes}
+            values = {"cost": mean(cost), "residual": self.rms, "passes": passes}
             if self.x_gt is not None:
                 values["psnr"] = PSNR()(images, self.x_gt.to(x))
             for name, value in values.items():
                 curves = self.metrics.setdefault(name, [[] for _ in images])
                 for curve, v in zip(curves, value.tolist(), strict=True):
                     curve.append(v)
-        return rms
 
 
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:

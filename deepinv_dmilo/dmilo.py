@@ -224,7 +224,6 @@ class DMILO(PriorReconstructor):
         with_nu = self.solver == "adam" and self.sparsity is not None
         nu = [torch.zeros_like(z) if with_nu else None for _ in layers]
         zs = [z] if len(layers) == 1 else self._run_chain(layers, z, nu)[0]
-        rms = None
         for k in range(self.outer_steps):
             fit = observation.fit(self._targets(x, observation))
             for i in reversed(range(len(layers))):
@@ -235,12 +234,12 @@ class DMILO(PriorReconstructor):
                     cost = history[-1]
                 fit = latent_fit(zs[i])
                 outer = f"{k + 1}/{self.outer_steps}"
-                trace.show(level=steps[0], outer=outer, layer=i, residual="?" if rms is None else rms)
+                trace.show(level=steps[0], outer=outer, layer=i)
             zs, u = self._run_chain(layers, zs[0], nu)
             x = self.prior.to_image(u.clamp(-1, 1))
             if self.solver == "lbfgs" and last and k == self.outer_steps - 1:
                 x = self._deviate(x, observation)
-            rms = trace.record(x, cost)
+            trace.record(x, cost)
         return x
 
     def _problem(

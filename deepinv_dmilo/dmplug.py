@@ -92,7 +92,8 @@ class DMPlug(PriorReconstructor):
             if step % STEPS_BETWEEN_CHECKS == 0 or last or trace.compute_metrics:
                 check_finite(objective[None], f"iteration {step + 1}")
                 if trace.verbose or trace.compute_metrics:
-                    trace.show(residual=trace.record(self._image(z), objective))
+                    trace.record(self._image(z), objective)
+                    trace.show()
             optimizer.step()
         return self._image(z)
 
