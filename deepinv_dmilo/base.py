@@ -30,7 +30,7 @@ class PriorReconstructor(Reconstructor):
     :param int num_samples: reconstructions of each image, from different noise; their mean is returned.
     :param int micro_batch: how many reconstructions go through the network at once; None: all.
     :param bool verbose: show a progress bar.
-    :param torch.Generator rng: where the noise is drawn from; None: a fixed seed, the same for every image.
+    :param torch.Generator, int rng: where the noise is drawn from, or a seed: the same noise for every image.
     """
 
     #: settings of the paper, by task
@@ -44,15 +44,15 @@ class PriorReconstructor(Reconstructor):
         num_samples: int,
         micro_batch: int | None,
         verbose: bool,
-        rng: torch.Generator | None,
+        rng: torch.Generator | int,
     ) -> None:
         if not isinstance(prior, DiffusionPrior):
             raise TypeError(
                 f"prior is a {type(prior).__name__}; pass DiffusionPrior.from_pretrained(NAME) or "
                 "DiffusionPrior(unet, scheduler)"
             )
-        if rng is not None and not isinstance(rng, torch.Generator):
-            raise TypeError(f"rng is a {type(rng).__name__}; pass torch.Generator().manual_seed(0), or leave it out")
+        if isinstance(rng, bool) or not isinstance(rng, torch.Generator | int):
+            raise TypeError(f"rng is a {type(rng).__name__}; pass a seed, e.g. 0, or torch.Generator().manual_seed(0)")
         steps = {"max_passes": max_passes, "num_samples": num_samples, "micro_batch": micro_batch}
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
         if max_passes is not None and max_passes < num_samples:

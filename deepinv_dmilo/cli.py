@@ -1,4 +1,4 @@
-"""The command line ``deepinv-dmilo``: demo, reconstruct, priors."""
+"""The command line ``deepinv-dmilo``: demo, reconstruct, evaluate, benchmark, priors."""
 
 from __future__ import annotations
 
@@ -75,6 +75,20 @@ def _parser() -> _Parser:
     reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior (--published, dmplug)")
     reconstruct.add_argument("--seed", type=int, default=0)
     reconstruct.set_defaults(run=_reconstruct)
+
+    benchmark = commands.add_parser("benchmark", help="compare all installed methods with benchopt")
+    benchmark.add_argument("--suite", default="digits", choices=("digits",))
+    benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
+    benchmark.add_argument("--quick", action="store_true", help="one digit, two tasks, 25 passes: a minute")
+    benchmark.add_argument("--images", type=int, help="held-out images (default: 8)")
+    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all ten")
+    benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
+    benchmark.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
+    benchmark.add_argument(
+        "-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]"
+    )
+    benchmark.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
+    benchmark.set_defaults(run=_benchmark)
 
     priors = commands.add_parser("priors", help="list the bundled priors")
     priors.set_defaults(run=_priors)
@@ -179,12 +193,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructor:
-    import torch
 
     import deepinv_dmilo
 
     method = getattr(deepinv_dmilo, METHODS[args.method])
-    settings: dict[str, Any] = {"verbose": True, "rng": torch.Generator().manual_seed(args.seed)}
+    settings: dict[str, Any] = {"verbose": True, "rng": args.seed}
     if args.max_passes is not None:
         settings["max_passes"] = args.max_passes
     if args.published:
@@ -221,6 +234,19 @@ def _write(x: Tensor, file: Path) -> None:
     from torchvision.transforms.functional import to_pil_image
 
     to_pil_image((255 * x[0].float().cpu()).round().byte()).save(file)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from deepinv_dmilo.benchmarks.suite import QUICK, SOLVER, run_suite
+
+    if args.solver_path:
+        print(SOLVER)
+        return
+    given = {name: getattr(args, name) for name in ("tasks", "noises", "images", "budgets")}
+    settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
+    run_suite(args.suite, args.out, solvers=args.solver, **settings)
+    print((args.out / "results.md").read_text())
+    print(f"wrote {args.out}")
 
 
 def _priors(args: argparse.Namespace) -> None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 
 import torch
-from deepinv.loss.metric import PSNR
 from deepinv.optim import L2
 from deepinv.physics import Physics
 from deepinv.sampling import DPS, DiffPIR
 from deepinv.utils import plot
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.scoring import score
 from deepinv_dmilo.tasks import make_physics
 
 DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inpainting"}
 # deepinv's defaults are 1000 steps of weight 1, and zeta 0.1. The weight is the best on other digits
-# (docs/report/tuning.csv); zeta 1 is ahead of 0.1 on every task of docs/report/report.md.
+# (benchmarks/tuning.csv); zeta 1 is ahead of 0.1 on every task of docs/report/report.md.
 DPS_STEPS, DPS_WEIGHT, DIFFPIR_ZETA = 200, 200.0, 1.0
 
 Method = Callable[[Tensor, Physics], Tensor]
@@ -52,17 +51,6 @@ def demo_methods(prior: DiffusionPrior, device: str | torch.device, verbose: boo
     }
 
 
-@contextmanager
-def counted(network: nn.Module) -> Iterator[list[int]]:
-    """Counts the calls of a network inside, as the length of the list."""
-    calls: list[int] = []
-    handle = network.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
 def run_demo(prior: DiffusionPrior, x: Tensor, *, seed: int = 0, verbose: bool = True) -> tuple[list[Row], dict]:
     """The table, and the images by column title: all tasks below one another, (tasks * B, C, H, W)."""
     rows: list[Row] = []
@@ -74,13 +62,11 @@ def run_demo(prior: DiffusionPrior, x: Tensor, *, seed: int = 0, verbose: bool =
         for name, method in {**methods, **demo_methods(prior, x.device, verbose)}.items():
             if verbose:
                 print(f"{title}: {name} ...", flush=True)
-            start = time.perf_counter()
-            # The samplers of deepinv draw from the global state.
-            with counted(prior.unet) as calls, torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(seed)
-                x_hat = method(y, physics).to(x.dtype).clamp(0, 1)
-            psnr = PSNR()(x_hat, x).mean().item()
-            rows.append(Row(title, name, psnr, time.perf_counter() - start, len(calls)))
+            x_hat, scores = score(method, x, y, physics, seed=seed)  # type: ignore[arg-type]
+            psnr, passes, calls, seconds = (
+                mean(s[key] for s in scores) for key in ("psnr", "passes", "calls", "seconds")
+            )
+            rows.append(Row(title, name, psnr, len(x) * seconds, round(passes + calls)))
             columns.setdefault(name, []).append(x_hat)
         columns.setdefault("ground truth", []).append(x)
     return rows, {name: torch.cat(images) for name, images in columns.items()}

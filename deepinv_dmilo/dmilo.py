@@ -84,7 +84,7 @@ class DMILO(PriorReconstructor):
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
     :param bool verbose: show a progress bar with outer step, layer and measurement residual.
-    :param torch.Generator rng: where the noise is drawn from, on any device; None: a fixed seed, one noise for every
+    :param torch.Generator, int rng: where the noise is drawn from, on any device; or a seed of one noise for every
         image, so that the same call gives the same image, whatever the batch.
 
     :Examples:
@@ -125,7 +125,7 @@ class DMILO(PriorReconstructor):
         num_samples: int = 1,
         micro_batch: int | None = None,
         verbose: bool = False,
-        rng: torch.Generator | None = None,
+        rng: torch.Generator | int = 0,
     ) -> None:
         weights = {"deviation_lr": deviation_lr, "tolerance": tolerance}
         for name, weight in (("sparsity", sparsity), ("latent_penalty", latent_penalty)):

@@ -117,7 +117,7 @@ class DMILOPGD(DMILO):
         num_samples: int = 1,
         micro_batch: int | None = None,
         verbose: bool = False,
-        rng: torch.Generator | None = None,
+        rng: torch.Generator | int = 0,
     ) -> None:
         if isinstance(step_size, str):
             check_choice("step_size", step_size, ("auto",), "a positive number")

@@ -33,7 +33,7 @@ class DMPlug(PriorReconstructor):
     :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as are ``num_samples`` and ``micro_batch``; a step takes a
         pass for each layer.
     :param bool verbose: show a progress bar.
-    :param torch.Generator rng: see :class:`deepinv_dmilo.DMILO`.
+    :param torch.Generator, int rng: see :class:`deepinv_dmilo.DMILO`.
 
     :Examples:
 
@@ -63,7 +63,7 @@ class DMPlug(PriorReconstructor):
         num_samples: int = 1,
         micro_batch: int | None = None,
         verbose: bool = False,
-        rng: torch.Generator | None = None,
+        rng: torch.Generator | int = 0,
     ) -> None:
         check_settings(steps={"steps": steps}, rates={"lr": lr}, weights={})
         if max_passes is not None and max_passes < num_samples * prior.num_layers:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.prior import DiffusionPrior
 
 BUNDLED = Path(__file__).parent / "priors"
 
@@ -17,6 +20,13 @@ BUNDLED = Path(__file__).parent / "priors"
 def bundled_priors() -> list[str]:
     """Names of the priors inside the package."""
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
+
+
+def digits(**settings: Any) -> DiffusionPrior:
+    """The bundled prior of 32 x 32 digits; ``settings`` are those of ``DiffusionPrior.from_pretrained``."""
+    from deepinv_dmilo.prior import DiffusionPrior
+
+    return DiffusionPrior.from_pretrained("digits", **settings)
 
 
 def prior_folder(name: str) -> Path:

@@ -227,15 +227,15 @@ class DiffusionPrior(nn.Module):
         """Where the network is."""
         return next((p.device for p in self.unet.parameters()), torch.device("cpu"))
 
-    def latent(self, shape: Sequence[int], rng: torch.Generator | None = None, *, draw: int = 0) -> Tensor:
+    def latent(self, shape: Sequence[int], rng: torch.Generator | int = 0, *, draw: int = 0) -> Tensor:
         """
         Standard normal noise of a shape, on the prior's device; the global random state is never touched.
 
-        With ``rng`` its next numbers; without, the same noise for every image of the batch and at every call with
-        the same ``draw``, so that an image's result does not depend on the batch it came in.
+        With a generator its next numbers; with a seed the same noise for every image of the batch and at every call
+        with the same ``draw``, so that an image's result does not depend on the batch it came in.
         """
-        if rng is None:
-            seeded = torch.Generator("cpu").manual_seed(draw)
+        if isinstance(rng, int):
+            seeded = torch.Generator("cpu").manual_seed((100_003 * rng + draw) % 2**32)
             noise = torch.randn(tuple(shape[1:]), generator=seeded, device="cpu").expand(tuple(shape)).contiguous()
         else:
             noise = torch.randn(tuple(shape), generator=rng, device=rng.device)

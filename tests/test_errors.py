@@ -103,8 +103,8 @@ def test_arguments_in_the_wrong_order_or_of_the_wrong_kind(model, physics, prior
         model(y, lambda x: x)
     with pytest.raises(TypeError, match="prior is a UNet2DModel; pass DiffusionPrior"):
         DMILO(prior.unet)
-    with pytest.raises(TypeError, match="rng is a int"):
-        DMILO(prior, rng=3)
+    with pytest.raises(TypeError, match="rng is a str; pass a seed"):
+        DMILO(prior, rng="3")
     with pytest.raises(TypeError, match="no alphas_cumprod"):
         DiffusionPrior(prior.unet, object())
 

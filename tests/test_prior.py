@@ -90,10 +90,12 @@ def test_sample_is_in_range_repeatable_and_leaves_the_global_state():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_latent_without_rng_does_not_depend_on_the_batch():
+def test_latent_of_a_seed_does_not_depend_on_the_batch():
     prior = toy_prior(ConvNet())
     four = prior.latent((4, 3, 8, 12))
     assert torch.equal(four[2:3], prior.latent((1, 3, 8, 12)))
+    noises = [prior.latent((1, 3, 8, 12), seed, draw=draw) for seed in range(3) for draw in range(3)]
+    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 9
     drawn = prior.latent((4, 3, 8, 12), torch.Generator().manual_seed(0))
     assert not torch.equal(drawn[0], drawn[1])
 

@@ -28,13 +28,42 @@ def psnr_table(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> str
 
 
 def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
-    """What a method costs: SSIM, seconds, memory, over all tasks that it did."""
-    table = ["| | SSIM | passes | calls | seconds per image | peak memory (MB) |", "|---|---|---|---|---|---|"]
+    """The other measures of a method, over all tasks that it did; columns that no row has are left out."""
+    columns = {
+        "ssim": ("SSIM", "{:.3f}"),
+        "lpips": ("LPIPS", "{:.3f}"),
+        "residual": ("residual", "{:.4f}"),
+        "passes": ("passes", "{:.0f}"),
+        "calls": ("calls", "{:.0f}"),
+        "seconds": ("seconds per image", "{:.2f}"),
+    }
+    columns = {name: c for name, c in columns.items() if any(not math.isnan(getattr(r, name)) for r in rows)}
+    table = [f"| | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
+    table.append(f"|---|{'---|' * (len(columns) + 1)}")
     for method in methods:
-        cells = [_mean(rows, name, method=method) for name in ("ssim", "passes", "calls", "seconds")]
+        cells = [pattern.format(_mean(rows, name, method=method)) for name, (_, pattern) in columns.items()]
         memory = max(r.memory_mb for r in rows if r.method == method)
-        table.append(f"| {method} | {cells[0]:.3f} | {cells[1]:.0f} | {cells[2]:.0f} | {cells[3]:.2f} | {memory:.0f} |")
+        table.append(f"| {method} | {' | '.join(cells)} | {memory:.0f} |")
     return "\n".join(table)
+
+
+def bars(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Path) -> None:
+    """Mean PSNR as groups of bars, a group for each task, of a method's largest budget."""
+    from matplotlib import pyplot as plt
+
+    families = _families(methods)
+    figure, ax = plt.subplots(figsize=(2 + 1.6 * len(tasks), 4))
+    width = 0.85 / len(families)
+    for n, (family, members) in enumerate(families.items()):
+        heights = [max(0.0, _mean(rows, "psnr", task=t, method=members[-1])) for t in tasks]
+        places = [k + (n - (len(families) - 1) / 2) * width for k in range(len(tasks))]
+        ax.bar(places, heights, width, color=f"C{n % 10}", label=family)
+    ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right", fontsize=8)
+    ax.set_ylabel("PSNR (dB)")
+    ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def picture(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Path) -> None:
@@ -44,9 +73,7 @@ def picture(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Pat
     columns = 5
     lines = math.ceil(len(tasks) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 3.0 * lines), squeeze=False)
-    families: dict[str, list[str]] = {}
-    for method in methods:
-        families.setdefault(re.sub(r", \d+ passes$", "", method), []).append(method)
+    families = _families(methods)
     for ax in axes.flat[len(tasks) :]:
         ax.set_visible(False)
     for ax, task in zip(axes.flat, tasks, strict=False):
@@ -70,6 +97,14 @@ def picture(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Pat
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _families(methods: list[str]) -> dict[str, list[str]]:
+    """Methods that differ in their budget of passes alone, by their common name."""
+    families: dict[str, list[str]] = {}
+    for method in methods:
+        families.setdefault(re.sub(r", \d+ passes$", "", method), []).append(method)
+    return families
 
 
 def _mean(rows: Sequence[Row], name: str, **where: str) -> float:

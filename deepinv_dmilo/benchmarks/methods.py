@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from deepinv.optim import L2
-from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
+from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics, RandomPhaseRetrieval
 from deepinv.sampling import DDRM, DPS, DDPMSolver, DiffPIR, PiGDMDataFidelity, PosteriorDiffusion
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepinv_dmilo.benchmarks.records import Trial, load
 from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
 from deepinv_dmilo.tasks import TASK_PRESETS
 
+TUNING = Path(__file__).parent / "tuning.csv"  # what tuning found so far, of all rivals
 BUDGETS = (25, 50, 100, 200)  # passes of our methods
 DPS_STEPS, PIGDM_STEPS = 200, 200  # of the tuned runs; deepinv's default for DPS is 1000
 
@@ -29,14 +33,12 @@ PUBLISHED_PRESETS = {
     **dict.fromkeys(("inpainting-90", "box-inpainting", "compressed-sensing", "denoising"), "inpainting"),
 }
 
-Reconstruct = Callable[[Tensor, Physics, "tuple[int, ...]"], Tensor]  # (y, physics, image shape) -> images in [0, 1]
-
 
 @dataclass(frozen=True)
 class Method:
     """A method of the report: how to run it, what it can do, and what of it is tuned."""
 
-    make: Callable[[DiffusionPrior, str, float, float], Reconstruct]  # (prior, task, noise, weight)
+    make: Callable[[DiffusionPrior, str, float, float], nn.Module]  # (prior, task, noise, weight)
     physics: type[Physics] = Physics  # what kind it takes
     recommended: float | None = None  # weight that its authors or deepinv recommend
     grid: tuple[float, ...] = ()  # weights that tuning starts from
@@ -44,32 +46,66 @@ class Method:
     first_only: bool = False  # too long for more than the first images at the first noise level
 
 
-def _dps(steps: int | None = None) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
-    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
+class Sampler(nn.Module):
+    """A posterior sampler of deepinv as a reconstructor, told the image shape that it asks for."""
+
+    def __init__(self, sampler: nn.Module, prior: DiffusionPrior) -> None:
+        super().__init__()
+        self.sampler, self.image_shape = sampler, _image_shape(prior)
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images in [0, 1], (B, C, H, W)."""
+        return self.sampler(y, physics, x_init=(len(y), *self.image_shape))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # benchopt's cache pickles the model, which deepinv's diffusions do not allow: it gets one without its sampler.
+        return {**super().__getstate__(), "_modules": {}}
+
+
+class PseudoInverse(nn.Module):
+    """``A_dagger``, from mid-grey where it is iterative."""
+
+    def __init__(self, prior: DiffusionPrior) -> None:
+        super().__init__()
+        self.image_shape = _image_shape(prior)
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images, (B, C, H, W)."""
+        if hasattr(physics, "A_adjoint") or isinstance(physics, RandomPhaseRetrieval):
+            return physics.A_dagger(y)
+        return physics.A_dagger(y, x_init=torch.full((len(y), *self.image_shape), 0.5, device=y.device))
+
+
+def _image_shape(prior: DiffusionPrior) -> tuple[int, ...]:
+    if prior.image_shape is None:
+        raise ValueError("the prior's network does not tell its image size; give a UNet2DModel with sample_size")
+    return prior.image_shape
+
+
+def _dps(steps: int | None = None) -> Callable[[DiffusionPrior, str, float, float], nn.Module]:
+    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
         model = DPS(
             prior.denoiser(), num_steps=steps or DPS_STEPS, weight=weight, device=prior.device, dtype=torch.float32
         )
-        return lambda y, physics, shape: model(y, physics, x_init=shape)
+        return Sampler(model, prior)
 
     return make
 
 
-def _diffpir(zeta: float) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
-    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-        model = DiffPIR(
+def _diffpir(zeta: float) -> Callable[[DiffusionPrior, str, float, float], nn.Module]:
+    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
+        return DiffPIR(
             prior.denoiser(), data_fidelity=L2(), sigma=noise, lambda_=weight, zeta=zeta, device=prior.device
         )
-        return lambda y, physics, shape: model(y, physics)
 
     return make
 
 
-def _ddrm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-    model = DDRM(prior.denoiser(), eta=weight)
-    return lambda y, physics, shape: model(y, physics)
+def _ddrm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
+    return DDRM(prior.denoiser(), eta=weight)
 
 
-def _pigdm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
+def _pigdm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
     times = torch.linspace(1, 0, PIGDM_STEPS, device=prior.device)
     model = PosteriorDiffusion(
         data_fidelity=PiGDMDataFidelity(weight=weight),
@@ -79,41 +115,33 @@ def _pigdm(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Rec
         dtype=torch.float32,
         device=prior.device,
     )
-    return lambda y, physics, shape: model(y, physics, x_init=shape)
+    return Sampler(model, prior)
 
 
-def _ours(method: type[DMILO], passes: int) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
-    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
+def _ours(method: type[DMILO], passes: int) -> Callable[[DiffusionPrior, str, float, float], nn.Module]:
+    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
         # More than 100 passes gain nothing for one sample; the mean of two is worth more.
-        model = method(prior, max_passes=passes, num_samples=max(1, passes // 100))
-        return lambda y, physics, shape: model(y, physics)
+        return method(prior, max_passes=passes, num_samples=max(1, passes // 100))
 
     return make
 
 
-def _published(method: type[DMILO]) -> Callable[[DiffusionPrior, str, float, float], Reconstruct]:
-    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
+def _published(method: type[DMILO]) -> Callable[[DiffusionPrior, str, float, float], nn.Module]:
+    def make(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
         # The authors' step sizes fit their operators; those of theirs that they have none for take 1 / ||A||^2.
         own = method is DMILOPGD and task in ("compressed-sensing", "phase-retrieval")
         step = {"step_size": "auto", "gradient_steps": 10, "normalize_gradient": False} if own else {}
-        model = method.from_preset(PUBLISHED_PRESETS[task], prior, **step)
-        return lambda y, physics, shape: model(y, physics)
+        return method.from_preset(PUBLISHED_PRESETS[task], prior, **step)
 
     return make
 
 
-def _pseudo_inverse(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-    def run(y: Tensor, physics: Physics, shape: tuple[int, ...]) -> Tensor:
-        if hasattr(physics, "A_adjoint") or task == "phase-retrieval":
-            return physics.A_dagger(y)
-        return physics.A_dagger(y, x_init=torch.full(shape, 0.5, device=y.device))
-
-    return run
+def _pseudo_inverse(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
+    return PseudoInverse(prior)
 
 
-def _dmplug(prior: DiffusionPrior, task: str, noise: float, weight: float) -> Reconstruct:
-    model = DMPlug(prior)
-    return lambda y, physics, shape: model(y, physics)
+def _dmplug(prior: DiffusionPrior, task: str, noise: float, weight: float) -> nn.Module:
+    return DMPlug(prior)
 
 
 RIVALS = {
@@ -135,3 +163,14 @@ METHODS = {
     "DMILO, published": Method(_published(DMILO), first_only=True),
     "DMILO-PGD, published": Method(_published(DMILOPGD), first_only=True),
 }
+
+
+def tuned_weight(method: str, task: str, noise: float) -> float:
+    """The weight recorded as best for a task, at the noise level nearest to ``noise``; a method without: its own."""
+    if not METHODS[method].grid:
+        return METHODS[method].recommended or 0.0
+    trials = [t for t in load(Trial, TUNING) if (t.method, t.task) == (method, task)]
+    if not trials:
+        raise ValueError(f"no weight of {method} is recorded for {task}; type a number, e.g. weight=1.0")
+    nearest = min({t.noise for t in trials}, key=lambda recorded: abs(recorded - noise))
+    return max((t for t in trials if t.noise == nearest), key=lambda t: t.psnr).weight

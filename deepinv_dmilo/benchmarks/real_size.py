@@ -25,10 +25,10 @@ import torch
 from deepinv.physics import Downsampling
 from torch import Tensor
 
-from deepinv_dmilo.benchmarks.meter import Meter
 from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.scoring import Meter
 
 CELEBAHQ: dict[str, Any] = {
     "sample_size": 256,

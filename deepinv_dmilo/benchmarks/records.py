@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Row:
     calls: float
     seconds: float
     memory_mb: float
+    residual: float = math.nan
+    lpips: float = math.nan
 
 
 @dataclass

@@ -20,16 +20,15 @@ from statistics import mean
 import deepinv
 import diffusers
 import torch
-from deepinv.loss.metric import PSNR, SSIM
 from torch import Tensor
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.figures import cost_table, picture, psnr_table
-from deepinv_dmilo.benchmarks.meter import Meter
-from deepinv_dmilo.benchmarks.methods import METHODS, Method
+from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
 from deepinv_dmilo.pretrained import held_out_images
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.scoring import score
 from deepinv_dmilo.tasks import make_physics
 
 NOISES = (0.005, 0.05)
@@ -45,27 +44,21 @@ TASKS = {
     "denoising": ("denoising", {}),
     "phase-retrieval": ("phase-retrieval", {}),
 }
-TUNING = slice(240, 244)  # held-out digits that no report uses
+TUNING_DIGITS = slice(240, 244)  # held-out digits that no report uses
 CHUNK = 8  # images in a batch
 MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
 
 
 def reconstruct(
     prior: DiffusionPrior, method: Method, task: str, noise: float, weight: float, images: slice
-) -> tuple[Tensor, Tensor, Meter]:
-    """Ground truth and reconstructions of some held-out digits, and what they cost."""
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Reconstructions of some held-out digits, and what each is worth and costs."""
     name, options = TASKS[task]
     digits = held_out_images("digits").to(prior.device)
     physics = make_physics(name, (1, 32, 32), noise=noise, device=prior.device, **options)  # type: ignore[arg-type]
     # All measurements are drawn at once, so that an image's do not depend on the chunk it is in.
     y = physics(digits)[images]
-    x = digits[images]
-    run = method.make(prior, task, noise, weight)
-    # The samplers of deepinv draw from the global state.
-    with torch.random.fork_rng(), torch.no_grad(), Meter(prior.unet, prior.device) as meter:
-        torch.manual_seed(images.start)
-        x_hat = run(y, physics, tuple(x.shape)).real.to(x.dtype).clamp(0, 1)
-    return x, x_hat, meter
+    return score(method.make(prior, task, noise, weight), digits[images], y, physics, seed=images.start)
 
 
 def applies(method: Method, task: str) -> bool:
@@ -75,13 +68,18 @@ def applies(method: Method, task: str) -> bool:
 
 
 def tune(prior: DiffusionPrior, method: str, task: str, noise: float, file: Path, images: slice) -> float:
-    """The rival's best weight; the grid grows until the best is inside it, or it has a dozen."""
+    """
+    The rival's best weight; the grid grows until the best is inside it, or it has a dozen.
+
+    What the package has on record is not tried again; what is new is appended to ``file``.
+    """
     rival = METHODS[method]
-    trials = {t.weight: t.psnr for t in load(Trial, file) if (t.task, t.noise, t.method) == (task, noise, method)}
+    known = load(Trial, TUNING) + load(Trial, file)
+    trials = {t.weight: t.psnr for t in known if (t.task, t.noise, t.method) == (task, noise, method)}
     while missing := _untried(rival, trials):
         for weight in missing:
-            x, x_hat, _ = reconstruct(prior, rival, task, noise, weight, images)
-            trials[weight] = mean(PSNR()(x_hat, x).tolist())
+            _, scores = reconstruct(prior, rival, task, noise, weight, images)
+            trials[weight] = mean(s["psnr"] for s in scores)
             append([Trial(task, noise, method, weight, trials[weight])], file)
     return max(trials, key=lambda w: trials[w])
 
@@ -124,10 +122,8 @@ def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: P
                 continue
             if weight is None:
                 weight = tune(prior, name, task, noise, trials, tuning)
-            x, x_hat, meter = reconstruct(prior, method, task, noise, weight, images)
-            cost = (meter.passes / len(x), meter.calls / len(x), meter.seconds / len(x), meter.memory)
-            values = zip(_numbers(images), PSNR()(x_hat, x).tolist(), SSIM()(x_hat, x).tolist(), strict=True)
-            rows = [Row(task, noise, label, weight, i, psnr, ssim, *cost) for i, psnr, ssim in values]
+            _, scores = reconstruct(prior, method, task, noise, weight, images)
+            rows = [Row(task, noise, label, weight, i, **s) for i, s in zip(_numbers(images), scores, strict=True)]
             append([row for row in rows if (label, task, noise, row.image) not in done], results)
 
 
@@ -190,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [m for m in METHODS if any(m == w or (w not in METHODS and m.startswith(w)) for w in wanted)]
     if not names:
         parser.error(f"no method starts with {' or '.join(wanted)}; type one of: {'; '.join(METHODS)}")
-    tuning = TUNING
+    tuning = TUNING_DIGITS
     if args.quick:
         names = ["pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR", "DDRM"]
         args.images, args.tasks, args.noises, tuning = (

@@ -1,4 +1,4 @@
-"""What a reconstruction costs: network passes, seconds, peak memory."""
+"""What a reconstruction is worth and what it costs: deepinv's metrics, network passes, seconds, peak memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,42 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from deepinv.loss.metric import LPIPS, PSNR, SSIM
+from deepinv.physics import Physics
+from torch import Tensor, nn
+
+from deepinv_dmilo.measurements import Measurements, residual
+from deepinv_dmilo.prior import DiffusionPrior
+
+
+def score(
+    model: nn.Module, x: Tensor, y: Measurements, physics: Physics, *, seed: int = 0, lpips: LPIPS | None = None
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """
+    Reconstruct a batch and measure.
+
+    :param torch.nn.Module model: a reconstructor, called as ``model(y, physics)``; passes are those of the
+        :class:`deepinv_dmilo.DiffusionPrior` inside it.
+    :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
+    :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.
+    :param deepinv.physics.Physics physics: forward operator.
+    :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
+    :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
+    :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
+        (root mean square of A(x) - y), ``lpips``, ``passes`` and ``calls`` of the network, ``seconds``, and
+        ``memory_mb`` (of the batch).
+    """
+    prior = next((m for m in getattr(model, "modules", list)() if isinstance(m, DiffusionPrior)), None)
+    with torch.random.fork_rng(), torch.no_grad(), Meter(prior and prior.unet, x.device) as meter:
+        torch.manual_seed(seed)
+        x_hat = model(y, physics)
+    x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
+    columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": residual(x_hat, y, physics)}
+    if lpips is not None:
+        columns["lpips"] = lpips(*(image.expand(-1, 3, -1, -1) for image in (x_hat, x)))
+    costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
+    shared = {**{name: cost / len(x) for name, cost in costs.items()}, "memory_mb": meter.memory}
+    return x_hat, [{**{name: c[i].item() for name, c in columns.items()}, **shared} for i in range(len(x))]
 
 
 class Meter:
@@ -19,7 +54,7 @@ class Meter:
 
     A pass is a forward and backward pass of the network that an image takes part in, a call a forward pass alone.
 
-    :param torch.nn.Module network: the network whose passes are counted.
+    :param torch.nn.Module network: the network whose passes are counted; None: there is none.
     :param torch.device device: where the work is done.
     """
 
@@ -29,12 +64,12 @@ class Meter:
     peak: float  # bytes: resident on a CPU (Linux), allocated on a GPU
     memory: float  # megabytes that the peak lies above the start
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module | None, device: torch.device) -> None:
         self.network, self.device = network, device
 
     def __enter__(self) -> Meter:
         self.passes = self.calls = 0
-        self._handle = self.network.register_forward_hook(self._count)
+        self._handle = self.network.register_forward_hook(self._count) if self.network is not None else None
         self._base = _start_of_peak(self.device)
         self._start = time.perf_counter()
         return self
@@ -47,7 +82,8 @@ class Meter:
         self.seconds = time.perf_counter() - self._start
         self.peak = _peak(self.device)
         self.memory = (self.peak - self._base) / 1e6
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
 
     def _count(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         z = args[0]
