@@ -1,0 +1,116 @@
+"""Entry points: what is installed is found, what is broken is skipped, nothing is imported before it is loaded."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug, registry
+
+PLUGIN = '''
+import torch
+from deepinv.models import Reconstructor
+
+
+class Backprojection(Reconstructor):
+    def __init__(self, *, gain=1.0):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, y, physics):
+        return self.gain * physics.A_adjoint(y)
+'''
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs a package with one module and these entry points, as pip does from a wheel."""
+
+    def install(name, entry_points, code=PLUGIN):
+        wheel = tmp_path / f"{name}-1.0-py3-none-any.whl"
+        info = f"{name}-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            if code is not None:
+                archive.writestr(f"{name}.py", code)
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/entry_points.txt", f"[deepinv.reconstructors]\n{entry_points}\n")
+            archive.writestr(f"{info}/RECORD", "")
+        site = tmp_path / "site"
+        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site)]
+        subprocess.run([*pip, str(wheel)], check=True)
+        monkeypatch.syspath_prepend(str(site))
+
+    return install
+
+
+def test_ours_are_found():
+    assert {"dmilo", "dmilo-pgd", "dmplug"} <= set(registry.available())
+    assert "digits" in registry.available(registry.PRIORS)
+    assert [registry.get(name) for name in ("dmilo", "dmilo-pgd", "dmplug")] == [DMILO, DMILOPGD, DMPlug]
+
+
+def test_load_takes_a_prior_by_name_or_as_it_is():
+    prior = registry.load("digits", registry.PRIORS, num_layers=4)
+    assert isinstance(prior, DiffusionPrior)
+    assert prior.num_layers == 4
+    assert registry.load("dmilo-pgd", prior=prior, max_passes=7).prior is prior
+    assert registry.load("dmplug", prior="digits").prior.num_layers == 3
+
+
+def test_a_package_that_somebody_else_wrote_is_found(install):
+    install("their_method", "backprojection = their_method:Backprojection")
+    assert "backprojection" in registry.available()
+    assert "their_method" not in sys.modules
+    model = registry.load("backprojection", gain=2.0)
+    assert model.gain == 2
+    assert model.__class__.__module__ == "their_method"
+
+
+def test_a_broken_package_warns_and_is_skipped(install):
+    install("gone", "lost = gone:Lost", code=None)
+    with pytest.warns(RuntimeWarning, match="'lost' of gone is skipped: there is no module gone"):
+        names = registry.available()
+    assert "lost" not in names
+    assert "dmilo" in names
+
+
+def test_a_package_that_fails_to_import_says_which(install):
+    install("failing", "fails = failing:Fails", code="import a_module_that_nobody_has")
+    with pytest.raises(ImportError, match=r"'fails' of failing cannot be imported: No module named 'a_module"):
+        registry.get("fails")
+
+
+def test_of_two_with_one_name_the_first_is_taken_with_a_warning(install):
+    install("another", "dmilo = another:Backprojection")
+    with pytest.warns(RuntimeWarning, match="another and deepinv-dmilo both offer 'dmilo': the first is taken"):
+        assert registry.get("dmilo").__name__ == "Backprojection"
+
+
+def test_an_unknown_name_lists_what_is_installed():
+    with pytest.raises(ValueError, match="no 'dmillo' in deepinv.reconstructors; installed are dmilo, dmilo-pgd, dmp"):
+        registry.load("dmillo", prior="digits")
+    with pytest.raises(FileNotFoundError, match="neither a bundled prior"):
+        registry.load("dmilo", prior="no such prior")
+
+
+def test_nothing_heavy_is_imported_before_it_is_loaded():
+    code = (
+        "import sys, importlib.util as u; "
+        "spec = u.spec_from_file_location('r', sys.argv[1]); r = u.module_from_spec(spec); spec.loader.exec_module(r); "
+        "print(r.available()); assert not {'torch', 'deepinv', 'diffusers'} & set(sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, registry.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    assert "dmilo-pgd" in shown
+
+
+def test_a_loaded_method_reconstructs(install):
+    from deepinv.physics import Denoising
+
+    install("their_method", "backprojection = their_method:Backprojection")
+    y = torch.rand(2, 1, 8, 8)
+    assert torch.equal(registry.load("backprojection")(y, Denoising()), y)
