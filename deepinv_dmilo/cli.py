@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from deepinv_dmilo import __version__
+from deepinv_dmilo import __version__, registry
 from deepinv_dmilo.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
+    from deepinv.models import Reconstructor
     from torch import Tensor
 
-    from deepinv_dmilo.base import PriorReconstructor
     from deepinv_dmilo.prior import DiffusionPrior
-
-METHODS = {"dmilo-pgd": "DMILOPGD", "dmilo": "DMILO", "dmplug": "DMPlug"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,23 +57,36 @@ def _parser() -> _Parser:
 
     reconstruct = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
     reconstruct.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
-    reconstruct.add_argument("--task", required=True, choices=TASKS)
-    reconstruct.add_argument("--prior", default="digits", help="bundled name, pipeline folder or hub id")
-    reconstruct.add_argument("--method", default="dmilo-pgd", choices=METHODS)
     reconstruct.add_argument("--out", type=_png, required=True, help="PNG to write")
     reconstruct.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
-    reconstruct.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
-    reconstruct.add_argument("--max-passes", type=int, help="network passes that the picture may take")
-    reconstruct.add_argument(
-        "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
-    )
-    reconstruct.add_argument("--factor", type=int, default=4, help="super-resolution factor")
-    reconstruct.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
     reconstruct.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
-    reconstruct.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
-    reconstruct.add_argument("--num-layers", type=int, default=3, help="layers of the prior (--published, dmplug)")
-    reconstruct.add_argument("--seed", type=int, default=0)
     reconstruct.set_defaults(run=_reconstruct)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="degrade and reconstruct a data set; may be cut off; splits under accelerate launch"
+    )
+    evaluate.add_argument("dataset", metavar="DATASET", help="folder of pictures, deepinv data set, or 'digits'")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder of pictures, records and summary")
+    evaluate.add_argument("--data-root", type=Path, help="where deepinv keeps its data sets")
+    evaluate.add_argument("--limit", type=int, help="only so many images, the first")
+    evaluate.add_argument("--batch-size", type=int, default=8, help="images reconstructed together (default: 8)")
+    evaluate.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
+    evaluate.set_defaults(run=_evaluate)
+
+    for command in (reconstruct, evaluate):
+        command.add_argument("--task", required=True, choices=TASKS)
+        command.add_argument("--prior", default="digits", help="installed or bundled name, pipeline folder or hub id")
+        command.add_argument("--method", default="dmilo-pgd", choices=registry.available())
+        command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
+        command.add_argument("--max-passes", type=int, help="network passes that an image may take")
+        command.add_argument(
+            "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
+        )
+        command.add_argument("--factor", type=int, default=4, help="super-resolution factor")
+        command.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
+        command.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
+        command.add_argument("--num-layers", type=int, default=3, help="layers of the prior (--published, dmplug)")
+        command.add_argument("--seed", type=int, default=0)
 
     benchmark = commands.add_parser("benchmark", help="compare all installed methods with benchopt")
     benchmark.add_argument("--suite", default="digits", choices=("digits",))
@@ -92,7 +104,7 @@ def _parser() -> _Parser:
 
     priors = commands.add_parser("priors", help="list the bundled priors")
     priors.set_defaults(run=_priors)
-    for command in (demo, reconstruct):
+    for command in (demo, reconstruct, evaluate):
         command.add_argument("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
 
@@ -146,7 +158,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.loss.metric import PSNR
     from deepinv.physics import LinearPhysics
 
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.pictures import as_png
     from deepinv_dmilo.tasks import make_physics
 
     if args.mask is not None and args.task != "inpainting":
@@ -157,7 +169,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     if args.task not in PICTURE_TASKS and not args.simulate:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
     device = _device(args)
-    prior = DiffusionPrior.from_pretrained(args.prior, num_layers=args.num_layers, device=device)
+    prior = registry.load(args.prior, registry.PRIORS, num_layers=args.num_layers, device=device)
     channels = prior.image_shape[0] if prior.image_shape else 3
     picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
     scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
@@ -182,58 +194,95 @@ def _reconstruct(args: argparse.Namespace) -> None:
     )
     with torch.no_grad():
         y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
-    x_hat = _model(args, prior)(y, physics)
+    x_hat = _model(args, prior, verbose=True)(y, physics)
     if args.simulate:
         before = ""
         if isinstance(physics, LinearPhysics):
             before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
         print(f"PSNR {before}{PSNR()(x_hat, picture).item():.2f} dB ({args.method})")
-    _write(x_hat, args.out)
+    as_png(x_hat[0]).save(args.out)
     print(f"wrote {args.out}")
 
 
-def _model(args: argparse.Namespace, prior: DiffusionPrior) -> PriorReconstructor:
+def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
+    """The method of the command line; of another package's method only what its constructor takes is set."""
+    method = registry.get(args.method)
+    settings = {"rng": args.seed, "max_passes": args.max_passes, **settings}
+    known = inspect.signature(method).parameters
+    if args.max_passes is not None and "max_passes" not in known:
+        raise ValueError(f"{args.method} has no budget; leave --max-passes out")
+    settings = {name: value for name, value in settings.items() if name in known and value is not None}
+    if not args.published:
+        return method(prior=prior, **settings) if "prior" in known else method(**settings)
+    if not hasattr(method, "from_preset"):
+        raise ValueError(f"{args.method} has no published settings; leave --published out")
+    if args.task not in TASK_PRESETS:
+        raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
+    return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
 
-    import deepinv_dmilo
 
-    method = getattr(deepinv_dmilo, METHODS[args.method])
-    settings: dict[str, Any] = {"verbose": True, "rng": args.seed}
-    if args.max_passes is not None:
-        settings["max_passes"] = args.max_passes
-    if args.published:
-        if args.task not in TASK_PRESETS:
-            raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
-        return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
-    return method(prior, **settings)
+def _evaluate(args: argparse.Namespace) -> None:
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    from deepinv_dmilo.evaluate import evaluate, open_images
+    from deepinv_dmilo.tasks import make_physics
+
+    auto = args.micro_batch == "auto"
+    for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
+        value = getattr(args, name)
+        if value is not None and not (auto and name == "micro_batch") and not (str(value).isdigit() and int(value) > 0):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
+    # One process may wait long for another's last batch.
+    on_cpu = _device(args) == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))
+    device = str(state.device) if args.device is None else args.device
+    prior = registry.load(args.prior, registry.PRIORS, num_layers=args.num_layers, device=device)
+    if prior.image_shape is None:
+        raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
+    model = _model(args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch))
+    if args.micro_batch is not None and not hasattr(model, "micro_batch"):
+        raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
+    images, names = open_images(args.dataset, prior.image_shape, args.data_root)
+    physics = make_physics(
+        args.task,
+        prior.image_shape,
+        noise=args.noise,
+        factor=args.factor,
+        missing=args.missing,
+        blur_sigma=args.blur_sigma,
+        seed=args.seed,
+        device=device,
+    )
+    free = ("run", "out", "device", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    with torch.no_grad():
+        evaluate(
+            model,
+            images,
+            names[: args.limit],
+            physics,
+            args.out,
+            settings=settings,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            halve_on_out_of_memory=auto,
+        )
+    if state.is_main_process:
+        print((args.out / "summary.json").read_text())
+        print(f"wrote {args.out}")
 
 
 def _read(file: Path, channels: int, what: str) -> Tensor:
     """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from deepinv_dmilo.pictures import read_picture
 
-    try:
-        with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits
-                pixels = np.repeat(np.asarray(picture, dtype=np.float32)[..., None] / 65535, 3, axis=2)
-            else:
-                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    except UnidentifiedImageError:
-        raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    is_grey = bool((pixels == pixels[..., :1]).all())
-    if channels == 1 and not is_grey:
+    picture = read_picture(file)
+    if channels == 1 and not (picture == picture[:1]).all():
         raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None, :channels]
-
-
-def _write(x: Tensor, file: Path) -> None:
-    from torchvision.transforms.functional import to_pil_image
-
-    to_pil_image((255 * x[0].float().cpu()).round().byte()).save(file)
+    return picture[None, :channels]
 
 
 def _benchmark(args: argparse.Namespace) -> None:

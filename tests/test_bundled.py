@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.cli import _read, main
+from deepinv_dmilo.cli import main
 from deepinv_dmilo.demo import format_table, run_demo, save_picture
+from deepinv_dmilo.pictures import read_picture
 from deepinv_dmilo.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tasks import TASKS, make_physics
 
@@ -106,8 +107,9 @@ def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
 def test_a_sixteen_bit_picture_keeps_its_values(tmp_path):
     values = (held_out_images()[0, 0] * 65535).to(torch.int32).numpy().astype("uint16")
     Image.fromarray(values).save(tmp_path / "deep.png")
-    x = _read(tmp_path / "deep.png", 1, "")
-    torch.testing.assert_close(x, held_out_images()[:1], rtol=0, atol=1 / 65535)  # one level
+    x = read_picture(tmp_path / "deep.png")
+    expected = held_out_images()[0].expand(3, -1, -1)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1 / 65535)  # one level
 
 
 def test_priors_lists_what_is_bundled(capsys):

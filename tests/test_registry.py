@@ -9,7 +9,7 @@ import torch
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug, registry
 
-PLUGIN = '''
+PLUGIN = """
 import torch
 from deepinv.models import Reconstructor
 
@@ -21,7 +21,7 @@ class Backprojection(Reconstructor):
 
     def forward(self, y, physics):
         return self.gain * physics.A_adjoint(y)
-'''
+"""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_of_two_with_one_name_the_first_is_taken_with_a_warning(install):
 
 
 def test_an_unknown_name_lists_what_is_installed():
-    with pytest.raises(ValueError, match="no 'dmillo' in deepinv.reconstructors; installed are dmilo, dmilo-pgd, dmp"):
+    with pytest.raises(ValueError, match=r"no 'dmillo' in deepinv\.reconstructors; installed are dmilo, dmilo-pgd"):
         registry.load("dmillo", prior="digits")
     with pytest.raises(FileNotFoundError, match="neither a bundled prior"):
         registry.load("dmilo", prior="no such prior")

@@ -1,0 +1,206 @@
+"""A whole data set, on one or many devices: a record and a picture for each image, kept when the run is cut off."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import deepinv
+import torch
+from accelerate import PartialState
+from accelerate.utils import find_executable_batch_size, gather_object
+from deepinv.datasets import ImageFolder
+from deepinv.physics import Physics
+from torch import Tensor, nn
+from torchvision import transforms
+from tqdm import tqdm
+
+from deepinv_dmilo.pictures import as_png, read_picture
+from deepinv_dmilo.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.provenance import provenance
+from deepinv_dmilo.scoring import score
+
+
+def open_images(source: str, shape: tuple[int, int, int], root: Path | None = None) -> tuple[Any, list[str]]:
+    """
+    The images of a folder, of a data set of deepinv, or those that a bundled prior never saw.
+
+    :param str source: folder of pictures; class of ``deepinv.datasets`` such as ``"Set14HR"``, which is downloaded; or
+        bundled prior such as ``"digits"``.
+    :param tuple shape: (C, H, W) that pictures are resized and cropped to; made grey where C is 1.
+    :param pathlib.Path root: where ``deepinv.datasets`` keeps its files (default: ``datasets/``).
+    :return: images in [0, 1] by index, each (C, H, W); their names, unique.
+    """
+    grey = [transforms.Grayscale()] if shape[0] == 1 else []
+    fit = transforms.Compose([*grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])])
+    if Path(source).is_dir():
+        images = ImageFolder(source, loader=read_picture, transform=fit)
+        images.x_paths = sorted(images.x_paths)
+        names = [str(path.relative_to(source).with_suffix("")) for path in images.x_paths]
+        if not names:
+            raise ValueError(f"{source} has no pictures; give a folder of PNG or JPEG files")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{source} has two pictures named {twice[0]} but for their ending; rename one")
+        return images, names
+    kind: Any = getattr(deepinv.datasets, source, None)
+    known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    if {"root", "download"} <= known.keys():
+        held_out = {name: value for name, value in {"mode": "val", "train": False}.items() if name in known}
+        to_tensor = transforms.Compose([transforms.ToTensor(), fit])
+        images = kind(root=str(root or Path("datasets") / source), download=True, transform=to_tensor, **held_out)
+        return images, [f"{i:05d}" for i in range(len(images))]
+    if source in bundled_priors():
+        digits = held_out_images(source)
+        return digits, [f"{i:05d}" for i in range(len(digits))]
+    raise FileNotFoundError(
+        f"{source!r} is neither a folder of pictures, nor a data set of deepinv.datasets such as 'Set14HR', nor a "
+        f"bundled prior ({', '.join(bundled_priors())})"
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    names: Sequence[str],
+    physics: Physics,
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    seed: int = 0,
+    batch_size: int = 8,
+    halve_on_out_of_memory: bool = False,
+) -> list[dict[str, Any]]:
+    """
+    Measure every image, reconstruct it, score it; write ``images/NAME.png``, ``records/NAME.json`` and, when all are
+    done, ``results.jsonl`` and ``summary.json``.
+
+    Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
+    there is not done again. The noise of an image follows from ``seed`` and its name alone, so that its result does
+    not depend on order, batch or process but for rounding, and not at all where the batches are the same.
+
+    :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
+    :param images: images in [0, 1] by index, each (C, H, W).
+    :param names: their names.
+    :param deepinv.physics.Physics physics: forward operator with its noise, on the model's device.
+    :param pathlib.Path out: folder; it may hold an earlier run with the same settings.
+    :param dict settings: what the results depend on; written to ``settings.json`` and compared with what is there.
+    :param int seed: of the noise, and of the samplers that draw from the global random state.
+    :param int batch_size: images that are reconstructed together.
+    :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
+    :return: in the main process the records of all images, by name; elsewhere those of its share.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        _check_settings(out, settings)
+    state.wait_for_everyone()
+    batches = [range(i, min(i + batch_size, len(names))) for i in range(0, len(names), batch_size)]
+    share = batches[state.process_index :: state.num_processes]
+    todo = [[i for i in batch if not _record(out, names[i]).exists()] for batch in share]
+    bar = tqdm(
+        total=sum(map(len, share)),
+        initial=sum(map(len, share)) - sum(map(len, todo)),
+        desc="evaluate" if state.num_processes == 1 else f"evaluate, process 1 of {state.num_processes}",
+        unit="image",
+        disable=not state.is_main_process,
+    )
+    for batch in filter(None, todo):
+        x = torch.stack([_tensor(images[i]) for i in batch]).to(state.device)
+        y = torch.cat([measure(x[k : k + 1], physics, names[i], seed) for k, i in enumerate(batch)])
+
+        def run(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, list[dict[str, float]]]:
+            return score(model, x, y, physics, seed=seed)
+
+        x_hat, scores = _halving(model, len(batch), run) if halve_on_out_of_memory else run()
+        for i, image, values in zip(batch, x_hat, scores, strict=True):
+            png = BytesIO()
+            as_png(image).save(png, "PNG")
+            _write(out / "images" / f"{names[i]}.png", png.getvalue())
+            _write(_record(out, names[i]), json.dumps({"name": names[i], **values}))
+            bar.update()
+    bar.close()
+    mine = [json.loads(_record(out, names[i]).read_text()) for batch in share for i in batch]
+    records = sorted(gather_object(mine), key=lambda record: record["name"])
+    if state.is_main_process:
+        _summarise(records, settings, out, str(state.device))
+    state.wait_for_everyone()
+    return records
+
+
+def measure(x: Tensor, physics: Physics, name: str, seed: int) -> Any:
+    """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
+    own = zlib.crc32(f"{seed}/{name}".encode())
+    rng = getattr(physics.noise_model, "rng", None)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(own)
+        if rng is not None:
+            rng.manual_seed(own)
+        return physics(x)
+
+
+def _tensor(image: Any) -> Tensor:
+    return image[0] if isinstance(image, tuple | list) else image
+
+
+def _record(out: Path, name: str) -> Path:
+    return out / "records" / f"{name}.json"
+
+
+def _halving(model: nn.Module, rows: int, run: Callable[[], Any]) -> Any:
+    """Run with as many reconstructions at once as fit, halving ``model.micro_batch`` until they do."""
+    fits = min(rows * getattr(model, "num_samples", 1), getattr(model, "micro_batch", None) or sys.maxsize)
+
+    def halve() -> int:
+        nonlocal fits
+        print(f"out of memory with {fits} reconstructions at once, trying {fits // 2}", file=sys.stderr)
+        fits //= 2
+        return fits
+
+    @find_executable_batch_size(starting_batch_size=fits, reduce_batch_size_fn=halve)
+    def attempt(micro_batch: int) -> Any:
+        model.micro_batch = micro_batch  # type: ignore[assignment]
+        return run()
+
+    return attempt()
+
+
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder with results of other settings; start a new one."""
+    file = out / "settings.json"
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        _write(file, json.dumps(settings, indent=1))
+        return
+    before = json.loads(file.read_text())
+    changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    if changed:
+        told = ", ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+        raise ValueError(f"{out} holds results of other settings ({told}); give another --out, or remove it")
+
+
+def _summarise(records: list[dict[str, Any]], settings: dict[str, Any], out: Path, device: str) -> None:
+    _write(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    columns = {name: [record[name] for record in records] for name in records[0] if name != "name"}
+    summary = {
+        "images": len(records),
+        "mean": {name: mean(values) for name, values in columns.items()},
+        "std": {name: stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()},
+        "settings": settings,
+        "provenance": provenance(device),
+    }
+    _write(out / "summary.json", json.dumps(summary, indent=1))
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    """All of a file or nothing of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(file)

@@ -1,0 +1,33 @@
+"""Picture files as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+
+def read_picture(file: Path) -> Tensor:
+    """A picture of 8 or 16 bits as (3, H, W) in [0, 1], upright."""
+    try:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits
+                pixels = np.repeat(np.asarray(picture, dtype=np.float32)[..., None] / 65535, 3, axis=2)
+            else:
+                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def as_png(image: Tensor) -> Image.Image:
+    """An image (C, H, W) in [0, 1], rounded to 8 bits, to save."""
+    from torchvision.transforms.functional import to_pil_image
+
+    return to_pil_image((255 * image.float().cpu()).round().byte())
