@@ -99,6 +99,7 @@ def _parser() -> _Parser:
     benchmark.add_argument(
         "-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]"
     )
+    benchmark.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
     benchmark.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
     benchmark.set_defaults(run=_benchmark)
 
@@ -293,7 +294,9 @@ def _benchmark(args: argparse.Namespace) -> None:
         return
     given = {name: getattr(args, name) for name in ("tasks", "noises", "images", "budgets")}
     settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
-    run_suite(args.suite, args.out, solvers=args.solver, **settings)
+    if args.parallel_config is not None and not args.parallel_config.is_file():
+        raise FileNotFoundError(f"--parallel-config {args.parallel_config}: no such file")
+    run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
     print((args.out / "results.md").read_text())
     print(f"wrote {args.out}")
 

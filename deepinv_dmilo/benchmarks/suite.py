@@ -35,6 +35,7 @@ def run_suite(
     images: int = 8,
     budgets: Sequence[int] = BUDGETS,
     solvers: Sequence[str] = (),
+    parallel_config: Path | None = None,
 ) -> list[Row]:
     """
     Run a suite, or what of it is not yet in the cache below ``out``, and write results, table and pictures there.
@@ -48,6 +49,7 @@ def run_suite(
     :param int images: how many of the prior's held-out images, from the first on.
     :param budgets: ``max_passes`` of the reconstructors of the registry.
     :param solvers: more benchopt solvers: names or files, with parameters in brackets.
+    :param pathlib.Path parallel_config: benchopt's YAML file for running on many workers or machines.
     :return: a row per image.
     """
     try:
@@ -69,6 +71,7 @@ def run_suite(
         ],
         plot_result=False,
         timeout=math.inf,
+        parallel_config=parallel_config,
         output_file=str(file),
     )
     if not file.exists():
