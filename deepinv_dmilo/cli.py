@@ -239,7 +239,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     # One process may wait long for another's last batch.
     on_cpu = _device(args) == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))
-    device = str(state.device) if args.device is None else args.device
+    device = str(state.device) if args.device in (None, "cpu", "cuda") else args.device  # each process its own
     prior = registry.load(args.prior, registry.PRIORS, num_layers=args.num_layers, device=device)
     if prior.image_shape is None:
         raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
@@ -269,6 +269,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             settings=settings,
             seed=args.seed,
             batch_size=args.batch_size,
+            device=device,
             halve_on_out_of_memory=auto,
         )
     if state.is_main_process:

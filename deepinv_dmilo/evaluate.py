@@ -76,6 +76,7 @@ def evaluate(
     settings: dict[str, Any],
     seed: int = 0,
     batch_size: int = 8,
+    device: str | torch.device = "cpu",
     halve_on_out_of_memory: bool = False,
 ) -> list[dict[str, Any]]:
     """
@@ -89,11 +90,12 @@ def evaluate(
     :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
     :param images: images in [0, 1] by index, each (C, H, W).
     :param names: their names.
-    :param deepinv.physics.Physics physics: forward operator with its noise, on the model's device.
+    :param deepinv.physics.Physics physics: forward operator with its noise.
     :param pathlib.Path out: folder; it may hold an earlier run with the same settings.
     :param dict settings: what the results depend on; written to ``settings.json`` and compared with what is there.
     :param int seed: of the noise, and of the samplers that draw from the global random state.
     :param int batch_size: images that are reconstructed together.
+    :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
     :return: in the main process the records of all images, by name; elsewhere those of its share.
     """
@@ -112,7 +114,7 @@ def evaluate(
         disable=not state.is_main_process,
     )
     for batch in filter(None, todo):
-        x = torch.stack([_tensor(images[i]) for i in batch]).to(state.device)
+        x = torch.stack([_tensor(images[i]) for i in batch]).to(device)
         y = torch.cat([measure(x[k : k + 1], physics, names[i], seed) for k, i in enumerate(batch)])
 
         def run(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, list[dict[str, float]]]:
@@ -129,7 +131,7 @@ def evaluate(
     mine = [json.loads(_record(out, names[i]).read_text()) for batch in share for i in batch]
     records = sorted(gather_object(mine), key=lambda record: record["name"])
     if state.is_main_process:
-        _summarise(records, settings, out, str(state.device))
+        _summarise(records, settings, out, str(device))
     state.wait_for_everyone()
     return records
 
