@@ -53,7 +53,9 @@ def is_reachable(address: str) -> bool:
 reachable = {name: is_reachable(address) for name, address in INVENTORIES.items()}
 intersphinx_mapping = {name: (INVENTORIES[name], None) for name, found in reachable.items() if found}
 missing = [name for name, found in reachable.items() if not found]
-nitpick_ignore_regex = [("py:.*", "|".join(PYTHON_NAMES) if name == "python" else rf"{name}(\..*)?") for name in missing]
+nitpick_ignore_regex = [
+    ("py:.*", "|".join(PYTHON_NAMES) if name == "python" else rf"{name}(\..*)?") for name in missing
+]
 if missing:
     print(f"intersphinx: no links into {', '.join(missing)}, whose inventories cannot be fetched")
 

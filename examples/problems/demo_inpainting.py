@@ -36,17 +36,17 @@ problems = {
 }
 
 # %%
-# Eight samples of each image
-# ---------------------------
+# Four samples of each image
+# --------------------------
 #
-# The samples of an image share its budget: 400 passes are 50 for each. They go through the network in one batch;
+# The samples of an image share its budget: 200 passes are 50 for each. They go through the network in one batch;
 # ``micro_batch`` would bound how many at once.
 
-model = DMILO(prior, num_samples=8, max_passes=400)
+model = DMILO(prior, num_samples=4, max_passes=200)
 single = DMILO(prior, max_passes=50)
 psnr = dinv.metric.PSNR()
 results = {}
-print(f"{'mask':8} {'measurements':>14} {'one sample':>12} {'mean of 8':>12}   PSNR (dB)")
+print(f"{'mask':8} {'measurements':>14} {'one sample':>12} {'mean of 4':>12}   PSNR (dB)")
 for name, physics in problems.items():
     y = physics(x)
     mean, std = model(y, physics, return_std=True)
@@ -65,7 +65,7 @@ for name, physics in problems.items():
 def show(name):
     """Measurements, reconstructions, map and truth beside one another."""
     y, one, mean, std = results[name]
-    columns = {"measurements": y, "one sample": one, "mean of 8": mean, "standard\ndeviation": std / std.amax()}
+    columns = {"measurements": y, "one sample": one, "mean of 4": mean, "standard\ndeviation": std / std.amax()}
     columns |= {"error of\nthe mean": (mean - x).abs(), "ground truth": x}
     plot(columns, rescale_mode="clip", figsize=(9, 5), dpi=100, fontsize=9)
 
@@ -117,7 +117,7 @@ for name, physics in problems.items():
 
 for name in problems:
     _, one, mean, _ = results[name]
-    print(f"{name}: the mean of 8 changes the PSNR by {(psnr(mean, x) - psnr(one, x)).mean().item():+.2f} dB")
+    print(f"{name}: the mean of 4 changes the PSNR by {(psnr(mean, x) - psnr(one, x)).mean().item():+.2f} dB")
 
 # %%
 # .. footbibliography::
