@@ -65,15 +65,15 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": "/demo_",  # these are executed
-    "ignore_pattern": r"examples/\w+\.py$",  # command line scripts, no examples
+    "ignore_pattern": "^(?!demo_|gpu_)",  # command line scripts
     "subsection_order": ["../examples/problems", "../examples/method", "../examples/priors", "*"],
     "within_subsection_order": "FileNameSortKey",
     "backreferences_dir": "gen_modules/backreferences",
     "doc_module": ("deepinv_dmilo",),
-    "reference_url": {"deepinv_dmilo": None},
     "image_scrapers": ("matplotlib",),
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,
 }
 
 # -- pages -----------------------------------------------------------------

@@ -2,9 +2,9 @@ r"""
 Train a prior of your own
 =========================
 
-A prior is a diffusion model in diffusers' format :footcite:p:`ho2020ddpm`. This example trains a tiny one on pictures
-that it draws itself, saves it, loads it and reconstructs with it. For pictures of your own there is a script that
-does the same at length: ``python examples/train_prior.py --data FOLDER --size 64 --out priors/mine``.
+A prior is a diffusion model in diffusers' format :footcite:p:`ho2020denoising`. This example trains a tiny one on
+pictures that it draws itself, saves it, loads it and reconstructs with it. For pictures of your own there is a script
+that does the same at length: ``python examples/train_prior.py --data FOLDER --size 64 --out priors/mine``.
 """
 
 # %%

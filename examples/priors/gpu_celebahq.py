@@ -4,8 +4,8 @@ Faces at 256 x 256 (GPU; not run here)
 
 .. warning::
 
-    This example is **not executed** when the documentation is built, so it shows no output. It needs a GPU and
-downloads     the model ``google/ddpm-celebahq-256`` (about 450 MB) from the Hugging Face hub.
+    This example is **not executed** when the documentation is built, so it shows no output. It needs a GPU, and it
+    downloads the model ``google/ddpm-celebahq-256`` (about 450 MB) from the Hugging Face hub.
 
 A hub id in place of the bundled prior, and the options that fit a larger network to the memory and speed of a GPU.
 """
