@@ -72,8 +72,8 @@ class DMILO(PriorReconstructor):
     :param float latent_lr: Adam's learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: Adam's learning rate of the deviations (paper: 1e-3).
     :param float, str sparsity: weight :math:`\lambda` of the deviations (paper: 0.1); None: no deviations. With L-BFGS
-        there is one, of the image, found by soft thresholding after the last level; ``"auto"`` is :math:`20 \sigma` then:
-        where A is the identity, what is left over above five standard deviations of the noise.
+        there is one, of the image, found by soft thresholding after the last level; ``"auto"`` is :math:`20 \sigma`
+        then: where A is the identity, what is left over above five standard deviations of the noise.
     :param float, str latent_penalty: weight :math:`\rho` (authors' code: 1e-4, the value above for their noise and
         m = n, with :math:`c_i = 0`); ``"auto"``: as above.
     :param float noise_level: standard deviation :math:`\sigma` of the measurements' noise; None: that of the physics'

@@ -100,7 +100,16 @@ with tempfile.TemporaryDirectory() as folder:
     prior = DiffusionPrior.from_pretrained(folder)
     sampler = DiffusionPrior.from_pretrained(folder, num_layers=50)
 
-plot({"trained on": x_train[:4], "samples": sampler.sample(4)}, rescale_mode="clip", figsize=(3.5, 7), dpi=100)
+plot(
+    {"trained on": x_train[:4], "samples": sampler.sample(4)},
+    rescale_mode="clip",
+    figsize=(3.5, 7),
+    dpi=100,
+    fontsize=9,
+)
+
+# %%
+# After so little training some samples fail. A reconstruction asks less: the measurements guide it.
 
 # %%
 # Reconstruction
@@ -119,7 +128,7 @@ images = {
     "own prior": DMILO(prior, max_passes=100)(y, physics),
     "ground truth": x_test,
 }
-plot(images, rescale_mode="clip", figsize=(6.5, 6.5), dpi=100)
+plot(images, rescale_mode="clip", figsize=(6.5, 6.5), dpi=100, fontsize=9)
 
 # %%
 # What you saw

@@ -13,7 +13,7 @@ picture; nothing of DMILO :footcite:p:`zheng2025dmilo` depends on that.
 import deepinv as dinv
 import matplotlib.pyplot as plt
 import torch
-from deepinv.optim import FISTA, L2, TVPrior
+from deepinv.optim import ADMM, L2, TVPrior
 from deepinv.utils import plot
 
 from deepinv_dmilo import DMILO, DiffusionPrior
@@ -49,9 +49,8 @@ for ratio, physics in problems.items():
 
 
 def total_variation(y, physics, weight):
-    """The image of least total variation that goes with the measurements."""
-    step = 1 / physics.compute_norm(x[:1], verbose=False).item()
-    model = FISTA(prior=TVPrior(n_it_max=20), data_fidelity=L2(), lambda_reg=weight, stepsize=step, max_iter=100)
+    """The image of least total variation that goes with the measurements, by ADMM."""
+    model = ADMM(prior=TVPrior(n_it_max=20), data_fidelity=L2(), lambda_reg=weight, stepsize=100, max_iter=200)
     return model(y, physics).clamp(0, 1)
 
 
@@ -60,7 +59,7 @@ model = DMILO(prior, max_passes=100)
 images, table = {}, {"pseudo-inverse": [], "total variation": [], "DMILO": []}
 for ratio, physics in problems.items():
     y = physics(x)
-    candidates = [total_variation(y, physics, weight) for weight in (1e-3, 1e-2, 1e-1)]
+    candidates = [total_variation(y, physics, weight) for weight in (1e-3, 3e-3, 1e-2)]
     images[ratio] = {
         "pseudo-inverse": physics.A_dagger(y).clamp(0, 1),
         "total variation": max(candidates, key=lambda image: psnr(image, x).mean().item()),
@@ -77,7 +76,7 @@ for name, values in table.items():
 # The images at 5 %
 # -----------------
 
-plot({**images[0.05], "ground truth": x}, rescale_mode="clip", figsize=(7, 7), dpi=100)
+plot({**images[0.05], "ground truth": x}, rescale_mode="clip", figsize=(7, 7), dpi=100, fontsize=9)
 
 # %%
 # PSNR against the number of measurements

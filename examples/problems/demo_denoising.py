@@ -51,7 +51,7 @@ for sigma in levels:
 # %%
 # At noise 0.2:
 
-plot({**images[0.2], "ground truth": x}, rescale_mode="clip", figsize=(7, 4), dpi=100)
+plot({**images[0.2], "ground truth": x}, rescale_mode="clip", figsize=(7, 4), dpi=100, fontsize=9)
 
 # %%
 # Where the noise level comes from
@@ -82,7 +82,7 @@ for name, image in runs.items():
 
 names = {"noisy": y, "right": runs["noise_level=0.1"], "too low": runs["noise_level=0.02, too low"]}
 names |= {"too high": runs["noise_level=0.5, too high"], "ground truth": x}
-plot(names, rescale_mode="clip", figsize=(8, 4), dpi=100)
+plot(names, rescale_mode="clip", figsize=(8, 4), dpi=100, fontsize=9)
 
 # %%
 # What you saw

@@ -70,7 +70,7 @@ for name, image in images.items():
 # The images
 # ----------
 
-plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figsize=(8, 6.5), dpi=100)
+plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figsize=(8, 6.5), dpi=100, fontsize=9)
 
 # %%
 # Level by level
