@@ -102,17 +102,9 @@ sizes = {"0.5 / |A|^2": 0.5, "1 / |A|^2": 1.0, "1.5 / |A|^2": 1.5}
 
 def error_after(outer_steps, step_size):
     """Root mean square error of DMILO-PGD."""
-    model = DMILOPGD(
-        prior,
-        levels=None,
-        outer_steps=outer_steps,
-        inner_steps=100,
-        tolerance=0.0,
-        sparsity=None,
-        latent_penalty=0.0,
-        step_size=step_size,
-        gradient_steps=1,
-    )
+    exact_fit = {"inner_steps": 100, "tolerance": 0.0, "sparsity": None, "latent_penalty": 0.0}
+    gradient_step = {"gradient_steps": 1, "step_size": step_size}
+    model = DMILOPGD(prior, levels=None, outer_steps=outer_steps, **exact_fit, **gradient_step)
     return (model(y, physics) - x).square().mean().sqrt().item()
 
 
