@@ -37,11 +37,11 @@ SOLVERS = ("lbfgs", "adam")
 
 class DMILO(PriorReconstructor):
     r"""
-    DMILO: intermediate-layer optimisation with a diffusion model and sparse deviations
-    (Zheng, Li and Liu, ICML 2025, arXiv:2505.20789, Algorithm 1).
+    DMILO: intermediate-layer optimisation with a diffusion model and sparse deviations.
 
-    With the prior a chain :math:`G = g_{N-1} \circ \dots \circ g_0`, each outer step solves, from the image back to
-    the noise, one problem per layer over its input :math:`z_i` and a sparse deviation :math:`\nu_i` added after it,
+    Algorithm 1 of :footcite:t:`zheng2025dmilo`. With the prior a chain :math:`G = g_{N-1} \circ \dots \circ g_0`, each
+    outer step solves, from the image back to the noise, one problem per layer over its input :math:`z_i` and a sparse
+    deviation :math:`\nu_i` added after it,
 
     .. math::
 
@@ -60,8 +60,8 @@ class DMILO(PriorReconstructor):
     far: fitted to the noise, not below it.
 
     :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
-    :param levels: standard deviations of the noise, for images in [0, 1], that the outer steps start from; None: the
-        prior's own chain from pure noise, as published.
+    :param tuple[float] levels: standard deviations of the noise, for images in [0, 1], that the outer steps start
+        from; None: the prior's own chain from pure noise, as published.
     :param int layers_per_level: layers of the chain below each level.
     :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`), on each level.
     :param int inner_steps: passes that the problem of a layer may take (paper: 200 to 1000, each taken); None: its
@@ -72,8 +72,8 @@ class DMILO(PriorReconstructor):
     :param float latent_lr: Adam's learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: Adam's learning rate of the deviations (paper: 1e-3).
     :param float, str sparsity: weight :math:`\lambda` of the deviations (paper: 0.1); None: no deviations. With L-BFGS
-        there is one, of the image, found in closed form after the last level; ``"auto"`` is :math:`20 \sigma` then:
-        where A is the identity, what is left over above five standard deviations of the noise.
+        there is one, of the image, found by soft thresholding after the last level; ``"auto"`` is :math:`20 \sigma`
+        then: where A is the identity, what is left over above five standard deviations of the noise.
     :param float, str latent_penalty: weight :math:`\rho` (authors' code: 1e-4, the value above for their noise and
         m = n, with :math:`c_i = 0`); ``"auto"``: as above.
     :param float noise_level: standard deviation :math:`\sigma` of the measurements' noise; None: that of the physics'
@@ -97,6 +97,10 @@ class DMILO(PriorReconstructor):
         >>> model = DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=5)
         >>> model(y, physics).shape
         torch.Size([2, 1, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -19,10 +19,10 @@ IMAGE_ERROR = 0.1  # that the projection assumes the image so far to have, in [0
 
 class DMILOPGD(DMILO):
     r"""
-    DMILO-PGD: DMILO as the projection of projected gradient descent
-    (Zheng, Li and Liu, ICML 2025, arXiv:2505.20789, Algorithm 2).
+    DMILO-PGD: DMILO as the projection of projected gradient descent.
 
-    The image, at first mid-grey, descends on the measurements before the latents are fitted to it,
+    Algorithm 2 of :footcite:t:`zheng2025dmilo`. The image (as published, at first mid-grey) descends on the
+    measurements before the latents are fitted to it,
 
     .. math::
 
@@ -42,7 +42,7 @@ class DMILOPGD(DMILO):
     :param bool normalize_gradient: descend :math:`\|A(x) - y\|` in place of half its square (authors' code for
         deblurring); needs a number as ``step_size``.
 
-    The other parameters are those of :class:`DMILO`.
+    The other parameters are those of :class:`deepinv_dmilo.DMILO`.
 
     :Examples:
 
@@ -54,6 +54,10 @@ class DMILOPGD(DMILO):
         >>> model = DMILOPGD(DiffusionPrior.from_pretrained("digits"), max_passes=5)
         >>> model(y, physics).shape
         torch.Size([2, 1, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
     """
 
     # Step sizes: the authors' 8 (super-resolution) and 0.5 (inpainting) multiply the gradient of the squared norm,

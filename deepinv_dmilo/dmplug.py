@@ -18,7 +18,9 @@ STEPS_BETWEEN_CHECKS = 50
 
 class DMPlug(PriorReconstructor):
     r"""
-    DMPlug (Wang et al. 2024, arXiv:2405.16749): one latent, optimised with Adam through the whole chain,
+    DMPlug: one latent, optimised with Adam through the whole chain.
+
+    The method of :footcite:t:`wang2024dmplug`:
 
     .. math::
 
@@ -44,6 +46,10 @@ class DMPlug(PriorReconstructor):
         >>> y = physics(held_out_images("digits")[:2])
         >>> DMPlug(DiffusionPrior.from_pretrained("digits"), steps=2)(y, physics).shape
         torch.Size([2, 1, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

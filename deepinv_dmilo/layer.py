@@ -146,8 +146,8 @@ def sparse_deviation(fit: Fit, output: Tensor, sparsity: Tensor, steps: int = 10
     first step is exact where the fit is the mean squared distance to an image: soft thresholding of that distance
     by :math:`\lambda / 2`. No network pass.
 
-    :param Tensor output: g, shape (B, C, H, W).
-    :param Tensor sparsity: the weight of each sample, shape (B,).
+    :param torch.Tensor output: g, shape (B, C, H, W).
+    :param torch.Tensor sparsity: the weight of each sample, shape (B,).
     :return: the deviation, most of it exactly 0.
     """
     nu = torch.zeros_like(output)

@@ -32,8 +32,10 @@ class Observation:
     _known: dict[str, bool] = field(default_factory=dict)
 
     def fit(self, targets: list[Measurements] | None = None) -> Fit:
-        """
-        The data term of images u in [-1, 1]: 4 mean |A(x) - target|^2; the factor gives the paper's value.
+        r"""
+        The data term of images u in [-1, 1].
+
+        It is :math:`4 \, \mathrm{mean} |A(x) - t|^2` for targets t; the factor gives the paper's value.
 
         :param list targets: one for each group of B rows; None: y for all.
         """

@@ -23,9 +23,10 @@ class DiffusionPrior(nn.Module):
 
     where :math:`\hat x_0` is the network's clean image at noise level :math:`t_i`, clamped to [-1, 1], and
     :math:`\hat\epsilon` the noise that is then left in :math:`z`. Layer 0 takes pure noise, layer ``num_layers - 1``
-    gives the image. As published, the levels are multiples of T // N, the first at most T - 1: 999, 666, 333, 0 for
-    three layers of T = 1000 training steps; the last one keeps the noise of training step 0. With hundreds of layers
-    the first level falls well short of T; the method wants few.
+    gives the image. The steps are those of :footcite:t:`song2021ddim` without fresh noise. As published, the levels are
+    multiples of T // N, the first at most T - 1: 999, 666, 333, 0 for three layers of T = 1000 training steps; the last
+    one keeps the noise of training step 0. With hundreds of layers the first level falls well short of T; the method
+    wants few.
 
     The chain lives in the network's range [-1, 1]; :meth:`to_image` and :meth:`to_model` are the only places where
     it meets deepinv's range [0, 1].
@@ -51,6 +52,10 @@ class DiffusionPrior(nn.Module):
         (999, 666, 333, 0)
         >>> prior.sample(2).shape
         torch.Size([2, 1, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
     """
 
     def __init__(
