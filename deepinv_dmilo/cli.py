@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -131,12 +130,11 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    import deepinv
-    import torch
 
     from deepinv_dmilo.demo import format_table, run_demo, save_picture
     from deepinv_dmilo.pretrained import held_out_images
     from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.provenance import provenance, sentence
 
     device = _device(args)
     digits = held_out_images("digits")
@@ -145,11 +143,7 @@ def _demo(args: argparse.Namespace) -> None:
     prior = DiffusionPrior.from_pretrained("digits", device=device)
     rows, columns = run_demo(prior, digits[: args.images].to(device), verbose=not args.quiet)
     print(f"\n{format_table(rows)}\n")
-    print(
-        f"{args.images} held-out digits, noise 0.005; {platform.machine()} {device}, "
-        f"{torch.get_num_threads()} threads; "
-        f"torch {torch.__version__}, deepinv {deepinv.__version__}, deepinv-dmilo {__version__}"
-    )
+    print(f"{args.images} held-out digits, noise 0.005; {sentence(provenance(device))}")
     save_picture(columns, str(args.out))
     print(f"wrote {args.out}")
 

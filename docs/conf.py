@@ -1,6 +1,7 @@
 """Sphinx configuration: ``python -m sphinx -W --keep-going docs docs/build`` builds the site."""
 
 import builtins
+import http.client
 import sys
 import urllib.request
 
@@ -46,7 +47,7 @@ def is_reachable(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/objects.inv", timeout=5) as response:
             return response.read(20).startswith(b"# Sphinx inventory")
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

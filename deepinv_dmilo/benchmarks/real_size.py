@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from torch import Tensor
 from deepinv_dmilo.dmilo import DMILO
 from deepinv_dmilo.dmplug import DMPlug
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.provenance import provenance, sentence
 from deepinv_dmilo.scoring import Meter
 
 CELEBAHQ: dict[str, Any] = {
@@ -154,11 +153,10 @@ def main(argv: list[str] | None = None) -> None:
                 f"{cell['memory']:.2f} | {cell['memory'] / first['memory']:.2f} |"
             )
             print(lines[-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
-    device = torch.cuda.get_device_name() if args.device != "cpu" else f"{platform.machine()} CPU"
     heading = f"# At real size\n\n{' '.join(str(__doc__).split(chr(10) * 2)[0].split())}\n\n"
     where = (
-        f"`python -m deepinv_dmilo.benchmarks.real_size {' '.join(sys.argv[1:] if argv is None else argv)}` on "
-        f"{date.today()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}. A pass is a forward "
+        f"`python -m deepinv_dmilo.benchmarks.real_size {' '.join(sys.argv[1:] if argv is None else argv)}` ; "
+        f"{sentence(provenance(args.device))}. A pass is a forward "
         "and backward pass; a forward pass alone counts a third. Memory is that of the whole process on a CPU "
         "(weights, libraries and all), what torch allocated on a GPU. Relative: to the first line of the same "
         "batch.\n\n"

@@ -11,15 +11,10 @@ moment and start it again: finished lines are kept. ``--quick`` is a size for co
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from statistics import mean
 
-import deepinv
-import diffusers
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +23,7 @@ from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
 from deepinv_dmilo.pretrained import held_out_images
 from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.provenance import provenance, sentence
 from deepinv_dmilo.scoring import score
 from deepinv_dmilo.tasks import make_physics
 
@@ -142,11 +138,7 @@ def _numbers(images: slice) -> range:
 def write(rows: list[Row], out: Path) -> None:
     """The tables and pictures of what has been run."""
     text = ["# Report", "", __doc__.split("\n\n")[0].strip(), ""]
-    text.append(
-        f"Written on {date.today()} by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {platform.machine()}, "
-        f"{torch.get_num_threads()} threads; torch {torch.__version__}, deepinv {deepinv.__version__}, diffusers "
-        f"{diffusers.__version__}."
-    )
+    text.append(f"Written by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {sentence(provenance())}.")
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         done: dict[str, dict[str, int]] = {}  # images by method and task

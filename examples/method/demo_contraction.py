@@ -11,8 +11,9 @@ error after each outer step can be compared with what theory gives.
 # An affine prior
 # ---------------
 #
-# The network answers any latent with its projection onto ``center + span(basis)``, the clean image it knows. A
-# scheduler whose last step has no noise left makes the chain of one layer exactly that projection.
+# The network answers any latent with its projection onto a subspace, the clean image it knows; in [0, 1] that is
+# mid-grey plus a subspace. A scheduler whose last step has no noise left makes the chain of one layer exactly that
+# projection.
 
 from types import SimpleNamespace
 
@@ -120,7 +121,7 @@ for name, size in sizes.items():
 # The picture
 # -----------
 #
-# Lines: the first error times powers of the factor. Points: what DMILO-PGD measured.
+# Lines: the factor of theory, drawn through the last point. Points: the errors of DMILO-PGD.
 
 figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
 for name, size in sizes.items():
@@ -140,8 +141,8 @@ apart = max(abs(errors[name][-1] / errors[name][-2] / factor(size / norm) - 1).i
 print(f"The measured ratios are within {100 * apart:.1f} % of the factors of theory.")
 
 # %%
-# A trained prior is no subspace and the noise is not zero, so none of this holds exactly there. What carries over is in
-# :doc:`/method`: the operator must tell the images of the prior apart, and the step must fit its norm.
+# A trained prior is no subspace and the noise is not zero, so none of this holds exactly there. What carries over is
+# in :doc:`/method`: the operator must tell the images of the prior apart, and the step must fit its norm.
 #
 # .. footbibliography::
 
