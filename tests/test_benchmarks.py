@@ -43,6 +43,8 @@ def test_methods_reconstruct_a_digit(method, prior, monkeypatch):
 def test_methods_are_asked_only_for_the_physics_that_they_take():
     assert report.applies(METHODS["DDRM"], "deblurring")
     assert not report.applies(METHODS["DDRM"], "super-resolution")
+    assert report.applies(METHODS["denoiser, one call"], "denoising")
+    assert not report.applies(METHODS["denoiser, one call"], "inpainting-70")
     assert not report.applies(METHODS["PiGDM"], "phase-retrieval")
     assert report.applies(METHODS["DMILO, 25 passes"], "phase-retrieval")
 

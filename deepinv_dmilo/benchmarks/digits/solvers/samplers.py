@@ -14,7 +14,7 @@ class Solver(BaseSolver):
     name = "deepinv"
     requirements = ["pip::deepinv-dmilo"]
     parameters = {
-        "method": ["pseudo-inverse", "DPS", "DiffPIR, zeta 1", "DDRM", "PiGDM"],
+        "method": ["pseudo-inverse", "denoiser, one call", "DPS", "DiffPIR, zeta 1", "DDRM", "PiGDM"],
         "prior": ["digits"],
         "weight": ["tuned"],
     }
