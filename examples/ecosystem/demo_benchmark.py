@@ -11,7 +11,7 @@ runs.
 # Ten lines
 # ---------
 #
-# ``deepinv.test`` takes our reconstructors as it takes its own. :mod:`deepinv_dmilo.registry` knows the reconstructors
+# ``deepinv.test`` takes our reconstructors as it takes its own. ``deepinv_dmilo.registry`` knows the reconstructors
 # of every installed package, by the entry points in the group ``deepinv.reconstructors``.
 
 import contextlib
