@@ -24,6 +24,7 @@ problems = [
     ("inpainting", 0.005, {}),
     ("super-resolution", 0.05, {}),
     ("deblurring", 0.05, {}),
+    ("denoising", 0.005, {}),
 ]
 FINE = (1.8, 1.2, 0.8, 0.5, 0.3, 0.15, 0.055)
 published = {"levels": None, "latent_penalty": 1e-4, "sparsity": None}

@@ -224,7 +224,7 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
 
 def test_max_passes_is_shared_where_inner_steps_are_not_given():
     prior = toy_prior(ConvNet())
-    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 30, 200)] == [20, 12, 6, 40]
+    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 30, 200)] == [20, 8, 6, 40]
     assert DMILO(prior, max_passes=25, levels=(1.0, 0.6, 0.3, 0.2, 0.1))._granted() == 5
     assert DMILO(prior, max_passes=200, num_samples=2)._granted() == 20
     assert DMILO(prior, max_passes=200, inner_steps=7)._granted() == 7
