@@ -31,7 +31,7 @@ START_NOISE, START_STEPS = 10.0, 10
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
 LEVELS = (1.0, 0.65, 0.37, 0.17, 0.055)
-FEW_LEVELS, FEW_PASSES = (1.0, 0.37, 0.055), 30  # and where a sample may take fewer passes than this
+FEW_LEVELS, FEW_PASSES = (1.0, 0.37, 0.055), 20  # and where a sample may take fewer passes than this
 INNER_STEPS = 20  # on each of them
 SOLVERS = ("lbfgs", "adam")
 
@@ -62,7 +62,7 @@ class DMILO(PriorReconstructor):
 
     :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
     :param tuple[float], str levels: standard deviations of the noise, for images in [0, 1], that the outer steps start
-        from; ``"auto"``: 1, 0.65, 0.37, 0.17, 0.055, and 1, 0.37, 0.055 where a sample may take fewer than 30 passes;
+        from; ``"auto"``: 1, 0.65, 0.37, 0.17, 0.055, and 1, 0.37, 0.055 where a sample may take fewer than 20 passes;
         None: the prior's own chain from pure noise, as published.
     :param int layers_per_level: layers of the chain below each level.
     :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`), on each level.

@@ -224,8 +224,8 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
 
 def test_max_passes_is_shared_where_inner_steps_are_not_given():
     prior = toy_prior(ConvNet())
-    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 30, 200)] == [20, 8, 6, 40]
-    assert DMILO(prior, max_passes=25, levels=(1.0, 0.6, 0.3, 0.2, 0.1))._granted() == 5
+    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 15, 25, 200)] == [20, 5, 5, 40]
+    assert DMILO(prior, max_passes=15, levels=(1.0, 0.6, 0.3, 0.2, 0.1))._granted() == 3
     assert DMILO(prior, max_passes=200, num_samples=2)._granted() == 20
     assert DMILO(prior, max_passes=200, inner_steps=7)._granted() == 7
     assert DMILO.from_preset("inpainting", prior, max_passes=150)._granted() == 10
@@ -233,8 +233,8 @@ def test_max_passes_is_shared_where_inner_steps_are_not_given():
 
 def test_few_passes_go_to_few_levels():
     prior = toy_prior(ConvNet())
-    assert DMILO(prior).levels == DMILO(prior, max_passes=30).levels == LEVELS
-    assert DMILO(prior, max_passes=29).levels == DMILOPGD(prior, max_passes=59, num_samples=2).levels == FEW_LEVELS
+    assert DMILO(prior).levels == DMILO(prior, max_passes=20).levels == LEVELS
+    assert DMILO(prior, max_passes=19).levels == DMILOPGD(prior, max_passes=39, num_samples=2).levels == FEW_LEVELS
 
 
 def test_return_std_needs_samples():
