@@ -1,9 +1,22 @@
 """DMILO and DMILO-PGD for deepinv: reconstruction with a pretrained diffusion model, layer by layer."""
 
-from deepinv_dmilo.dmilo import DMILO
-from deepinv_dmilo.dmilo_pgd import DMILOPGD
-from deepinv_dmilo.dmplug import DMPlug
-from deepinv_dmilo.prior import DiffusionPrior
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.dmilo import DMILO
+    from deepinv_dmilo.dmilo_pgd import DMILOPGD
+    from deepinv_dmilo.dmplug import DMPlug
+    from deepinv_dmilo.prior import DiffusionPrior
 
 __version__ = "0.1.0"
 __all__ = ["DMILO", "DMILOPGD", "DMPlug", "DiffusionPrior"]
+
+_HOMES = {"DMILO": "dmilo", "DMILOPGD": "dmilo_pgd", "DMPlug": "dmplug", "DiffusionPrior": "prior"}
+
+
+def __getattr__(name: str) -> object:
+    # at first use, so that the registry can tell what is installed without importing torch
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -92,7 +92,7 @@ def _parser() -> _Parser:
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
     benchmark.add_argument("--quick", action="store_true", help="one digit, two tasks, 25 passes: a minute")
     benchmark.add_argument("--images", type=int, help="held-out images (default: 8)")
-    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all ten")
+    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all ten)")
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
     benchmark.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
     benchmark.add_argument(
@@ -164,7 +164,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     if args.task not in PICTURE_TASKS and not args.simulate:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
     device = _device(args)
-    prior = registry.load(args.prior, registry.PRIORS, num_layers=args.num_layers, device=device)
+    prior = _prior(args, device)
     channels = prior.image_shape[0] if prior.image_shape else 3
     picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
     scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
@@ -199,16 +199,20 @@ def _reconstruct(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def _prior(args: argparse.Namespace, device: str) -> DiffusionPrior:
+    settings = {"num_layers": args.num_layers, "device": device}
+    return registry.load(args.prior, registry.PRIORS, optional=settings).to(device)
+
+
 def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
     """The method of the command line; of another package's method only what its constructor takes is set."""
-    method = registry.get(args.method)
     settings = {"rng": args.seed, "max_passes": args.max_passes, **settings}
-    known = inspect.signature(method).parameters
-    if args.max_passes is not None and "max_passes" not in known:
+    settings = {name: value for name, value in settings.items() if value is not None}
+    method = registry.get(args.method)
+    if args.max_passes is not None and "max_passes" not in inspect.signature(method).parameters:
         raise ValueError(f"{args.method} has no budget; leave --max-passes out")
-    settings = {name: value for name, value in settings.items() if name in known and value is not None}
     if not args.published:
-        return method(prior=prior, **settings) if "prior" in known else method(**settings)
+        return registry.load(args.method, optional={"prior": prior, **settings}).to(prior.device)
     if not hasattr(method, "from_preset"):
         raise ValueError(f"{args.method} has no published settings; leave --published out")
     if args.task not in TASK_PRESETS:
@@ -230,17 +234,19 @@ def _evaluate(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not (auto and name == "micro_batch") and not (str(value).isdigit() and int(value) > 0):
             raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
+    if Path(args.dataset).resolve() in (args.out.resolve(), *args.out.resolve().parents):
+        raise ValueError(f"--out {args.out} is inside {args.dataset}, where its pictures would be taken for images")
     # One process may wait long for another's last batch.
-    on_cpu = _device(args) == "cpu"
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))
-    device = str(state.device) if args.device in (None, "cpu", "cuda") else args.device  # each process its own
-    prior = registry.load(args.prior, registry.PRIORS, num_layers=args.num_layers, device=device)
+    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
+    device = str(state.device) if args.device in (None, "cuda") and state.device.type == "cuda" else _device(args)
+    prior = _prior(args, device)
     if prior.image_shape is None:
         raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
     model = _model(args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch))
     if args.micro_batch is not None and not hasattr(model, "micro_batch"):
         raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
-    images, names = open_images(args.dataset, prior.image_shape, args.data_root)
+    with state.local_main_process_first():  # it may download
+        images, names = open_images(args.dataset, prior.image_shape, args.data_root)
     physics = make_physics(
         args.task,
         prior.image_shape,
@@ -251,8 +257,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=device,
     )
-    free = ("run", "out", "device", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
+    free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
+    settings["device"] = torch.device(device).type  # which draws the operator
     with torch.no_grad():
         evaluate(
             model,

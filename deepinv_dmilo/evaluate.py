@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
+import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ from typing import Any
 import deepinv
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from deepinv.datasets import ImageFolder
 from deepinv.physics import Physics
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
     if Path(source).is_dir():
         images = ImageFolder(source, loader=read_picture, transform=fit)
         images.x_paths = sorted(images.x_paths)
-        names = [str(path.relative_to(source).with_suffix("")) for path in images.x_paths]
+        names = [path.relative_to(source).with_suffix("").as_posix() for path in images.x_paths]
         if not names:
             raise ValueError(f"{source} has no pictures; give a folder of PNG or JPEG files")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -85,7 +86,7 @@ def evaluate(
 
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
     there is not done again. The noise of an image follows from ``seed`` and its name alone, so that its result does
-    not depend on order, batch or process but for rounding, and not at all where the batches are the same.
+    not depend on order, batch or process but for rounding, and not at all where batches and threads are the same.
 
     :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
     :param images: images in [0, 1] by index, each (C, H, W).
@@ -97,8 +98,9 @@ def evaluate(
     :param int batch_size: images that are reconstructed together.
     :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
-    :return: in the main process the records of all images, by name; elsewhere those of its share.
+    :return: the records of all images, by name.
     """
+    model.eval()
     state = PartialState()
     if state.is_main_process:
         _check_settings(out, settings)
@@ -125,7 +127,8 @@ def evaluate(
             png = BytesIO()
             as_png(image).save(png, "PNG")
             _write(out / "images" / f"{names[i]}.png", png.getvalue())
-            _write(_record(out, names[i]), json.dumps({"name": names[i], **values}))
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            _write(_record(out, names[i]), json.dumps({"name": names[i], **finite}))
             bar.update()
     bar.close()
     mine = [json.loads(_record(out, names[i]).read_text()) for batch in share for i in batch]
@@ -140,7 +143,7 @@ def measure(x: Tensor, physics: Physics, name: str, seed: int) -> Any:
     """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
     own = zlib.crc32(f"{seed}/{name}".encode())
     rng = getattr(physics.noise_model, "rng", None)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
         torch.manual_seed(own)
         if rng is not None:
             rng.manual_seed(own)
@@ -155,22 +158,18 @@ def _record(out: Path, name: str) -> Path:
     return out / "records" / f"{name}.json"
 
 
-def _halving(model: nn.Module, rows: int, run: Callable[[], Any]) -> Any:
-    """Run with as many reconstructions at once as fit, halving ``model.micro_batch`` until they do."""
-    fits = min(rows * getattr(model, "num_samples", 1), getattr(model, "micro_batch", None) or sys.maxsize)
-
-    def halve() -> int:
-        nonlocal fits
+def _halving(model: Any, rows: int, run: Callable[[], Any]) -> Any:
+    """Run, halving ``model.micro_batch`` after each failure for want of memory, until one at a time does not fit."""
+    while True:
+        try:
+            return run()
+        except RuntimeError as error:
+            fits = min(rows * getattr(model, "num_samples", 1), model.micro_batch or sys.maxsize)
+            if not should_reduce_batch_size(error) or fits == 1:
+                raise
         print(f"out of memory with {fits} reconstructions at once, trying {fits // 2}", file=sys.stderr)
-        fits //= 2
-        return fits
-
-    @find_executable_batch_size(starting_batch_size=fits, reduce_batch_size_fn=halve)
-    def attempt(micro_batch: int) -> Any:
-        model.micro_batch = micro_batch  # type: ignore[assignment]
-        return run()
-
-    return attempt()
+        model.micro_batch = fits // 2
+        clear_device_cache(garbage_collection=True)
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -189,7 +188,8 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def _summarise(records: list[dict[str, Any]], settings: dict[str, Any], out: Path, device: str) -> None:
     _write(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    columns = {name: [record[name] for record in records] for name in records[0] if name != "name"}
+    columns = {name: [r[name] for r in records if r[name] is not None] for name in records[0] if name != "name"}
+    columns = {name: values for name, values in columns.items() if values}
     summary = {
         "images": len(records),
         "mean": {name: mean(values) for name, values in columns.items()},
@@ -203,6 +203,6 @@ def _summarise(records: list[dict[str, Any]], settings: dict[str, Any], out: Pat
 def _write(file: Path, content: str | bytes) -> None:
     """All of a file or nothing of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(file)

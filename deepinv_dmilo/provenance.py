@@ -20,11 +20,12 @@ def provenance(device: str = "cpu") -> dict[str, str]:
         "machine": gpu or f"{_processor()} ({platform.machine()}), {torch.get_num_threads()} threads",
         **{name: version(name) for name in ("deepinv-dmilo", "deepinv", "diffusers", "torch")},
     }
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    with suppress(OSError):
-        answer = subprocess.run(git, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            facts["commit"] = answer.stdout.strip()
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with suppress(OSError, subprocess.CalledProcessError):
+        # not a repository that merely has the environment in which the package is installed
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        answer = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        facts["commit"] = answer.stdout.strip()
     return facts
 
 

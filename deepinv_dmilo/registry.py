@@ -10,10 +10,13 @@ A package offers a reconstructor in its ``pyproject.toml``:
 
 and a prior, a function or class that returns a :class:`deepinv_dmilo.DiffusionPrior`, in the group ``deepinv.priors``.
 deepinv 0.5 reads no entry points itself; this module does, and imports a package only when something of it is loaded.
+Both are called with keywords, and with those alone that they take: a reconstructor with ``prior``, ``max_passes``,
+``rng``, ``micro_batch``, ``verbose``, a prior with ``num_layers``, ``device``.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -57,12 +60,13 @@ def get(name: str, group: str = RECONSTRUCTORS) -> Any:
         raise ImportError(f"{name!r} of {_origin(point)} cannot be imported: {error}") from error
 
 
-def load(name: str, group: str = RECONSTRUCTORS, **settings: Any) -> Any:
+def load(name: str, group: str = RECONSTRUCTORS, *, optional: dict[str, Any] | None = None, **settings: Any) -> Any:
     """
     A reconstructor or prior by its name.
 
     :param str name: one of :func:`available`; of a prior also a diffusers pipeline folder or a hub id.
     :param str group: ``"deepinv.reconstructors"`` or ``"deepinv.priors"``.
+    :param dict optional: more settings, which a constructor that does not know them goes without.
     :param settings: arguments of its constructor; a reconstructor's ``prior`` may be the name of one.
     :return: the reconstructor, or the :class:`deepinv_dmilo.DiffusionPrior`.
 
@@ -77,16 +81,23 @@ def load(name: str, group: str = RECONSTRUCTORS, **settings: Any) -> Any:
     if group == PRIORS and name not in _found(group):
         from deepinv_dmilo.prior import DiffusionPrior
 
-        return DiffusionPrior.from_pretrained(name, **settings)
-    return get(name, group)(**settings)
+        return DiffusionPrior.from_pretrained(name, **settings, **(optional or {}))
+    make = get(name, group)
+    known = inspect.signature(make).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return make(**settings, **{key: value for key, value in (optional or {}).items() if takes_all or key in known})
 
 
 def _found(group: str) -> dict[str, EntryPoint]:
     """Entry points by name; warns of those whose package is gone, and of two with one name, and takes the first."""
     found: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=group), key=lambda p: (_origin(p), p.value)):
-        if find_spec(point.module.partition(".")[0]) is None:
-            _warn(f"{point.name!r} of {_origin(point)} is skipped: there is no module {point.module}")
+        try:
+            is_there = find_spec(point.module.partition(".")[0]) is not None
+        except (AttributeError, ValueError, ImportError):  # a value that names no module, a module half there
+            is_there = False
+        if not is_there:
+            _warn(f"{point.name!r} of {_origin(point)} is skipped: there is no module for {point.value}")
             continue
         first = found.setdefault(point.name, point)
         if first.value != point.value:

@@ -32,11 +32,12 @@ def score(
     :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
     :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
     :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
-        (root mean square of A(x) - y), ``lpips``, ``passes`` and ``calls`` of the network, ``seconds``, and
-        ``memory_mb`` (of the batch).
+        (root mean square of A(x) - y), ``lpips``, and the batch's means of ``passes`` and ``calls`` of the network and
+        of ``seconds``, and its ``memory_mb``.
     """
     prior = next((m for m in getattr(model, "modules", list)() if isinstance(m, DiffusionPrior)), None)
-    with torch.random.fork_rng(), torch.no_grad(), Meter(prior and prior.unet, x.device) as meter:
+    forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    with forked, torch.no_grad(), Meter(prior and prior.unet, x.device) as meter:
         torch.manual_seed(seed)
         x_hat = model(y, physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
@@ -103,8 +104,10 @@ def _start_of_peak(device: torch.device) -> float:
         return torch.cuda.memory_allocated(device)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is no use of memory
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+        return _resident("VmRSS")
+    return float("nan")
 
 
 def _peak(device: torch.device) -> float:

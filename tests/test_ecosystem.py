@@ -16,7 +16,7 @@ from deepinv.datasets import TensorDataset
 from torch.utils.data import DataLoader
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
+from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
 from deepinv_dmilo.benchmarks.suite import SOLVER, run_suite
 from deepinv_dmilo.cli import main
 
@@ -164,6 +164,32 @@ def test_our_suite_writes_tables_and_pictures_and_goes_on_where_it_was_cut_off(t
     assert [(r.method, r.psnr, r.seconds) for r in run_suite("digits", tmp_path, **settings)] == [
         (r.method, r.psnr, r.seconds) for r in rows
     ]
+
+
+def test_suite_runs_methods_of_other_packages_and_keeps_settings_apart(tmp_path, short_samplers, monkeypatch):
+    class Backprojection(dinv.models.Reconstructor):
+        def __init__(self):
+            super().__init__()
+
+        def forward(self, y, physics):
+            return physics.A_adjoint(y)
+
+    get, available = registry.get, registry.available
+    monkeypatch.setattr(registry, "get", lambda name, *group: Backprojection if name == "other" else get(name, *group))
+    monkeypatch.setattr(registry, "available", lambda *group: ["dmilo", "other"] if not group else available(*group))
+    settings = {"tasks": ["denoising"], "noises": [0.05], "images": 1, "budgets": [5]}
+    rows = run_suite("digits", tmp_path, solvers=["deepinv[method=DPS,weight=5.0]"], **settings)
+    psnr = {r.method: r.psnr for r in rows}
+    assert len(psnr) == len(rows)
+    assert psnr["other, 5 passes"] == pytest.approx(psnr["pseudo-inverse"], abs=1e-3)
+    assert psnr["DPS"] != psnr["deepinv[method=DPS,prior=digits,weight=5.0]"]
+
+
+def test_suite_refuses_what_it_does_not_have(tmp_path):
+    with pytest.raises(ValueError, match="no task 'deblur'; type some of super-resolution"):
+        run_suite("digits", tmp_path, tasks=["deblur"])
+    with pytest.raises(ValueError, match="images=501: type a number from 1 to 500"):
+        run_suite("digits", tmp_path, images=501)
 
 
 def test_suite_reports_the_rest_where_a_solver_fails(tmp_path, short_samplers, capsys):

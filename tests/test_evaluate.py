@@ -109,8 +109,12 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, capsys):
     class Hungry(Backprojection):
         num_samples, micro_batch = 4, None
 
+        def __init__(self, most=3):
+            super().__init__()
+            self.most = most
+
         def forward(self, y, physics):
-            if self.micro_batch > 3:
+            if (self.micro_batch or 12) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return super().forward(y, physics)
 
@@ -118,6 +122,17 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, capsys):
     run(tmp_path, model, batch_size=3, halve_on_out_of_memory=True)
     assert model.micro_batch == 3
     assert capsys.readouterr().err.count("out of memory with") == 2  # 12, 6; then it stays at 3
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path / "never", Hungry(most=0), batch_size=3, halve_on_out_of_memory=True)
+
+
+def test_what_cannot_be_measured_is_null(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepinv_dmilo.scoring._resident", lambda field: float("nan"))  # as on macOS
+    records = run(tmp_path)
+    assert records[0]["memory_mb"] is None
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "memory_mb" not in summary["mean"]
+    assert "psnr" in summary["mean"]
 
 
 def test_data_sets(tmp_path, monkeypatch):
@@ -162,9 +177,10 @@ def command(out, *more, launcher=()):
 
 def test_two_processes_give_what_one_gives(tmp_path):
     more = ["--limit", "5", "--batch-size", "2"]
-    subprocess.run(command(tmp_path / "one", *more), check=True, capture_output=True)
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets; sums in another order differ in the last digit
+    subprocess.run(command(tmp_path / "one", *more), check=True, capture_output=True, env=threads)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    subprocess.run(command(tmp_path / "two", *more, launcher=launcher), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "two", *more, launcher=launcher), check=True, capture_output=True, env=threads)
     one, two = (
         [json.loads(line) for line in (tmp_path / out / "results.jsonl").read_text().splitlines()]
         for out in ("one", "two")
@@ -208,3 +224,8 @@ def test_wrong_options_are_one_line(more, told, tmp_path, capsys):
     assert main(["evaluate", "digits", *OPTIONS, "--out", str(tmp_path / "out"), *more]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_results_do_not_go_among_the_pictures(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), *OPTIONS, "--out", str(tmp_path / "results")]) == 2
+    assert "is inside" in capsys.readouterr().err

@@ -135,10 +135,10 @@ def _numbers(images: slice) -> range:
     return range(images.start, images.stop)
 
 
-def write(rows: list[Row], out: Path) -> None:
+def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
     """The tables and pictures of what has been run."""
     text = ["# Report", "", __doc__.split("\n\n")[0].strip(), ""]
-    text.append(f"Written by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {sentence(provenance())}.")
+    text.append(f"Written by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {sentence(provenance(device))}.")
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         done: dict[str, dict[str, int]] = {}  # images by method and task
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.only_write:
         prior = DiffusionPrior.from_pretrained("digits", device=args.device)
         run(prior, list(cells(names, args.tasks, args.noises, args.images)), args.out, tuning)
-    write(load(Row, args.out / "results.csv"), args.out)
+    write(load(Row, args.out / "results.csv"), args.out, args.device)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, psnr_table
-from deepinv_dmilo.benchmarks.methods import RIVALS
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.report import NOISES, TASKS
+from deepinv_dmilo.pretrained import held_out_images
 from deepinv_dmilo.provenance import provenance, sentence
 
 if TYPE_CHECKING:
@@ -58,44 +61,64 @@ def run_suite(
     except ImportError as error:
         raise ImportError("benchmarks need benchopt; type: pip install 'deepinv-dmilo[bench]'") from error
 
-    out.mkdir(parents=True, exist_ok=True)
-    os.environ["BENCHOPT_CACHE"] = str((out / "cache").resolve())
+    if unknown := sorted(set(tasks) - TASKS.keys()):
+        raise ValueError(f"no task {unknown[0]!r}; type some of {', '.join(TASKS)}")
+    most = len(held_out_images(suite))
+    if not 1 <= images <= most:
+        raise ValueError(f"images={images}: type a number from 1 to {most}")
+    facts = provenance("cuda" if torch.cuda.is_available() else "cpu")
+    # Results of other versions are not taken from the cache.
+    versions = "-".join(value for name, value in facts.items() if name not in ("date", "machine"))
     methods, passes = ",".join(registry.available()), ",".join(map(str, budgets))
-    file = (out / "results.parquet").resolve()
-    file.unlink(missing_ok=True)
-    run_benchmark(
-        SUITES[suite],
-        solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
-        dataset_names=[
-            f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={images}]",
-        ],
-        plot_result=False,
-        timeout=math.inf,
-        parallel_config=parallel_config,
-        output_file=str(file),
-    )
+    file = (out / "new.parquet").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with _environment(BENCHOPT_CACHE=str((out / "cache" / versions).resolve())):
+        run_benchmark(
+            SUITES[suite],
+            solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
+            dataset_names=[
+                f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={images}]",
+            ],
+            plot_result=False,
+            timeout=math.inf,
+            parallel_config=parallel_config,
+            output_file=str(file),
+        )
     if not file.exists():
         raise RuntimeError("the benchmark has no result; benchopt's messages above say why")
-    table = pandas.read_parquet(file)
+    file.replace(out / "results.parquet")
+    table = pandas.read_parquet(out / "results.parquet")
     table.to_csv(out / "results.csv", index=False)
     rows = _rows(table)
-    _write(rows, images, int(table["base_seed"].iloc[0]), out)
+    _write(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
     return rows
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables that are set inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _rows(table: pandas.DataFrame) -> list[Row]:
     """The parquet's lines as rows of the report's tables."""
     rows = []
     for line in table.to_dict("records"):
-        method = line["p_solver_method"] if str(line.get("p_solver_method", "nan")) != "nan" else line["solver_name"]
-        budget = line.get("p_solver_max_passes", math.nan)
-        weight = line.get("p_solver_weight", math.nan)
         rows.append(
             Row(
                 task=line["p_dataset_task"],
                 noise=line["p_dataset_noise"],
-                method=method if math.isnan(budget) else f"{method}, {budget:.0f} passes",
-                weight=weight if isinstance(weight, float) else math.nan,
+                method=_label(line),
+                weight=math.nan,
                 image=int(line["objective_image"]),
                 **{
                     name: line.get(f"objective_{name}", math.nan)
@@ -106,12 +129,20 @@ def _rows(table: pandas.DataFrame) -> list[Row]:
     return rows
 
 
-def _write(rows: list[Row], images: int, seed: int, out: Path) -> None:
+def _label(line: dict[str, Any]) -> str:
+    """A short name of the solvers that the command runs itself, benchopt's with all parameters of any other."""
+    name, method = str(line["solver_name"]), str(line.get("p_solver_method"))
+    if name == f"registry[max_passes={line.get('p_solver_max_passes', 0):.0f},method={method},prior=digits]":
+        return f"{method}, {line['p_solver_max_passes']:.0f} passes"
+    return method if name == f"deepinv[method={method},prior=digits,weight=tuned]" else name
+
+
+def _write(rows: list[Row], origin: str, out: Path) -> None:
     """The table of each noise level, with where it comes from, and the pictures."""
-    text = ["# Benchmark", "", f"{sentence(provenance())}; benchopt seed {seed}.", ""]
+    text = ["# Benchmark", "", origin, ""]
     text.append(
-        f"Held-out digits 0 to {images - 1} of the bundled prior; the weights of {', '.join(RIVALS)} were tuned for "
-        "each task on digits 240 to 243, the defaults of ours for all tasks on 248 to 255."
+        f"Held-out digits 0 to {max(r.image for r in rows)} of the bundled prior. The weights of deepinv's samplers "
+        "were tuned for each task on digits 240 to 243, the defaults of DMILO and DMILO-PGD for all on 248 to 255."
     )
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]

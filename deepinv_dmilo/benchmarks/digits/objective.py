@@ -15,7 +15,7 @@ def perceptual_metric():
     try:
         return LPIPS()
     except Exception as error:
-        print(f"LPIPS is left out, its weights cannot be loaded: {error}")
+        print(f"LPIPS is left out: {error}")
         return None
 
 
@@ -42,6 +42,8 @@ class Objective(BaseObjective):
     def evaluate_result(self, model):
         device = torch.device(getattr(model, "device", None) or "cpu")
         physics = self.physics.to(device)
+        if physics.noise_model.rng.device.type != device.type:  # a generator does not move with its physics
+            physics.noise_model.rng = torch.Generator(device).manual_seed(0)
         model.eval()
         rows = []
         for start in range(0, len(self.dataset), self.batch_size):

@@ -25,8 +25,9 @@ class Solver(BaseSolver):
 
     def set_objective(self, train_dataset=None, physics=None):
         device = dinv.utils.get_freer_gpu() if torch.cuda.is_available() else "cpu"
-        prior = registry.load(self.prior, registry.PRIORS, device=device)
-        self.model = registry.load(self.method, prior=prior, max_passes=self.max_passes)
+        prior = registry.load(self.prior, registry.PRIORS, optional={"device": device})
+        settings = {"prior": prior, "max_passes": self.max_passes}
+        self.model = registry.load(self.method, optional=settings).to(device)
         self.model.device = device
 
     def run(self, _):

@@ -25,7 +25,7 @@ class Solver(BaseSolver):
 
     def set_objective(self, train_dataset=None, physics=None):
         device = dinv.utils.get_freer_gpu() if torch.cuda.is_available() else "cpu"
-        prior = registry.load(self.prior, registry.PRIORS, device=device)
+        prior = registry.load(self.prior, registry.PRIORS, optional={"device": device})
         task, noise = train_dataset.task, train_dataset.noise
         weight = tuned_weight(self.method, task, noise) if self.weight == "tuned" else self.weight
         self.model = METHODS[self.method].make(prior, task, noise, weight)
