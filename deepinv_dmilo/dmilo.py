@@ -31,7 +31,6 @@ START_NOISE, START_STEPS = 10.0, 10
 
 # Noise levels of the schedule, as standard deviations for images in [0, 1]: ours, measured in docs/defaults.md.
 LEVELS = (1.0, 0.65, 0.37, 0.17, 0.055)
-FEW_LEVELS, FEW_PASSES = (1.0, 0.37, 0.055), 20  # and where a sample may take fewer passes than this
 INNER_STEPS = 20  # on each of them
 SOLVERS = ("lbfgs", "adam")
 
@@ -61,9 +60,8 @@ class DMILO(PriorReconstructor):
     far: fitted to the noise, not below it.
 
     :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
-    :param tuple[float], str levels: standard deviations of the noise, for images in [0, 1], that the outer steps start
-        from; ``"auto"``: 1, 0.65, 0.37, 0.17, 0.055, and 1, 0.37, 0.055 where a sample may take fewer than 20 passes;
-        None: the prior's own chain from pure noise, as published.
+    :param tuple[float] levels: standard deviations of the noise, for images in [0, 1], that the outer steps start
+        from; None: the prior's own chain from pure noise, as published.
     :param int layers_per_level: layers of the chain below each level.
     :param int outer_steps: outer steps (paper: 5 or 10, see :meth:`from_preset`), on each level.
     :param int inner_steps: passes that the problem of a layer may take (paper: 200 to 1000, each taken); None: its
@@ -116,7 +114,7 @@ class DMILO(PriorReconstructor):
         self,
         prior: DiffusionPrior,
         *,
-        levels: Sequence[float] | str | None = "auto",
+        levels: Sequence[float] | None = LEVELS,
         layers_per_level: int = 1,
         outer_steps: int = 1,
         inner_steps: int | None = None,
@@ -140,11 +138,7 @@ class DMILO(PriorReconstructor):
             elif weight is not None or name == "latent_penalty":
                 weights[name] = weight  # type: ignore[assignment]
         check_choice("solver", solver, SOLVERS)
-        is_auto = isinstance(levels, str)
-        if isinstance(levels, str):
-            check_choice("levels", levels, ("auto",), "numbers such as (1.0, 0.2)")
-            levels = LEVELS
-        elif levels is not None:
+        if levels is not None:
             levels = tuple(levels) if isinstance(levels, Iterable) else (levels,)
         rates = {"latent_lr": latent_lr, **{f"levels[{i}]": level for i, level in enumerate(levels or ())}}
         steps = {"outer_steps": outer_steps, "layers_per_level": layers_per_level}
@@ -162,8 +156,7 @@ class DMILO(PriorReconstructor):
         super().__init__(
             prior, max_passes=max_passes, num_samples=num_samples, micro_batch=micro_batch, verbose=verbose, rng=rng
         )
-        is_short = max_passes is not None and max_passes < FEW_PASSES * num_samples
-        self.levels = FEW_LEVELS if is_auto and is_short else levels
+        self.levels = levels
         self.layers_per_level = layers_per_level
         self.outer_steps = outer_steps
         self.inner_steps = inner_steps

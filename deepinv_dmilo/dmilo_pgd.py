@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.base import check_choice, check_settings
-from deepinv_dmilo.dmilo import DMILO, PUBLISHED
+from deepinv_dmilo.dmilo import DMILO, LEVELS, PUBLISHED
 from deepinv_dmilo.measurements import Measurements
 from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
@@ -106,7 +106,7 @@ class DMILOPGD(DMILO):
         step_size: float | str = "auto",
         gradient_steps: int = 10,
         normalize_gradient: bool = False,
-        levels: Sequence[float] | str | None = "auto",
+        levels: Sequence[float] | None = LEVELS,
         layers_per_level: int = 1,
         outer_steps: int = 1,
         inner_steps: int | None = None,

@@ -43,8 +43,10 @@ candidates = {
         prior, outer_steps=5, inner_steps=20, solver="adam", **published
     ),
 }
-candidates["at most 10 passes"] = DMILO(prior, max_passes=10)
-candidates["at most 10 passes on five levels"] = DMILO(prior, max_passes=10, levels=LEVELS)
+FEW = (1.0, 0.37, 0.055)
+for passes in (10, 25):
+    candidates[f"at most {passes} passes"] = DMILO(prior, max_passes=passes)
+    candidates[f"at most {passes} passes on three levels"] = DMILO(prior, max_passes=passes, levels=FEW)
 # The rule for noise that the physics does not tell: a noise model that is not there when the image is reconstructed.
 SILENT = "noise of the physics not told"
 candidates[SILENT] = DMILO(prior)

@@ -7,7 +7,6 @@ from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
-from deepinv_dmilo.dmilo import FEW_LEVELS, LEVELS
 from deepinv_dmilo.layer import sparse_deviation
 from deepinv_dmilo.measurements import energy, measure
 from deepinv_dmilo.noise import noise_variance, unexplained_variance
@@ -224,17 +223,10 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
 
 def test_max_passes_is_shared_where_inner_steps_are_not_given():
     prior = toy_prior(ConvNet())
-    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 15, 25, 200)] == [20, 5, 5, 40]
-    assert DMILO(prior, max_passes=15, levels=(1.0, 0.6, 0.3, 0.2, 0.1))._granted() == 3
+    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 200)] == [20, 5, 40]
     assert DMILO(prior, max_passes=200, num_samples=2)._granted() == 20
     assert DMILO(prior, max_passes=200, inner_steps=7)._granted() == 7
     assert DMILO.from_preset("inpainting", prior, max_passes=150)._granted() == 10
-
-
-def test_few_passes_go_to_few_levels():
-    prior = toy_prior(ConvNet())
-    assert DMILO(prior).levels == DMILO(prior, max_passes=20).levels == LEVELS
-    assert DMILO(prior, max_passes=19).levels == DMILOPGD(prior, max_passes=39, num_samples=2).levels == FEW_LEVELS
 
 
 def test_return_std_needs_samples():
