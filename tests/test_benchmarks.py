@@ -6,8 +6,9 @@ from toys import ConvNet
 
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.benchmarks import real_size, report
-from deepinv_dmilo.benchmarks.methods import METHODS, Method
-from deepinv_dmilo.scoring import Meter
+from deepinv_dmilo.benchmarks.methods import METHODS, Method, OneCall
+from deepinv_dmilo.scoring import Meter, score
+from deepinv_dmilo.tasks import make_physics
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,28 @@ def test_meter_tells_passes_from_calls():
     assert (meter.passes, meter.calls) == (3, 2)
     assert meter.seconds > 0
     assert 30 < meter.memory < 200, kept.shape  # ten million floats are 40 MB
+
+
+def test_score_measures_each_image_and_leaves_the_global_state(prior):
+    x = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    physics = make_physics("denoising", (1, 32, 32), noise=0.0)
+    y = x + torch.tensor([0.1, -0.2]).view(2, 1, 1, 1)
+
+    def lpips(a, b):  # takes colour images, as the real one does
+        assert a.shape == b.shape == (2, 3, 32, 32)
+        return (a - b).abs().mean((1, 2, 3))
+
+    before = torch.random.get_rng_state()
+    x_hat, scores = score(lambda y, physics: y, x, y, physics, lpips=lpips)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(x_hat, y)
+    # deepinv keeps its PSNR finite by a small constant
+    assert [s["psnr"] for s in scores] == pytest.approx([20.0, 13.979], abs=1e-2)
+    assert [s["lpips"] for s in scores] == pytest.approx([0.1, 0.2], abs=1e-6)
+    assert [s["residual"] for s in scores] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert all(s["passes"] == s["calls"] == 0 for s in scores)
+    _, (network,) = score(OneCall(prior, 0.1), x[:1], y[:1], physics)
+    assert (network["passes"], network["calls"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
