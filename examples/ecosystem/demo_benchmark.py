@@ -17,6 +17,7 @@ runs.
 import contextlib
 import io
 import tempfile
+import warnings
 from pathlib import Path
 
 import deepinv as dinv
@@ -29,11 +30,13 @@ from deepinv_dmilo.benchmarks.suite import run_suite
 from deepinv_dmilo.pretrained import held_out_images
 from deepinv_dmilo.tasks import make_physics
 
+warnings.filterwarnings("ignore", message="non_blocking_transfers")  # deepinv's, on every CPU
 prior = registry.load("digits", registry.PRIORS)
 physics = make_physics("inpainting", (1, 32, 32), missing=0.7, noise=0.05)
 x = held_out_images("digits")[:4]
 loader = DataLoader(TensorDataset(x=x, y=physics(x)), batch_size=4)
-methods = {name: registry.load(name, prior=prior, max_passes=45) for name in registry.available()}
+settings = {"prior": prior, "max_passes": 45}  # a method of another package goes without what it does not know
+methods = {name: registry.load(name, optional=settings) for name in registry.available()}
 results = {
     name: dinv.test(model, loader, physics, device="cpu", metrics=[dinv.loss.PSNR(), dinv.loss.SSIM()], verbose=False)
     for name, model in methods.items()
