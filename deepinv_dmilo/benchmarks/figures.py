@@ -41,7 +41,8 @@ def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
     table = [f"| | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
     table.append(f"|---|{'---|' * (len(columns) + 1)}")
     for method in methods:
-        cells = [pattern.format(_mean(rows, name, method=method)) for name, (_, pattern) in columns.items()]
+        values = [(_mean(rows, name, method=method), pattern) for name, (_, pattern) in columns.items()]
+        cells = ["-" if math.isnan(value) else pattern.format(value) for value, pattern in values]
         memory = max(r.memory_mb for r in rows if r.method == method)
         table.append(f"| {method} | {' | '.join(cells)} | {memory:.0f} |")
     return "\n".join(table)
