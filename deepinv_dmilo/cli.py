@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
-from deepinv_dmilo.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS
+from deepinv_dmilo.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS, make_physics
 
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
+    from deepinv.physics import Physics
     from torch import Tensor
 
     from deepinv_dmilo.prior import DiffusionPrior
@@ -130,7 +131,6 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _demo(args: argparse.Namespace) -> None:
-
     from deepinv_dmilo.demo import format_table, run_demo, save_picture
     from deepinv_dmilo.pretrained import held_out_images
     from deepinv_dmilo.prior import DiffusionPrior
@@ -154,7 +154,6 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.physics import LinearPhysics
 
     from deepinv_dmilo.pictures import as_png
-    from deepinv_dmilo.tasks import make_physics
 
     if args.mask is not None and args.task != "inpainting":
         raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
@@ -176,17 +175,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
         mask = mask.expand(channels, -1, -1)
     elif args.task == "inpainting" and not args.simulate:
         raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
-    physics = make_physics(
-        args.task,
-        (channels, picture.shape[2] * scale, picture.shape[3] * scale),
-        noise=args.noise,
-        factor=args.factor,
-        missing=args.missing,
-        mask=mask,
-        blur_sigma=args.blur_sigma,
-        seed=args.seed,
-        device=device,
-    )
+    size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
+    physics = _physics(args, size, device, mask)
     with torch.no_grad():
         y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
     x_hat = _model(args, prior, verbose=True)(y, physics)
@@ -202,6 +192,20 @@ def _reconstruct(args: argparse.Namespace) -> None:
 def _prior(args: argparse.Namespace, device: str) -> DiffusionPrior:
     settings = {"num_layers": args.num_layers, "device": device}
     return registry.load(args.prior, registry.PRIORS, optional=settings).to(device)
+
+
+def _physics(args: argparse.Namespace, size: tuple[int, int, int], device: str, mask: Tensor | None = None) -> Physics:
+    return make_physics(
+        args.task,
+        size,
+        noise=args.noise,
+        factor=args.factor,
+        missing=args.missing,
+        mask=mask,
+        blur_sigma=args.blur_sigma,
+        seed=args.seed,
+        device=device,
+    )
 
 
 def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
@@ -227,7 +231,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from deepinv_dmilo.evaluate import evaluate, open_images
-    from deepinv_dmilo.tasks import make_physics
 
     auto = args.micro_batch == "auto"
     for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
@@ -247,16 +250,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
     with state.local_main_process_first():  # it may download
         images, names = open_images(args.dataset, prior.image_shape, args.data_root)
-    physics = make_physics(
-        args.task,
-        prior.image_shape,
-        noise=args.noise,
-        factor=args.factor,
-        missing=args.missing,
-        blur_sigma=args.blur_sigma,
-        seed=args.seed,
-        device=device,
-    )
+    physics = _physics(args, prior.image_shape, device)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator

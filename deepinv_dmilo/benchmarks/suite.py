@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 
@@ -72,7 +72,7 @@ def run_suite(
     methods, passes = ",".join(registry.available()), ",".join(map(str, budgets))
     file = (out / "new.parquet").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with _environment(BENCHOPT_CACHE=str((out / "cache" / versions).resolve())):
+    with patch.dict(os.environ, BENCHOPT_CACHE=str((out / "cache" / versions).resolve())):
         run_benchmark(
             SUITES[suite],
             solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
@@ -92,21 +92,6 @@ def run_suite(
     rows = _rows(table)
     _write(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
     return rows
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables that are set inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _rows(table: pandas.DataFrame) -> list[Row]:
