@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from deepinv.physics import Physics
@@ -43,12 +44,20 @@ def _simulated(x: Tensor, physics: Physics) -> Tensor:
     One image at a time, all with the same draws, so that a sample's variance does not depend on its batch; only an
     operator with parameters for every sample sees the batch.
     """
-    with _own_randomness(x, physics), suppress(*SHAPE_ERRORS):
-        try:
-            return torch.cat([_drawn(image, physics) for image in x.split(1)])
-        except SHAPE_ERRORS:
-            return _drawn(x, physics)
-    return torch.zeros_like(x[:, 0, 0, 0])  # a noise model that refuses these images
+    failure: Exception | None = None
+    with _own_randomness(x, physics):
+        for images in (x.split(1), (x,)):
+            try:
+                return torch.cat([_drawn(part, physics) for part in images])
+            except SHAPE_ERRORS as error:
+                failure = error
+    warnings.warn(
+        f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
+        "noise, type noise_level=0.05 or what it is",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return torch.zeros_like(x[:, 0, 0, 0])
 
 
 def _drawn(x: Tensor, physics: Physics) -> Tensor:
