@@ -135,6 +135,16 @@ def test_tables_and_pictures(tmp_path):
     assert (tmp_path / "noise-0.005-4.png").stat().st_size > 1000
 
 
+def test_gains_are_paired_by_image():
+    def row(method, image, psnr):
+        return report.Row("denoising", 0.005, method, 0.0, image, psnr, 0.9, 1.0, 0.0, 1.0, 10.0)
+
+    rows = [row("ours", i, psnr) for i, psnr in enumerate((30.0, 25.0, 99.0))]
+    rows += [row("other", i, psnr) for i, psnr in enumerate((28.0, 24.0))]  # 2 and 1 dB below on its two images
+    table = report.gain_table(rows, ["denoising", "deblurring"], ["ours", "other"], "ours").splitlines()
+    assert table[2:] == ["| other | +1.50 ± 0.50 | - |"]
+
+
 def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):
     for name in real_size.CONFIGURATIONS:
         cell = real_size.measure(name, "cpu", 1, 6, tiny=True)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from deepinv_dmilo.benchmarks.records import Row
 
@@ -24,6 +24,23 @@ def psnr_table(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> str
         passes = _range([_mean(rows, "passes", task=t, method=method) for t in tasks])
         calls = _range([_mean(rows, "calls", task=t, method=method) for t in tasks])
         table.append(f"| {method} | {' | '.join(texts)} | {passes} + {calls} |")
+    return "\n".join(table)
+
+
+def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: str) -> str:
+    """PSNR of a method less that of the others on the same images, mean and standard error, by method and task."""
+    psnr = {(r.method, r.task, r.image): r.psnr for r in rows}
+    table = [f"| {ours}, less | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for method in methods:
+        if method == ours:
+            continue
+        cells = []
+        for task in tasks:
+            images = [i for m, t, i in psnr if (m, t) == (method, task) and (ours, task, i) in psnr]
+            gains = [psnr[ours, task, i] - psnr[method, task, i] for i in images]
+            error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+            cells.append(f"{mean(gains):+.2f}{error}" if gains else "-")
+        table.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(table)
 
 
