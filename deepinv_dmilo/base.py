@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from deepinv_dmilo.layer import ADVICE
 from deepinv_dmilo.measurements import Measurements, check_inputs, parts, residual, working_dtype
+from deepinv_dmilo.noise import warn_if_unexplained
 from deepinv_dmilo.observation import Observation
 from deepinv_dmilo.prior import DiffusionPrior
 
@@ -55,8 +56,6 @@ class PriorReconstructor(Reconstructor):
             raise TypeError(f"rng is a {type(rng).__name__}; pass a seed, e.g. 0, or torch.Generator().manual_seed(0)")
         steps = {"max_passes": max_passes, "num_samples": num_samples, "micro_batch": micro_batch}
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
-        if max_passes is not None and max_passes < num_samples:
-            raise ValueError(f"max_passes={max_passes} for num_samples={num_samples}: type at least {num_samples}")
         super().__init__(device=prior.device)
         self.prior: DiffusionPrior = prior
         self.max_passes = max_passes
@@ -110,8 +109,9 @@ class PriorReconstructor(Reconstructor):
             raise ValueError("return_std=True needs several samples; type num_samples=4")
         with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
             shape = check_inputs(y, physics, self.prior, init)
-            if x_gt is not None and tuple(x_gt.shape) != shape:
-                raise ValueError(f"x_gt has shape {tuple(x_gt.shape)}; pass the ground truth of the batch, {shape}")
+            if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
+                given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
+                raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
             y = y.clone()  # inside, a plain tensor even when the caller's is an inference tensor
             if init is not None:
                 if self.num_samples > 1 and not self._draws_after_init():
@@ -126,7 +126,9 @@ class PriorReconstructor(Reconstructor):
                 trace.bar.close()
             if not torch.isfinite(samples).all():
                 raise FloatingPointError(f"the last step left NaN or infinite pixels; {ADVICE}")
-            result: list[Any] = [observation.mean(samples)]
+            images = observation.mean(samples)
+            warn_if_unexplained(images, y, physics, getattr(self, "noise_level", None))
+            result: list[Any] = [images]
             if return_std:
                 result.append(samples.view(self.num_samples, *shape).std(0))
             if compute_metrics:
@@ -216,7 +218,7 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
     for name, number in {**rates, **weights}.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise ValueError(f"{name}={number!r}: type a finite number")
+            raise ValueError(f"{name}={number!r}: type a finite number, such as 0.01")
         if number < 0 or (number == 0 and name in rates):
             raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")
 

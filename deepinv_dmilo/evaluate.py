@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torchvision import transforms
 from tqdm import tqdm
 
+from deepinv_dmilo.measurements import Measurements, join
+from deepinv_dmilo.noise import seeded
 from deepinv_dmilo.pictures import as_png, read_picture
 from deepinv_dmilo.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.provenance import provenance
@@ -91,7 +93,7 @@ def evaluate(
     :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
     :param images: images in [0, 1] by index, each (C, H, W).
     :param names: their names.
-    :param deepinv.physics.Physics physics: forward operator with its noise.
+    :param deepinv.physics.Physics physics: forward operator, the same for all images, with its noise.
     :param pathlib.Path out: folder; it may hold an earlier run with the same settings.
     :param dict settings: what the results depend on; written to ``settings.json`` and compared with what is there.
     :param int seed: of the noise, and of the samplers that draw from the global random state.
@@ -117,9 +119,9 @@ def evaluate(
     )
     for batch in filter(None, todo):
         x = torch.stack([_tensor(images[i]) for i in batch]).to(device)
-        y = torch.cat([measure(x[k : k + 1], physics, names[i], seed) for k, i in enumerate(batch)])
+        y = join([measure(x[k : k + 1], physics, names[i], seed) for k, i in enumerate(batch)])
 
-        def run(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, list[dict[str, float]]]:
+        def run(x: Tensor = x, y: Measurements = y) -> tuple[Tensor, list[dict[str, float]]]:
             return score(model, x, y, physics, seed=seed)
 
         x_hat, scores = _halving(model, len(batch), run) if halve_on_out_of_memory else run()
@@ -139,14 +141,9 @@ def evaluate(
     return records
 
 
-def measure(x: Tensor, physics: Physics, name: str, seed: int) -> Any:
+def measure(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
     """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
-    own = zlib.crc32(f"{seed}/{name}".encode())
-    rng = getattr(physics.noise_model, "rng", None)
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
-        torch.manual_seed(own)
-        if rng is not None:
-            rng.manual_seed(own)
+    with seeded(x, physics, zlib.crc32(f"{seed}/{name}".encode())), torch.no_grad():
         return physics(x)
 
 

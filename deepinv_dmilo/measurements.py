@@ -81,15 +81,15 @@ def check_inputs(y: Measurements, physics: Physics, prior: DiffusionPrior, init:
     """
     if not isinstance(y, (Tensor, TensorList)):
         raise TypeError(f"y is a {type(y).__name__}; pass measurements as a tensor or TensorList: y = physics(x)")
-    if init is not None and not isinstance(init, Tensor):
-        raise TypeError(f"init is a {type(init).__name__}; pass a tensor of shape (B, C, H, W)")
+    if init is not None and not (isinstance(init, Tensor) and init.is_floating_point()):
+        raise TypeError(f"init is {_kind(init)}; pass a floating tensor of shape (B, C, H, W)")
     if not isinstance(physics, Physics):
         raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
     for t in parts(y):
         if t.ndim < 2 or t.numel() == 0:
             raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...)")
-        if t.dtype == torch.bool:
-            raise TypeError("y is boolean; pass numbers: y.float()")
+        if not (t.is_floating_point() or t.is_complex()):
+            raise TypeError(f"y is {t.dtype}; pass floats on the scale of A(x) for images x in [0, 1], e.g. y / 255")
         if not torch.isfinite(t).all():
             count = int((~torch.isfinite(t)).sum())
             raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")
@@ -102,12 +102,26 @@ def check_inputs(y: Measurements, physics: Physics, prior: DiffusionPrior, init:
     return shape
 
 
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _check_differentiable(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
+    rng = torch.Generator("cpu").manual_seed(0)
+    image = torch.rand(shape[1:], generator=rng, device="cpu").to(parts(y)[0].device, working_dtype(y))
+    x = image.repeat(shape[0], 1, 1, 1)
     with torch.enable_grad():
-        x = torch.full(shape, 0.5, device=parts(y)[0].device, dtype=working_dtype(y)).requires_grad_()
-        measured = measure(x, physics)
-    if not any(t.requires_grad for t in parts(measured)):
-        raise ValueError("physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()")
+        measured = measure(x.requires_grad_(), physics)
+        if not any(t.requires_grad for t in parts(measured)):
+            raise ValueError(
+                "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
+            )
+        (gradient,) = torch.autograd.grad(energy(measured - y).sum(), x)
+    if not gradient.any() and energy(measured - measure(1 - x, physics)).any():
+        raise ValueError(
+            "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; use a "
+            "smooth function in place of them"
+        )
 
 
 def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:

@@ -37,6 +37,22 @@ def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor
     return energy(measure(x, physics) - y) / _reached(x, physics)
 
 
+def warn_if_unexplained(x: Tensor, y: Measurements, physics: Physics, noise_level: float | None) -> None:
+    """Warn where images x leave a quarter of the energy of y, and more than the noise has: no fit at all."""
+    rest = energy(measure(x, physics) - y)
+    odd = rest > energy(y) / 4
+    if odd.any():
+        odd &= rest > 4 * noise_variance(x, physics, noise_level) * _reached(x, physics)
+    if odd.any():
+        share = (rest / energy(y))[odd].mean().item()
+        warnings.warn(
+            f"{int(odd.sum())} of {len(x)} images leave {share:.0%} of the energy of y unexplained; check that y is on "
+            "the scale of physics(x) for images x in [0, 1], or give more passes",
+            RuntimeWarning,
+            stacklevel=5,  # where the model was called
+        )
+
+
 def _simulated(x: Tensor, physics: Physics) -> Tensor:
     """
     Mean square of ``physics(x) - physics.A(x)`` over the measurements that x reaches, (B,).
@@ -45,12 +61,11 @@ def _simulated(x: Tensor, physics: Physics) -> Tensor:
     operator with parameters for every sample sees the batch.
     """
     failure: Exception | None = None
-    with _own_randomness(x, physics):
-        for images in (x.split(1), (x,)):
-            try:
-                return torch.cat([_drawn(part, physics) for part in images])
-            except SHAPE_ERRORS as error:
-                failure = error
+    for images in (x.split(1), (x,)):
+        try:
+            return torch.cat([_drawn(part, physics) for part in images])
+        except SHAPE_ERRORS as error:
+            failure = error
     warnings.warn(
         f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
         "noise, type noise_level=0.05 or what it is",
@@ -62,12 +77,20 @@ def _simulated(x: Tensor, physics: Physics) -> Tensor:
 
 def _drawn(x: Tensor, physics: Physics) -> Tensor:
     """The variance from a few draws, (n,)."""
-    for rng in _own_generators(x, physics):
-        rng.manual_seed(0)
-    noises = [physics(as_input(x, physics)) - measure(x, physics) for _ in range(DRAWS)]
+    with seeded(x, physics, 0):
+        noises = [physics(as_input(x, physics)) - measure(x, physics) for _ in range(DRAWS)]
     if len(parts(noises[0])[0]) != len(x):
         raise ValueError("the operator has parameters for every sample")
-    return torch.stack([energy(n) for n in noises]).mean(0) / _reached(x, physics)
+    energies = torch.stack([energy(n) for n in noises]).mean(0)
+    # The mean of independent draws has the energy of one over their number, if they are about 0.
+    if (energy(sum(noises[1:], noises[0]) / DRAWS) > 0.75 * energies).any():
+        warnings.warn(
+            "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
+            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return energies / _reached(x, physics)
 
 
 def _reached(x: Tensor, physics: Physics) -> Tensor:
@@ -95,11 +118,17 @@ def _own_generators(x: Tensor, physics: Physics) -> list[torch.Generator]:
 
 
 @contextmanager
-def _own_randomness(x: Tensor, physics: Physics) -> Iterator[None]:
-    """The physics' generators, which deepinv replaces on the way, and the global ones are afterwards as before."""
+def seeded(x: Tensor, physics: Physics, seed: int) -> Iterator[None]:
+    """
+    All that the physics may draw from at images x starts at a seed, and is afterwards as before.
+
+    That is its generators, which deepinv replaces on the way, and the global one of x's device.
+    """
     owners = _generators(physics)
     states = [(rng, rng.get_state()) for rng in _own_generators(x, physics)]
     try:
+        for rng, _ in states:
+            rng.manual_seed(seed)
         yield
     finally:
         for rng, state in states:

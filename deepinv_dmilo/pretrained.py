@@ -76,8 +76,9 @@ def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
         if is_local:
             raise ValueError(f"{folder}: the pipeline cannot be read: {error}") from error
         raise FileNotFoundError(
-            f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without "
-            f"safetensors weights): {error}"
+            f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without safetensors "
+            f"weights): {str(error).split('. ')[0]}. Offline, give a folder that was downloaded elsewhere, or "
+            f"{' or '.join(bundled_priors())}"
         ) from error
     finally:
         if bar_was_on:

@@ -51,7 +51,8 @@ def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
     """
     ``||A||^2`` of each sample, (B,), by a power method, cached per physics until the operator changes.
 
-    Our own: deepinv's takes one norm for the whole batch, and draws from the global random state.
+    Our own: deepinv's takes one norm for the whole batch, and draws from the global random state. Like the steps, it
+    asks autograd for the adjoint, so that an ``A_adjoint`` that is missing or scaled otherwise does no harm.
     """
     rng = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(x.shape[1:], generator=rng, device="cpu").to(x).expand_as(x)
@@ -61,7 +62,7 @@ def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
     if cached is None or cached[0] != fingerprint:
         norm = energy(probe).sqrt()
         for _ in range(POWER_STEPS):
-            probe = physics.A_adjoint(physics.A(probe / _column(norm)))
+            _, probe = _value_and_gradient(lambda x: energy(measure(x, physics)) / 2, probe / _column(norm))
             norm = energy(probe).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
         cached = (fingerprint, norm)
         _SQUARED_NORMS[physics] = cached

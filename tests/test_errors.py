@@ -115,6 +115,38 @@ def test_an_operator_without_a_gradient(model):
         model(torch.rand(1, *IMAGE), physics)
 
 
+def test_an_operator_whose_gradient_is_zero(model):
+    with pytest.raises(ValueError, match=r"its gradient is zero, as that of rounding"):
+        model(torch.rand(1, *IMAGE), dinv.physics.Physics(A=lambda x: (8 * x).round() / 8))
+
+
+def test_finite_differences_have_a_gradient(model):
+    """Though not at a constant image."""
+    physics = dinv.physics.Physics(A=lambda x: x.diff(dim=3).square())
+    assert model(physics.A(torch.rand(1, *IMAGE)), physics, init=torch.rand(1, *IMAGE)).shape == (1, *IMAGE)
+
+
+def test_whole_numbers_are_no_measurements(model, physics):
+    y = physics(torch.rand(1, *IMAGE))
+    with pytest.raises(TypeError, match=r"y is torch\.uint8; pass floats on the scale of"):
+        model((255 * y).byte(), physics)
+    with pytest.raises(TypeError, match=r"init is a tensor of torch\.uint8; pass a floating tensor"):
+        model(y, physics, init=torch.zeros(1, *IMAGE).byte())
+
+
+def test_measurements_on_another_scale_are_told(model, physics):
+    y = physics(torch.rand(2, *IMAGE))
+    y[1] *= 255
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 images leave \d+% of the energy of y unexplained"):
+        model(y, physics)
+
+
+def test_a_noise_model_that_moves_the_mean_is_told(model):
+    physics = dinv.physics.Denoising(dinv.physics.PoissonNoise(0.05, normalize=False))  # in counts
+    with pytest.warns(RuntimeWarning, match="away from A"):
+        model(physics(torch.rand(1, *IMAGE)), physics)
+
+
 def test_init_and_several_samples(prior, physics):
     y = physics(torch.rand(1, *IMAGE))
     for method in (DMPlug(prior, steps=1, num_samples=2), DMILO.from_preset("inpainting", prior, num_samples=2)):
@@ -130,8 +162,10 @@ def test_a_network_that_is_no_module_and_a_type_that_is_none(prior):
 
 
 def test_ground_truth_of_another_shape(model, physics):
-    with pytest.raises(ValueError, match="x_gt has shape"):
-        model(physics(torch.rand(2, *IMAGE)), physics, x_gt=torch.rand(1, *IMAGE), compute_metrics=True)
+    y = physics(torch.rand(2, *IMAGE))
+    for x_gt in (torch.rand(1, *IMAGE), torch.rand(2, *IMAGE).numpy()):
+        with pytest.raises(ValueError, match=r"x_gt is .* pass the ground truth of the batch, a tensor of shape \(2, "):
+            model(y, physics, x_gt=x_gt, compute_metrics=True)
 
 
 def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch):

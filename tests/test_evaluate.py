@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import deepinv as dinv
 import pytest
 import torch
 from PIL import Image
@@ -97,6 +98,24 @@ def test_noise_follows_from_seed_and_name_and_leaves_the_global_state():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_measurements_in_several_parts(tmp_path):
+    """Each part of a stack has noise of its own, none of which depends on the batch."""
+
+    class Mean(nn.Module):
+        def forward(self, y, physics):
+            return (y[0] + y[1]) / 2
+
+    def stack(seed):
+        noises = (dinv.physics.GaussianNoise(0.1, rng=torch.Generator().manual_seed(seed + k)) for k in range(2))
+        return dinv.physics.StackedPhysics([dinv.physics.Denoising(noise) for noise in noises])
+
+    settings = {"settings": {}, "device": "cpu"}
+    together = evaluate(Mean(), DIGITS, names(), stack(0), tmp_path / "a", batch_size=4, **settings)
+    alone = evaluate(Mean(), DIGITS, names(), stack(7), tmp_path / "b", batch_size=1, **settings)
+    assert psnrs(together) == pytest.approx(psnrs(alone), rel=1e-5)
+    assert len(set(psnrs(together).values())) == len(DIGITS)
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
