@@ -11,14 +11,15 @@ from statistics import mean, stdev
 from deepinv_dmilo.benchmarks.records import Row
 
 
-def psnr_table(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> str:
-    """Mean PSNR by method (lines) and task (columns), the best of a column in bold; the passes in the last column."""
-    table = [f"| | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
-    best = {t: max(_mean(rows, "psnr", task=t, method=m) for m in methods) for t in tasks}
+def quality_table(rows: Sequence[Row], tasks: list[str], methods: list[str], measure: str = "psnr") -> str:
+    """Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the passes in the last column."""
+    digits = {"psnr": 2, "ssim": 3}[measure]
+    table = [f"| {measure.upper()} | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
+    best = {t: max(_mean(rows, measure, task=t, method=m) for m in methods) for t in tasks}
     for method in methods:
-        values = [_mean(rows, "psnr", task=t, method=method) for t in tasks]
+        values = [_mean(rows, measure, task=t, method=method) for t in tasks]
         texts = [
-            "-" if v == -math.inf else f"**{v:.2f}**" if v >= best[t] - 0.005 else f"{v:.2f}"
+            "-" if v == -math.inf else f"**{v:.{digits}f}**" if v >= best[t] - 0.5 * 10**-digits else f"{v:.{digits}f}"
             for t, v in zip(tasks, values, strict=True)
         ]
         passes = _range([_mean(rows, "passes", task=t, method=method) for t in tasks])
@@ -45,23 +46,22 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
 
 
 def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
-    """The other measures of a method, over all tasks that it did; columns that no row has are left out."""
+    """What a method costs over the tasks that it did, and the other measures; a column that a row lacks is left out."""
     columns = {
-        "ssim": ("SSIM", "{:.3f}"),
         "lpips": ("LPIPS", "{:.3f}"),
         "residual": ("residual", "{:.4f}"),
         "passes": ("passes", "{:.0f}"),
         "calls": ("calls", "{:.0f}"),
         "seconds": ("seconds per image", "{:.2f}"),
     }
-    columns = {name: c for name, c in columns.items() if any(not math.isnan(getattr(r, name)) for r in rows)}
-    table = [f"| | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
-    table.append(f"|---|{'---|' * (len(columns) + 1)}")
+    columns = {name: c for name, c in columns.items() if not any(math.isnan(getattr(r, name)) for r in rows)}
+    table = [f"| | tasks | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
+    table.append(f"|---|---|{'---|' * (len(columns) + 1)}")
     for method in methods:
-        values = [(_mean(rows, name, method=method), pattern) for name, (_, pattern) in columns.items()]
-        cells = ["-" if math.isnan(value) else pattern.format(value) for value, pattern in values]
+        tasks = {r.task for r in rows if r.method == method}
+        cells = [pattern.format(_mean(rows, name, method=method)) for name, (_, pattern) in columns.items()]
         memory = max(r.memory_mb for r in rows if r.method == method)
-        table.append(f"| {method} | {' | '.join(cells)} | {memory:.0f} |")
+        table.append(f"| {method} | {len(tasks)} | {' | '.join(cells)} | {memory:.0f} |")
     return "\n".join(table)
 
 
@@ -121,7 +121,7 @@ def _families(methods: list[str]) -> dict[str, list[str]]:
     """Methods that differ in their budget of passes alone, by their common name."""
     families: dict[str, list[str]] = {}
     for method in methods:
-        families.setdefault(re.sub(r", \d+ passes$", "", method), []).append(method)
+        families.setdefault(re.sub(r", (\d+ x )?\d+ passes$", "", method), []).append(method)
     return families
 
 

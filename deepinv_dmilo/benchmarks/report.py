@@ -18,7 +18,7 @@ from statistics import mean
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.figures import cost_table, gain_table, picture, psnr_table
+from deepinv_dmilo.benchmarks.figures import cost_table, gain_table, picture, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
 from deepinv_dmilo.pretrained import held_out_images
@@ -43,6 +43,11 @@ TASKS = {
 TUNING_DIGITS = slice(240, 244)  # held-out digits that no report uses
 CHUNK = 8  # images in a batch
 OURS = "DMILO, 100 passes"  # the default, which the others are compared with
+CAVEAT = """The weights of the rivals are tuned for each task and noise level on four other digits; DMILO and DMILO-PGD
+have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and backward passes of
+the network, and forward passes alone, that an image takes part in."""
+COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
+Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
 MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
 
@@ -140,7 +145,10 @@ def _numbers(images: slice) -> range:
 def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
     """The tables and pictures of what has been run."""
     text = ["# Report", "", __doc__.split("\n\n")[0].strip(), ""]
-    text.append(f"Written by `python -m deepinv_dmilo.benchmarks.report --out {out}`; {sentence(provenance(device))}.")
+    text.append(
+        f"Run by `python -m deepinv_dmilo.benchmarks.report --out {out}`, in as many sittings as it took; tables of"
+    )
+    text += [f"{sentence(provenance(device))}.", "", CAVEAT]
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         done: dict[str, dict[str, int]] = {}  # images by method and task
@@ -153,10 +161,10 @@ def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
             methods = [m for m, images in finished.items() if images >= count]
             shared = [r for r in level if r.image < count and r.method in methods]
             tasks = [t for t in TASKS if any(r.task == t for r in shared)]
-            text += ["", f"## Noise {noise}, {count} digits", "", psnr_table(shared, tasks, methods)]
+            text += ["", f"## Noise {noise}, {count} digits", "", quality_table(shared, tasks, methods)]
             if OURS in methods:
                 text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
-            text += ["", cost_table(shared, methods)]
+            text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
             name = f"noise-{noise}-{count}.png"
             picture(shared, tasks, methods, out / name)
             text += ["", f"![PSNR against passes]({name})"]

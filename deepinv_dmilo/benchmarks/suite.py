@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, psnr_table
+from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, quality_table
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.report import NOISES, TASKS
 from deepinv_dmilo.pretrained import held_out_images
@@ -132,7 +132,10 @@ def _write(rows: list[Row], origin: str, out: Path) -> None:
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         methods, tasks = list(dict.fromkeys(r.method for r in level)), list(dict.fromkeys(r.task for r in level))
-        text += ["", f"## Noise {noise}", "", psnr_table(level, tasks, methods), "", cost_table(level, methods)]
+        text += ["", f"## Noise {noise}"]
+        for measure in ("psnr", "ssim"):
+            text += ["", quality_table(level, tasks, methods, measure)]
+        text += ["", cost_table(level, methods)]
         for draw in (bars, picture):
             name = f"{'bars' if draw is bars else 'convergence'}-{noise}.png"
             draw(level, tasks, methods, out / name)
