@@ -116,8 +116,9 @@ def _check_differentiable(shape: tuple[int, ...], y: Measurements, physics: Phys
             raise ValueError(
                 "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
             )
-        (gradient,) = torch.autograd.grad(energy(measured - y).sum(), x)
-    if not gradient.any() and energy(measured - measure(1 - x, physics)).any():
+        change = energy(measured - measure(1 - x.detach(), physics))
+        (gradient,) = torch.autograd.grad(change.sum(), x)
+    if change.any() and not gradient.any():
         raise ValueError(
             "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; use a "
             "smooth function in place of them"
