@@ -40,7 +40,7 @@ def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor
 def warn_if_unexplained(x: Tensor, y: Measurements, physics: Physics, noise_level: float | None) -> None:
     """Warn where images x leave a quarter of the energy of y, and more than the noise has: no fit at all."""
     rest = energy(measure(x, physics) - y)
-    odd = rest > energy(y) / 4
+    odd = (rest > energy(y) / 4) & (energy(y) > 0)
     if odd.any():
         odd &= rest > 4 * noise_variance(x, physics, noise_level) * _reached(x, physics)
     if odd.any():
