@@ -43,9 +43,9 @@ TASKS = {
 TUNING_DIGITS = slice(240, 244)  # held-out digits that no report uses
 CHUNK = 8  # images in a batch
 OURS = "DMILO, 100 passes"  # the default, which the others are compared with
-CAVEAT = """The weights of the rivals are tuned for each task and noise level on four other digits; DMILO and DMILO-PGD
-have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and backward passes of
-the network, and forward passes alone, that an image takes part in."""
+CAVEAT = """A tuned rival has a weight for each task and noise level, found on four other digits; DMILO and DMILO-PGD at
+a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
+backward passes of the network, and forward passes alone, that an image takes part in."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
