@@ -4,15 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.dmilo import DMILO
-    from deepinv_dmilo.dmilo_pgd import DMILOPGD
-    from deepinv_dmilo.dmplug import DMPlug
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.reconstructors.dmilo import DMILO
+    from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
+    from deepinv_dmilo.reconstructors.dmplug import DMPlug
 
 __version__ = "0.1.0"
 __all__ = ["DMILO", "DMILOPGD", "DMPlug", "DiffusionPrior"]
 
-_HOMES = {"DMILO": "dmilo", "DMILOPGD": "dmilo_pgd", "DMPlug": "dmplug", "DiffusionPrior": "prior"}
+_HOMES = {
+    "DMILO": "reconstructors.dmilo",
+    "DMILOPGD": "reconstructors.dmilo_pgd",
+    "DMPlug": "reconstructors.dmplug",
+    "DiffusionPrior": "priors.diffusers",
+}
 
 
 def __getattr__(name: str) -> object:

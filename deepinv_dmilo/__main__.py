@@ -2,6 +2,6 @@
 
 import sys
 
-from deepinv_dmilo.cli import main
+from deepinv_dmilo.tools.cli import main
 
 sys.exit(main())

@@ -79,7 +79,7 @@ def load(name: str, group: str = RECONSTRUCTORS, *, optional: dict[str, Any] | N
     if isinstance(settings.get("prior"), str):
         settings["prior"] = load(settings["prior"], PRIORS)
     if group == PRIORS and name not in _found(group):
-        from deepinv_dmilo.prior import DiffusionPrior
+        from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
         return DiffusionPrior.from_pretrained(name, **settings, **(optional or {}))
     make = get(name, group)

@@ -14,10 +14,10 @@ import torch
 from deepinv.loss.metric import PSNR
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.dmilo import LEVELS
-from deepinv_dmilo.noise import noise_variance, unexplained_variance
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.core.noise import noise_variance, unexplained_variance
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.dmilo import LEVELS
+from deepinv_dmilo.tools.tasks import make_physics
 
 prior = DiffusionPrior.from_pretrained("digits")
 x = held_out_images("digits")[248:256]

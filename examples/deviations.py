@@ -13,10 +13,10 @@ import torch
 from deepinv.loss.metric import PSNR
 
 from deepinv_dmilo import DMILO, DiffusionPrior
-from deepinv_dmilo.layer import sparse_deviation
-from deepinv_dmilo.observation import Observation
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.problem import sparse_deviation
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 prior = DiffusionPrior.from_pretrained("digits")
 digits = held_out_images("digits")[248:252]

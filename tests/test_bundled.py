@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.cli import main
-from deepinv_dmilo.demo import format_table, run_demo, save_picture
-from deepinv_dmilo.pictures import read_picture
-from deepinv_dmilo.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tasks import TASKS, make_physics
+from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
+from deepinv_dmilo.tools.pictures import read_picture
+from deepinv_dmilo.tools.tasks import TASKS, make_physics
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_tasks_are_repeatable_and_leave_the_global_state(task):
 
 
 def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
-    monkeypatch.setattr("deepinv_dmilo.demo.DPS_STEPS", 2)
+    monkeypatch.setattr("deepinv_dmilo.tools.demo.DPS_STEPS", 2)
     rows, columns = run_demo(prior, held_out_images()[:1], verbose=False)
     assert len(rows) == 2 * 5
     evaluations = {row.method: row.evaluations for row in rows}

@@ -18,7 +18,7 @@ from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
 from deepinv_dmilo.benchmarks.suite import SOLVER, run_suite
-from deepinv_dmilo.cli import main
+from deepinv_dmilo.tools.cli import main
 
 PROTOCOL = Path(__file__).parent / "deepinv_protocol"
 METHODS = {

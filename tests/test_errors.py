@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipe
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
-from deepinv_dmilo.pretrained import held_out_images
+from deepinv_dmilo.priors.pretrained import held_out_images
 
 IMAGE = (1, 16, 24)
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deepinv_dmilo.cli import main
-from deepinv_dmilo.evaluate import evaluate, measure, open_images
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.evaluate import evaluate, measure, open_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 OPTIONS = ["--task", "inpainting", "--max-passes", "5", "--method", "dmilo"]
 DIGITS = held_out_images("digits")[:6]
@@ -146,7 +146,7 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, capsys):
 
 
 def test_what_cannot_be_measured_is_null(tmp_path, monkeypatch):
-    monkeypatch.setattr("deepinv_dmilo.scoring._resident", lambda field: float("nan"))  # as on macOS
+    monkeypatch.setattr("deepinv_dmilo.tools.scoring._resident", lambda field: float("nan"))  # as on macOS
     records = run(tmp_path)
     assert records[0]["memory_mb"] is None
     summary = json.loads((tmp_path / "summary.json").read_text())

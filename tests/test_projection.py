@@ -5,8 +5,8 @@ import pytest
 import torch
 from deepinv.physics import LinearPhysics
 
-from deepinv_dmilo.measurements import energy
-from deepinv_dmilo.projection import gradient_steps, squared_norm
+from deepinv_dmilo.core.measurements import energy
+from deepinv_dmilo.core.projection import gradient_steps, squared_norm
 
 IMAGE = (3, 24, 40)
 

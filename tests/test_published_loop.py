@@ -6,7 +6,7 @@ from deepinv.physics import Blur, Downsampling, Inpainting
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
-from deepinv_dmilo.observation import Observation
+from deepinv_dmilo.core.observation import Observation
 
 IMAGE = (3, 24, 40)
 LEVELS = [(999, 666), (666, 333), (333, 0)]

@@ -7,10 +7,10 @@ from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
-from deepinv_dmilo.layer import sparse_deviation
-from deepinv_dmilo.measurements import energy, measure
-from deepinv_dmilo.noise import noise_variance, unexplained_variance
-from deepinv_dmilo.observation import Observation
+from deepinv_dmilo.core.measurements import energy, measure
+from deepinv_dmilo.core.noise import noise_variance, unexplained_variance
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.problem import sparse_deviation
 
 IMAGE = (3, 24, 40)
 METHODS = {

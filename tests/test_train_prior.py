@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.pretrained import held_out_images
+from deepinv_dmilo.priors.pretrained import held_out_images
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_prior.py"
 

@@ -23,11 +23,11 @@ import torch
 from deepinv.physics import Downsampling
 from torch import Tensor
 
-from deepinv_dmilo.dmilo import DMILO
-from deepinv_dmilo.dmplug import DMPlug
-from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.provenance import provenance, sentence
-from deepinv_dmilo.scoring import Meter
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.reconstructors.dmilo import DMILO
+from deepinv_dmilo.reconstructors.dmplug import DMPlug
+from deepinv_dmilo.tools.provenance import provenance, sentence
+from deepinv_dmilo.tools.scoring import Meter
 
 CELEBAHQ: dict[str, Any] = {
     "sample_size": 256,

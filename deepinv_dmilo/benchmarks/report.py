@@ -21,11 +21,11 @@ from tqdm import tqdm
 from deepinv_dmilo.benchmarks.figures import cost_table, gain_table, picture, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.provenance import provenance, sentence
-from deepinv_dmilo.scoring import score
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.provenance import provenance, sentence
+from deepinv_dmilo.tools.scoring import score
+from deepinv_dmilo.tools.tasks import make_physics
 
 NOISES = (0.005, 0.05)
 TASKS = {

@@ -15,8 +15,8 @@ from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, quality_table
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.report import NOISES, TASKS
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.provenance import provenance, sentence
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.provenance import provenance, sentence
 
 if TYPE_CHECKING:
     import pandas

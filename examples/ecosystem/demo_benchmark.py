@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 
 from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.suite import run_suite
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 warnings.filterwarnings("ignore", message="non_blocking_transfers")  # deepinv's, on every CPU
 prior = registry.load("digits", registry.PRIORS)

@@ -20,8 +20,8 @@ from deepinv.optim import L2
 from deepinv.sampling import DPS, DiffPIR
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 prior = DiffusionPrior.from_pretrained("digits")
 denoiser = prior.denoiser()

@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from deepinv_dmilo import DMILO, DiffusionPrior, DMPlug
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 
 class GraphBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -16,7 +16,7 @@ import torch
 from deepinv.utils import plot
 
 from deepinv_dmilo import DMILO, DiffusionPrior
-from deepinv_dmilo.pretrained import held_out_images
+from deepinv_dmilo.priors.pretrained import held_out_images
 
 prior = DiffusionPrior.from_pretrained("digits")
 x = held_out_images("digits")[4:6]

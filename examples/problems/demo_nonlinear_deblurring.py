@@ -11,8 +11,8 @@ and no singular value decomposition, but there is a gradient. That is all that D
 # The physics
 # -----------
 #
-# :class:`deepinv_dmilo.tasks.CameraResponseBlur` is five lines. Any :class:`deepinv.physics.Physics` whose ``A`` is
-# written in PyTorch does.
+# :class:`deepinv_dmilo.tools.tasks.CameraResponseBlur` is five lines. Any :class:`deepinv.physics.Physics` whose ``A``
+# is written in PyTorch does.
 
 import deepinv as dinv
 import torch
@@ -20,8 +20,8 @@ from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.utils import plot
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import CameraResponseBlur
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import CameraResponseBlur
 
 prior = DiffusionPrior.from_pretrained("digits")
 x = held_out_images("digits")[:4]

@@ -17,7 +17,7 @@ import torch
 from deepinv.utils import plot
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.pretrained import held_out_images
+from deepinv_dmilo.priors.pretrained import held_out_images
 
 prior = DiffusionPrior.from_pretrained("digits")
 x = held_out_images("digits")[:4]

@@ -6,7 +6,7 @@ import torch
 from benchopt import BaseObjective
 from deepinv.loss.metric import LPIPS
 
-from deepinv_dmilo.scoring import score
+from deepinv_dmilo.tools.scoring import score
 
 
 @cache

@@ -5,8 +5,8 @@ from benchopt import BaseDataset
 from deepinv.datasets import TensorDataset
 
 from deepinv_dmilo.benchmarks.report import TASKS
-from deepinv_dmilo.pretrained import held_out_images
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.tasks import make_physics
 
 
 class Dataset(BaseDataset):

@@ -13,11 +13,11 @@ from deepinv.sampling import DPS, DiffPIR
 from deepinv.utils import plot
 from torch import Tensor
 
-from deepinv_dmilo.dmilo import DMILO
-from deepinv_dmilo.dmilo_pgd import DMILOPGD
-from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.scoring import score
-from deepinv_dmilo.tasks import make_physics
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.reconstructors.dmilo import DMILO
+from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
+from deepinv_dmilo.tools.scoring import score
+from deepinv_dmilo.tools.tasks import make_physics
 
 DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inpainting"}
 # deepinv's defaults are 1000 steps of weight 1, and zeta 0.1. The weight is the best on other digits

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
-from deepinv_dmilo.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS, make_physics
+from deepinv_dmilo.tools.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS, make_physics
 
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
     from deepinv.physics import Physics
     from torch import Tensor
 
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,10 +131,10 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from deepinv_dmilo.demo import format_table, run_demo, save_picture
-    from deepinv_dmilo.pretrained import held_out_images
-    from deepinv_dmilo.prior import DiffusionPrior
-    from deepinv_dmilo.provenance import provenance, sentence
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.priors.pretrained import held_out_images
+    from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
+    from deepinv_dmilo.tools.provenance import provenance, sentence
 
     device = _device(args)
     digits = held_out_images("digits")
@@ -153,7 +153,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.loss.metric import PSNR
     from deepinv.physics import LinearPhysics
 
-    from deepinv_dmilo.pictures import as_png
+    from deepinv_dmilo.tools.pictures import as_png
 
     if args.mask is not None and args.task != "inpainting":
         raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
@@ -230,7 +230,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from deepinv_dmilo.evaluate import evaluate, open_images
+    from deepinv_dmilo.tools.evaluate import evaluate, open_images
 
     auto = args.micro_batch == "auto"
     for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
@@ -274,7 +274,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _read(file: Path, channels: int, what: str) -> Tensor:
     """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
-    from deepinv_dmilo.pictures import read_picture
+    from deepinv_dmilo.tools.pictures import read_picture
 
     picture = read_picture(file)
     if channels == 1 and not (picture == picture[:1]).all():
@@ -298,8 +298,8 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _priors(args: argparse.Namespace) -> None:
-    from deepinv_dmilo.pretrained import bundled_priors, prior_folder
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.priors.pretrained import bundled_priors, prior_folder
 
     for name in bundled_priors():
         folder = prior_folder(name)

@@ -13,11 +13,11 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deepinv_dmilo.layer import ADVICE
-from deepinv_dmilo.measurements import Measurements, check_inputs, parts, residual, working_dtype
-from deepinv_dmilo.noise import warn_if_unexplained
-from deepinv_dmilo.observation import Observation
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.core.measurements import Measurements, check_inputs, parts, residual, working_dtype
+from deepinv_dmilo.core.noise import warn_if_unexplained
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.problem import ADVICE
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 Self = TypeVar("Self", bound="PriorReconstructor")
 

@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import Measurements, energy, measure
+from deepinv_dmilo.core.measurements import Measurements, energy, measure
 
 POWER_STEPS = 100
 _SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # fingerprint, norms

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deepinv_dmilo import lbfgs
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.core import lbfgs
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
 

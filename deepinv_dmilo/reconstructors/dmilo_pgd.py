@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.base import check_choice, check_settings
-from deepinv_dmilo.dmilo import DMILO, LEVELS, PUBLISHED
-from deepinv_dmilo.measurements import Measurements
-from deepinv_dmilo.observation import Observation
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.core.measurements import Measurements
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.reconstructors.base import check_choice, check_settings
+from deepinv_dmilo.reconstructors.dmilo import DMILO, LEVELS, PUBLISHED
 
 IMAGE_ERROR = 0.1  # that the projection assumes the image so far to have, in [0, 1]: ours
 
@@ -48,7 +48,7 @@ class DMILOPGD(DMILO):
 
         >>> import deepinv as dinv
         >>> from deepinv_dmilo import DMILOPGD, DiffusionPrior
-        >>> from deepinv_dmilo.pretrained import held_out_images
+        >>> from deepinv_dmilo.priors.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
         >>> y = physics(held_out_images("digits")[:2])
         >>> model = DMILOPGD(DiffusionPrior.from_pretrained("digits"), max_passes=5)

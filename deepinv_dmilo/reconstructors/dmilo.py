@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.base import PriorReconstructor, Trace, check_choice, check_settings
-from deepinv_dmilo.layer import (
+from deepinv_dmilo.core.measurements import Measurements, working_dtype
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.problem import (
     Fit,
     LayerProblem,
     check_finite,
@@ -19,9 +20,8 @@ from deepinv_dmilo.layer import (
     solve_with_lbfgs,
     sparse_deviation,
 )
-from deepinv_dmilo.measurements import Measurements, working_dtype
-from deepinv_dmilo.observation import Observation
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.reconstructors.base import PriorReconstructor, Trace, check_choice, check_settings
 
 # What the paper's settings have in common, for every task.
 PUBLISHED: dict[str, Any] = {"levels": None, "solver": "adam", "sparsity": 0.1, "latent_penalty": 1e-4}
@@ -91,7 +91,7 @@ class DMILO(PriorReconstructor):
 
         >>> import deepinv as dinv
         >>> from deepinv_dmilo import DMILO, DiffusionPrior
-        >>> from deepinv_dmilo.pretrained import held_out_images
+        >>> from deepinv_dmilo.priors.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
         >>> y = physics(held_out_images("digits")[:2])
         >>> model = DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=5)

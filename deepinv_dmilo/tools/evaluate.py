@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torchvision import transforms
 from tqdm import tqdm
 
-from deepinv_dmilo.measurements import Measurements, join
-from deepinv_dmilo.noise import seeded
-from deepinv_dmilo.pictures import as_png, read_picture
-from deepinv_dmilo.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.provenance import provenance
-from deepinv_dmilo.scoring import score
+from deepinv_dmilo.core.measurements import Measurements, join
+from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.tools.pictures import as_png, read_picture
+from deepinv_dmilo.tools.provenance import provenance
+from deepinv_dmilo.tools.scoring import score
 
 
 def open_images(source: str, shape: tuple[int, int, int], root: Path | None = None) -> tuple[Any, list[str]]:

@@ -14,8 +14,8 @@ from deepinv.loss.metric import LPIPS, PSNR, SSIM
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from deepinv_dmilo.measurements import Measurements, residual
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.core.measurements import Measurements, residual
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
 def score(

@@ -10,11 +10,11 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.layer import Fit
-from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, join, mean_energy, measure, parts, take
-from deepinv_dmilo.noise import noise_variance, unexplained_variance
-from deepinv_dmilo.prior import DiffusionPrior
-from deepinv_dmilo.projection import gradient_steps
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, join, mean_energy, measure, parts, take
+from deepinv_dmilo.core.noise import noise_variance, unexplained_variance
+from deepinv_dmilo.core.problem import Fit
+from deepinv_dmilo.core.projection import gradient_steps
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
 @dataclass(frozen=True)

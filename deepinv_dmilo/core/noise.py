@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.measurements import SHAPE_ERRORS, Measurements, as_input, energy, measure, operators, parts
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, as_input, energy, measure, operators, parts
 
 DRAWS = 4  # of the noise; they cost no network
 

@@ -135,7 +135,7 @@ class DiffusionPrior(nn.Module):
         :raises FileNotFoundError: neither a bundled name, nor a pipeline folder, nor a hub id that can be reached.
         :raises ValueError: a pipeline without safetensors weights, or of another kind than a pixel-space UNet.
         """
-        from deepinv_dmilo.pretrained import load_unet_and_scheduler
+        from deepinv_dmilo.priors.pretrained import load_unet_and_scheduler
 
         unet, scheduler = load_unet_and_scheduler(name)
         prior = cls(

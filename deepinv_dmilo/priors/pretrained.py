@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
-BUNDLED = Path(__file__).parent / "priors"
+BUNDLED = Path(__file__).parent
 
 
 def bundled_priors() -> list[str]:
@@ -24,7 +24,7 @@ def bundled_priors() -> list[str]:
 
 def digits(**settings: Any) -> DiffusionPrior:
     """The bundled prior of 32 x 32 digits; ``settings`` are those of ``DiffusionPrior.from_pretrained``."""
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
     return DiffusionPrior.from_pretrained("digits", **settings)
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.base import PriorReconstructor, Trace, check_settings
-from deepinv_dmilo.layer import LayerProblem, check_finite
-from deepinv_dmilo.measurements import working_dtype
-from deepinv_dmilo.observation import Observation
-from deepinv_dmilo.prior import DiffusionPrior
+from deepinv_dmilo.core.measurements import working_dtype
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.problem import LayerProblem, check_finite
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.reconstructors.base import PriorReconstructor, Trace, check_settings
 
 STEPS_BETWEEN_CHECKS = 50
 
@@ -41,7 +41,7 @@ class DMPlug(PriorReconstructor):
 
         >>> import deepinv as dinv
         >>> from deepinv_dmilo import DMPlug, DiffusionPrior
-        >>> from deepinv_dmilo.pretrained import held_out_images
+        >>> from deepinv_dmilo.priors.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
         >>> y = physics(held_out_images("digits")[:2])
         >>> DMPlug(DiffusionPrior.from_pretrained("digits"), steps=2)(y, physics).shape

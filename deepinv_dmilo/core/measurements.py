@@ -12,7 +12,7 @@ from deepinv.utils import TensorList
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.prior import DiffusionPrior
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 Measurements: TypeAlias = "Tensor | TensorList"
 
