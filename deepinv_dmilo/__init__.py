@@ -4,19 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from deepinv_dmilo.core.solvers import LBFGS, Adam
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.reconstructors.dmilo import DMILO
     from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
+    from deepinv_dmilo.reconstructors.schedules import Chain, Levels
 
 __version__ = "0.1.0"
-__all__ = ["DMILO", "DMILOPGD", "DMPlug", "DiffusionPrior"]
+__all__ = ["DMILO", "DMILOPGD", "LBFGS", "Adam", "Chain", "DMPlug", "DiffusionPrior", "Levels"]
 
 _HOMES = {
     "DMILO": "reconstructors.dmilo",
     "DMILOPGD": "reconstructors.dmilo_pgd",
     "DMPlug": "reconstructors.dmplug",
     "DiffusionPrior": "priors.diffusers",
+    "LBFGS": "core.solvers",
+    "Adam": "core.solvers",
+    "Levels": "reconstructors.schedules",
+    "Chain": "reconstructors.schedules",
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,50 +11,62 @@ from torch import Tensor
 # Sufficient decrease, and the bounds of a shortened step relative to the one that failed: the textbook values
 # (Nocedal and Wright, Numerical Optimization, section 3.1 and 3.5).
 ARMIJO, SHORTEST, LONGEST = 1e-4, 0.1, 0.5
+# Root mean square of the first step, for unknowns of order one: ours.
+FIRST_STEP = (1e-3, 1.0)
 
-# (points (n, ...), their rows in the batch (n,)) -> (values (n,), gradients (n, ...))
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+class Objective(Protocol):
+    """A function of each of n points."""
+
+    def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (n, d) to values (n,), of any sign, and gradients (n, d)."""
+
+    def select(self, rows: Tensor) -> Objective:
+        """The same for some of the rows."""
 
 
 def minimize(
-    evaluate: Evaluate,
-    z: Tensor,  # (B, ...)
+    objective: Objective,
+    z: Tensor,  # (n, d)
     *,
     steps: int,
     history: int = 10,
     tries: int = 6,
     tolerance: float = 0.0,
+    unit: float | None = None,
     check_every: int = 1,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Minimise a function of each sample, from z, with L-BFGS and a backtracking line search.
+    Minimise a function of each row, from z of order one, with L-BFGS and a backtracking line search.
 
-    Every step evaluates each unfinished sample once, at its own trial point: one that decreased its value enough
-    moves there and takes a new direction; one that did not shortens its step by quadratic interpolation. A sample is
-    finished when its gradient vanishes, its value fell by less than ``tolerance`` times itself, or ``tries`` steps in
-    a row were too long. Finished samples are left out of the evaluations; the device is asked which they are every
-    ``check_every`` steps.
+    Every step evaluates each unfinished row once, at its own trial point: one that decreased its value enough moves
+    there and takes a new direction; one that did not shortens its step by quadratic interpolation. A row is finished
+    when its gradient vanishes, its value fell by less than ``tolerance`` times ``unit`` (None: times the value's
+    size), or ``tries`` steps in a row were too long. Finished rows are left out of the evaluations; the device is
+    asked which they are every ``check_every`` steps.
 
-    :return: the points (B, ...) and their values (B,): z and infinity where no value was finite.
+    :return: the points (n, d), their values (n,), z and infinity where no value was finite, and the evaluations (n,).
     """
     best_z, best_value = z.clone(), torch.full((len(z),), torch.inf, device=z.device, dtype=z.dtype)
     rows = torch.arange(len(z), device=z.device)
-    state = _State.start(z.flatten(1), history)
+    taken = torch.zeros_like(rows)
+    state = _State.start(z, history)
     for step in range(steps):
         if step % check_every == 0 and state.finished.any():
-            keep = ~state.finished
-            rows, state = rows[keep], state.select(keep)
+            keep = (~state.finished).nonzero()[:, 0]
+            rows, state, objective = rows[keep], state.select(keep), objective.select(keep)
         if not len(rows):
             break
-        value, gradient = evaluate(state.trial.view(len(rows), *z.shape[1:]), rows)
-        state.move(value, gradient.flatten(1), tries, tolerance)
-        best_z[rows], best_value[rows] = state.z.view(len(rows), *z.shape[1:]), state.value
-    return best_z, best_value
+        value, gradient = objective.gradients(state.trial)
+        taken[rows] += 1
+        state.move(value, gradient, tries, tolerance, unit)
+        best_z[rows], best_value[rows] = state.z, state.value
+    return best_z, best_value, taken
 
 
 @dataclass
 class _State:
-    """Where each of n samples of d numbers stands; every field has the samples first."""
+    """Where each of n rows of d numbers stands; every field has the rows first."""
 
     z: Tensor  # (n, d) best point
     value: Tensor  # (n,)
@@ -94,11 +106,11 @@ class _State:
     def trial(self) -> Tensor:
         return self.z + self.length[:, None] * self.direction
 
-    def move(self, value: Tensor, gradient: Tensor, tries: int, tolerance: float) -> None:
+    def move(self, value: Tensor, gradient: Tensor, tries: int, tolerance: float, unit: float | None) -> None:
         """Take the trial points that decreased their values enough, unless finished; shorten the other steps."""
         accepted = ~self.finished & (value <= self.value + ARMIJO * self.length * self.slope)
         self.failures = torch.where(accepted, 0, self.failures + 1)
-        stalled = accepted & (self.value - value < tolerance * value.abs())
+        stalled = accepted & (self.value - value < tolerance * (value.abs() if unit is None else unit))
         failed_length = self._shortened(value)
         self._remember(accepted, self.trial - self.z, gradient - self.gradient)
         self.z = torch.where(accepted[:, None], self.trial, self.z)
@@ -125,17 +137,22 @@ class _State:
         self.rho = torch.where(column, torch.cat((1 / curvature[:, None], self.rho[:, :-1]), 1), self.rho)
 
     def _aim(self, accepted: Tensor) -> None:
-        """A new direction for the accepted: the two-loop recursion; without pairs, the step to a zero linear value."""
+        """A new direction for the accepted: the two-loop recursion; without pairs, down the gradient."""
         energy = self.gradient.square().sum(1)
         r, alphas = self.gradient, []
         for s, y, rho in zip(self.s.unbind(1), self.y.unbind(1), self.rho.unbind(1), strict=True):
             alphas.append(rho * (s * r).sum(1))
             r = r - alphas[-1][:, None] * y
         rho, y = self.rho[:, 0], self.y[:, 0]
-        scale = torch.where(rho > 0, 1 / (rho * y.square().sum(1)), self.value / energy)
+        scale = torch.where(rho > 0, 1 / (rho * y.square().sum(1)), self._first_step(energy))
         r = torch.where(energy > 0, scale, 0)[:, None] * r
         pairs = zip(self.s.unbind(1), self.y.unbind(1), self.rho.unbind(1), alphas, strict=True)
         for s, y, rho, alpha in reversed(list(pairs)):
             r = r + (alpha - rho * (y * r).sum(1))[:, None] * s
         self.direction = torch.where(accepted[:, None], -r, self.direction)
         self.slope = torch.where(accepted, -(r * self.gradient).sum(1), self.slope)
+
+    def _first_step(self, energy: Tensor) -> Tensor:
+        """Along the gradient to where a linear function of this size would be 0, neither very short nor very long."""
+        shortest, longest = (bound * (self.z.shape[1] / energy).sqrt() for bound in FIRST_STEP)
+        return torch.clamp(self.value.abs() / energy, shortest, longest)

@@ -1,4 +1,4 @@
-"""How noisy the measurements are: by simulating the physics, or from what the images leave unexplained."""
+"""How noisy the measurements are, by drawing the noise of the physics."""
 
 from __future__ import annotations
 
@@ -7,99 +7,71 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from deepinv.physics import Physics
+from deepinv.physics import PhaseRetrieval, Physics
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, as_input, energy, measure, operators, parts
+from deepinv_dmilo.core.measurements import (
+    SHAPE_ERRORS,
+    Measurements,
+    as_input,
+    energy,
+    operators,
+    raise_out_of_memory,
+    take,
+)
+from deepinv_dmilo.core.operator import Operator
 
-DRAWS = 4  # of the noise; they cost no network
+DRAWS = 4  # of the noise; they cost neither A nor the network
 
 
-def noise_variance(x: Tensor, physics: Physics, noise_level: float | None) -> Tensor:
+def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Tensor:
     """
-    The variance of the noise in a (real) measurement that the image reaches, for each of B samples, shape (B,).
+    The variance of the noise in a (real) measurement that the image reaches, (B,); 0 where the physics has none.
 
-    That of ``noise_level`` where given; else that of the physics' own noise, drawn at the images x; 0 where it has
-    none, or none that can be drawn there. Masked measurements, which carry no noise, do not count.
+    Masked measurements, which carry no noise, do not count. Every image has the same draws, so that its variance does
+    not depend on its batch, unless the operator hides what differs between its images.
 
     :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
-    :param float noise_level: standard deviation as deepinv's noise models take it: that of a complex measurement's
-        real and imaginary part together.
+    :param clean: A(x).
     """
-    if noise_level is None:
-        return _simulated(x, physics)
-    parts_of_one = 2 if parts(measure(x, physics))[0].is_complex() else 1
-    return torch.full_like(x[:, 0, 0, 0], noise_level**2 / parts_of_one)
-
-
-def unexplained_variance(x: Tensor, y: Measurements, physics: Physics) -> Tensor:
-    """Mean squared residual of images x over the measurements that they reach, (B,): the noise is at most that."""
-    return energy(measure(x, physics) - y) / _reached(x, physics)
-
-
-def warn_if_unexplained(x: Tensor, y: Measurements, physics: Physics, noise_level: float | None) -> None:
-    """Warn where images x leave a quarter of the energy of y, and more than the noise has: no fit at all."""
-    rest = energy(measure(x, physics) - y)
-    odd = (rest > energy(y) / 4) & (energy(y) > 0)
-    if odd.any():
-        odd &= rest > 4 * noise_variance(x, physics, noise_level) * _reached(x, physics)
-    if odd.any():
-        share = (rest / energy(y))[odd].mean().item()
+    rows = torch.arange(len(x), device=x.device)
+    try:
+        alone = rows.split(1 if operator.is_split else len(rows))
+        draws = [_drawn(x[row], take(clean, row), row, operator) for row in alone]
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
         warnings.warn(
-            f"{int(odd.sum())} of {len(x)} images leave {share:.0%} of the energy of y unexplained; check that y is on "
-            "the scale of physics(x) for images x in [0, 1], or give more passes",
+            f"the noise of the physics could not be drawn ({error}); the residual stands in for it. If you know the "
+            "noise, type noise_level=0.05 or what it is",
             RuntimeWarning,
-            stacklevel=5,  # where the model was called
+            stacklevel=2,
         )
-
-
-def _simulated(x: Tensor, physics: Physics) -> Tensor:
-    """
-    Mean square of ``physics(x) - physics.A(x)`` over the measurements that x reaches, (B,).
-
-    One image at a time, all with the same draws, so that a sample's variance does not depend on its batch; only an
-    operator with parameters for every sample sees the batch.
-    """
-    failure: Exception | None = None
-    for images in (x.split(1), (x,)):
-        try:
-            return torch.cat([_drawn(part, physics) for part in images])
-        except SHAPE_ERRORS as error:
-            failure = error
-    warnings.warn(
-        f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
-        "noise, type noise_level=0.05 or what it is",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return torch.zeros_like(x[:, 0, 0, 0])
-
-
-def _drawn(x: Tensor, physics: Physics) -> Tensor:
-    """The variance from a few draws, (n,)."""
-    with seeded(x, physics, 0):
-        noises = [physics(as_input(x, physics)) - measure(x, physics) for _ in range(DRAWS)]
-    if len(parts(noises[0])[0]) != len(x):
-        raise ValueError("the operator has parameters for every sample")
-    energies = torch.stack([energy(n) for n in noises]).mean(0)
+        return torch.zeros_like(x[:, 0, 0, 0])
+    energies, energies_of_mean = (torch.cat(columns) for columns in zip(*draws, strict=True))
     # The mean of independent draws has the energy of one over their number, if they are about 0.
-    if (energy(sum(noises[1:], noises[0]) / DRAWS) > 0.75 * energies).any():
+    if (energies_of_mean > 0.75 * energies).any():
         warnings.warn(
             "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
             "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
             RuntimeWarning,
             stacklevel=2,
         )
-    return energies / _reached(x, physics)
+    return energies / operator.reached
 
 
-def _reached(x: Tensor, physics: Physics) -> Tensor:
-    """Number of real measurements of each sample that change with the image, (B,)."""
-    rng = torch.Generator("cpu").manual_seed(0)
-    a, b = (torch.rand(x.shape[1:], generator=rng, device="cpu").to(x).expand_as(x) for _ in range(2))
-    changes = parts(measure(a, physics) - measure(b, physics))
-    values = [(torch.view_as_real(t) if t.is_complex() else t).flatten(1) for t in changes]
-    return torch.stack([(v != 0).sum(1) for v in values]).sum(0).clamp(min=1)
+def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+    """The energy of the noise, mean over the draws, and that of the draws' mean, (n,) each."""
+    physics = operator.physics
+    known = (Physics.forward, PhaseRetrieval.forward)  # of A(x), by what the physics says of its noise
+
+    def noisy() -> Measurements:
+        if type(physics).forward in known:
+            return physics.sensor(physics.noise(clean.clone()))
+        return physics(as_input(x, physics))
+
+    with seeded(x, physics, 0):
+        noises = [operator.apply(noisy, rows) - clean for _ in range(DRAWS)]
+    return torch.stack([energy(n) for n in noises]).mean(0), energy(sum(noises[1:], noises[0]) / DRAWS)
 
 
 def _generators(physics: Physics) -> list[tuple[torch.nn.Module, torch.Generator]]:

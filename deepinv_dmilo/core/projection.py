@@ -4,77 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements, energy, measure
+from deepinv_dmilo.core.measurements import Measurements, energy
 
-POWER_STEPS = 100
-_SQUARED_NORMS: WeakKeyDictionary[Physics, tuple[list, Tensor]] = WeakKeyDictionary()  # fingerprint, norms
+POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
+STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
+HALVINGS, ARMIJO = 30, 1e-4  # of a step that is too long; the decrease that is enough
+
+# Images (n, C, H, W) to a value of each, (n,).
+Objective = Callable[[Tensor], Tensor]
 
 
 def gradient_steps(
-    x: Tensor,  # (B, C, H, W) in [0, 1]
-    y: Measurements,
-    physics: Physics,
+    x: Tensor,  # (n, C, H, W) in [0, 1]
+    misfit: Objective,  # ||A(x) - y||^2
     *,
     steps: int,
-    step_size: float | str = "auto",
+    size: Tensor | None,  # (n,); None: found by backtracking
     normalize: bool = False,
-    pull: Tensor | None = None,  # (B,)
+    pull: Tensor | None = None,  # (n,)
+    standstill: float = 0.0,
 ) -> Tensor:
     r"""
     Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step.
 
     With ``pull`` p, what is descended is :math:`\|A(x) - y\|^2 / 2 + p \|x - x_0\|^2 / 2`: the steps go towards its
-    proximal point of the data term at x_0, the x that was given, instead of to the measurements themselves.
+    proximal point of the data term at x_0, the x that was given, instead of to the measurements themselves. An image
+    whose step had a root mean square of at most ``standstill`` is left as it is.
     """
     pull = torch.zeros_like(x[:, 0, 0, 0]) if pull is None else pull
-    objective = partial(_objective, y=y, physics=physics, anchor=x, pull=pull)
-    size = None
-    if step_size != "auto" or isinstance(physics, LinearPhysics):
-        inverse_curvature = 1 / squared_norm(physics, x) if step_size == "auto" else float(step_size)  # type: ignore
-        size = inverse_curvature / (1 + inverse_curvature * pull)
+    objective = partial(_objective, misfit=misfit, anchor=x, pull=pull)
+    if size is None:
+        return _backtracking(objective, x, steps, standstill)
+    moving = torch.ones_like(pull, dtype=torch.bool)
     for _ in range(steps):
-        value, gradient = _value_and_gradient(objective, x)
+        value, gradient = value_and_gradient(objective, x)
         if normalize:
             gradient = gradient / _column(2 * value).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        x = _backtrack(objective, x, value, gradient) if size is None else x - _column(size) * gradient
-        x = x.clamp(0, 1)
+        moved = (x - _column(size / (1 + size * pull)) * gradient).clamp(0, 1)
+        moving, x = moving & (_rms(moved - x) > standstill), torch.where(_column(moving), moved, x)
+        if not moving.any():
+            break
     return x
 
 
-def squared_norm(physics: LinearPhysics, x: Tensor) -> Tensor:
+def squared_norm(operator: Callable[[Tensor], Measurements], like: Tensor) -> Tensor:
     """
-    ``||A||^2`` of each sample, (B,), by a power method, cached per physics until the operator changes.
+    ``||A||^2`` of each image, (n,), by a power method, to a hundredth.
 
     Our own: deepinv's takes one norm for the whole batch, and draws from the global random state. Like the steps, it
     asks autograd for the adjoint, so that an ``A_adjoint`` that is missing or scaled otherwise does no harm.
     """
     rng = torch.Generator("cpu").manual_seed(0)
-    probe = torch.randn(x.shape[1:], generator=rng, device="cpu").to(x).expand_as(x)
-    # What the operator does to the probe tells whether it is still the same, wherever it keeps its parameters.
-    fingerprint = [probe.shape, x.dtype, x.device, energy(physics.A(probe)).tolist()]
-    cached = _SQUARED_NORMS.get(physics)
-    if cached is None or cached[0] != fingerprint:
-        norm = energy(probe).sqrt()
-        for _ in range(POWER_STEPS):
-            _, probe = _value_and_gradient(lambda x: energy(measure(x, physics)) / 2, probe / _column(norm))
-            norm = energy(probe).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        cached = (fingerprint, norm)
-        _SQUARED_NORMS[physics] = cached
-    return cached[1]
+    probe = torch.randn(like.shape[1:], generator=rng, device="cpu").to(like).expand(like.shape)
+    norm, moving = energy(probe).sqrt(), torch.ones_like(like[:, 0, 0, 0], dtype=torch.bool)
+    for _ in range(POWER_STEPS):
+        _, image = value_and_gradient(lambda x: energy(operator(x)) / 2, probe / _column(norm))
+        larger = energy(image).sqrt().clamp(min=torch.finfo(like.dtype).tiny)
+        still = (larger - norm).abs() > POWER_ACCURACY * larger
+        norm, probe = torch.where(moving, larger, norm), torch.where(_column(moving), image, probe)
+        moving = moving & still
+        if not moving.any():
+            break
+    return norm
 
 
-def _objective(x: Tensor, y: Measurements, physics: Physics, anchor: Tensor, pull: Tensor) -> Tensor:
-    """``||A(x) - y||^2 / 2 + pull ||x - anchor||^2 / 2`` of each sample, (B,)."""
-    return (energy(measure(x, physics) - y) + pull * energy(x - anchor)) / 2
-
-
-def _value_and_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A value of each image, (n,), and its gradient."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = objective(x)
@@ -82,23 +81,39 @@ def _value_and_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> tup
     return value.detach(), gradient
 
 
-def _backtrack(objective: Callable[[Tensor], Tensor], x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """One step of each sample, halved until it decreases the objective enough (Armijo, 1e-4) or 30 times."""
-    slope = energy(gradient)
-    step = 2 * value / slope.clamp(min=torch.finfo(x.dtype).tiny)  # the step to zero, were A linear and 1-d
-    accepted = x
-    pending = slope > 0
-    for _ in range(30):
-        trial = (x - _column(step) * gradient).clamp(0, 1)
-        enough = objective(trial) <= value - 1e-4 * (gradient * (x - trial)).flatten(1).sum(1)
-        accepted = torch.where(_column(pending & enough), trial, accepted)
-        pending = pending & ~enough
-        if not pending.any():
+def _objective(x: Tensor, misfit: Objective, anchor: Tensor, pull: Tensor) -> Tensor:
+    return (misfit(x) + pull * energy(x - anchor)) / 2
+
+
+def _backtracking(objective: Objective, x: Tensor, steps: int, standstill: float) -> Tensor:
+    """Steps of each image, halved until they decrease the objective enough; the next starts twice as long."""
+    value, gradient = value_and_gradient(objective, x)
+    # The first goes to zero, were A linear and 1-d.
+    step = 2 * value / energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
+    moving = energy(gradient) > 0
+    for _ in range(steps):
+        pending = moving
+        for _ in range(HALVINGS):
+            trial = (x - _column(step) * gradient).clamp(0, 1)
+            trial_value, trial_gradient = value_and_gradient(objective, trial)
+            enough = trial_value <= value - ARMIJO * (gradient * (x - trial)).flatten(1).sum(1)
+            taken = pending & enough
+            moving = torch.where(taken, _rms(trial - x) > standstill, moving)
+            x, gradient = torch.where(_column(taken), trial, x), torch.where(_column(taken), trial_gradient, gradient)
+            value, step = torch.where(taken, trial_value, value), torch.where(taken, 2 * step, step / 2)
+            pending = pending & ~enough
+            if not pending.any():
+                break
+        moving = moving & ~pending
+        if not moving.any():
             break
-        step = step / 2
-    return accepted
+    return x
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().flatten(1).mean(1).sqrt()
 
 
 def _column(t: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1)."""
+    """(n,) -> (n, 1, 1, 1)."""
     return t.view(-1, 1, 1, 1)

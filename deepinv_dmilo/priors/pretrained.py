@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 BUNDLED = Path(__file__).parent
 
@@ -20,13 +17,6 @@ BUNDLED = Path(__file__).parent
 def bundled_priors() -> list[str]:
     """Names of the priors inside the package."""
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
-
-
-def digits(**settings: Any) -> DiffusionPrior:
-    """The bundled prior of 32 x 32 digits; ``settings`` are those of ``DiffusionPrior.from_pretrained``."""
-    from deepinv_dmilo.priors.diffusers import DiffusionPrior
-
-    return DiffusionPrior.from_pretrained("digits", **settings)
 
 
 def prior_folder(name: str) -> Path:

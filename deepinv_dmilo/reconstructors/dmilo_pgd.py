@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.priors.diffusers import DiffusionPrior
-from deepinv_dmilo.reconstructors.base import check_choice, check_settings
-from deepinv_dmilo.reconstructors.dmilo import DMILO, LEVELS, PUBLISHED
-
-IMAGE_ERROR = 0.1  # that the projection assumes the image so far to have, in [0, 1]: ours
+from deepinv_dmilo.core.door import check_choice, check_settings
+from deepinv_dmilo.reconstructors.base import Run
+from deepinv_dmilo.reconstructors.dmilo import DMILO
 
 
+@dataclass(eq=False, repr=False)
 class DMILOPGD(DMILO):
     r"""
     DMILO-PGD: DMILO as the projection of projected gradient descent.
@@ -28,12 +25,11 @@ class DMILOPGD(DMILO):
 
         x \leftarrow x - \eta \nabla \tfrac12 \|A(x) - y\|^2.
 
-    As published (``from_preset``) it does so before each outer step, which then fits the measurements :math:`A(x)` of
-    that image in place of :math:`y`. With a schedule of ``levels`` it does so before each level, towards the proximal
-    point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of 0.1, so that noise is not taken
-    for signal; the level starts from that image and fits :math:`y` itself.
+    As published (``from_preset``, ``schedule=Chain()``) it does so before each outer step, which then fits the
+    measurements :math:`A(x)` of that image in place of :math:`y`. With a schedule of levels it does so before each
+    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of 0.1, so that
+    noise is not taken for signal; the level starts from that image and fits :math:`y` itself.
 
-    :param DiffusionPrior prior: the prior; its ``num_layers`` is N where ``levels`` is None.
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
         is :math:`1/\|A\|^2` for linear physics (the paper's values for super-resolution and inpainting are that)
         and a backtracking step for nonlinear physics.
@@ -60,11 +56,11 @@ class DMILOPGD(DMILO):
     .. footbibliography::
     """
 
-    # Step sizes: the authors' 8 (super-resolution) and 0.5 (inpainting) multiply the gradient of the squared norm,
-    # twice ours; their 2 and 0.3 (deblurring, unsquared norm) move an image in [-1, 1], twice as far as one in [0, 1].
+    # Step sizes: the authors' 8 (4x super-resolution) and 0.5 (inpainting) multiply the gradient of the squared norm,
+    # twice ours: 16 and 1, which is 1 / ||A||^2 there, and "auto" at every factor. Their 2 and 0.3 (deblurring,
+    # unsquared norm) move an image in [-1, 1], twice as far as one in [0, 1].
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "inpainting": {
-            **PUBLISHED,
             "latent_lr": 2e-2,
             "outer_steps": 5,
             "inner_steps": 200,
@@ -72,15 +68,13 @@ class DMILOPGD(DMILO):
             "gradient_steps": 1,
         },
         "super_resolution": {
-            **PUBLISHED,
             "latent_lr": 1e-2,
             "outer_steps": 10,
             "inner_steps": 400,
-            "step_size": 16.0,
+            "step_size": "auto",
             "gradient_steps": 1,
         },
         "deblurring": {
-            **PUBLISHED,
             "latent_lr": 2e-2,
             "outer_steps": 5,
             "inner_steps": 500,
@@ -89,7 +83,6 @@ class DMILOPGD(DMILO):
             "normalize_gradient": True,
         },
         "nonlinear_deblurring": {
-            **PUBLISHED,
             "latent_lr": 2e-2,
             "outer_steps": 10,
             "inner_steps": 200,
@@ -99,72 +92,36 @@ class DMILOPGD(DMILO):
         },
     }
 
-    def __init__(
-        self,
-        prior: DiffusionPrior,
-        *,
-        step_size: float | str = "auto",
-        gradient_steps: int = 10,
-        normalize_gradient: bool = False,
-        levels: Sequence[float] | None = LEVELS,
-        layers_per_level: int = 1,
-        outer_steps: int = 1,
-        inner_steps: int | None = None,
-        solver: str = "lbfgs",
-        tolerance: float = 1e-2,
-        latent_lr: float = 5e-2,
-        deviation_lr: float = 1e-3,
-        sparsity: float | str | None = "auto",
-        latent_penalty: float | str = "auto",
-        noise_level: float | None = None,
-        max_passes: int | None = None,
-        num_samples: int = 1,
-        micro_batch: int | None = None,
-        verbose: bool = False,
-        rng: torch.Generator | int = 0,
-    ) -> None:
-        if isinstance(step_size, str):
-            check_choice("step_size", step_size, ("auto",), "a positive number")
-            if normalize_gradient:
+    step_size: float | str = "auto"
+    gradient_steps: int = 10
+    normalize_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.step_size, str):
+            check_choice("step_size", self.step_size, ("auto",), "a positive number")
+            if self.normalize_gradient:
                 raise ValueError("normalize_gradient=True needs a number: type step_size=1.0, as published")
-        rates = {} if isinstance(step_size, str) else {"step_size": step_size}
-        check_settings(steps={"gradient_steps": gradient_steps}, rates=rates, weights={})
-        super().__init__(
-            prior,
-            levels=levels,
-            layers_per_level=layers_per_level,
-            outer_steps=outer_steps,
-            inner_steps=inner_steps,
-            solver=solver,
-            tolerance=tolerance,
-            latent_lr=latent_lr,
-            deviation_lr=deviation_lr,
-            sparsity=sparsity,
-            latent_penalty=latent_penalty,
-            noise_level=noise_level,
-            max_passes=max_passes,
-            num_samples=num_samples,
-            micro_batch=micro_batch,
-            verbose=verbose,
-            rng=rng,
-        )
-        self.step_size = step_size
-        self.gradient_steps = gradient_steps
-        self.normalize_gradient = normalize_gradient
+        rates = {} if isinstance(self.step_size, str) else {"step_size": self.step_size}
+        check_settings(steps={"gradient_steps": self.gradient_steps}, rates=rates, weights={})
+        super().__post_init__()
 
-    def _before_level(self, x: Tensor, noise: Tensor, observation: Observation) -> Tensor:
-        return self._gradient_steps(x, observation, noise / IMAGE_ERROR**2)
+    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+        """Algorithm 2."""
+        x, state = self.schedule.first_image(run), None
+        for levels, is_last in run.outer_steps(self.schedule.chains(run.prior)):
+            before, x = x, self._descend(run, x)
+            fit = self.schedule.fit_after(run.observation, before, x)
+            state = self.schedule.start(run, levels, x, state)
+            x, cost = self._pass(run, state, fit)
+            x = self.schedule.finish(run.observation, x) if is_last else x
+            yield x, cost
 
-    def _targets(self, x: Tensor, observation: Observation) -> list[Measurements]:
-        if self.levels is not None:
-            return super()._targets(x, observation)
-        return observation.measure(self._gradient_steps(x, observation, None))
-
-    def _gradient_steps(self, x: Tensor, observation: Observation, pull: Tensor | None) -> Tensor:
-        return observation.gradient_steps(
+    def _descend(self, run: Run, x: Tensor) -> Tensor:
+        """The gradient steps on the measurements."""
+        return run.descend(
             x,
-            pull,
-            steps=self.gradient_steps,
             step_size=self.step_size,
+            pull=self.schedule.pull(run.observation, x),
+            steps=self.gradient_steps,
             normalize=self.normalize_gradient,
         )

@@ -37,7 +37,7 @@ def score(
     """
     prior = next((m for m in getattr(model, "modules", list)() if isinstance(m, DiffusionPrior)), None)
     forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
-    with forked, torch.no_grad(), Meter(prior and prior.unet, x.device) as meter:
+    with forked, torch.no_grad(), Meter(prior and prior.network, x.device) as meter:
         torch.manual_seed(seed)
         x_hat = model(y, physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)

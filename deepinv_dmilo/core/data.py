@@ -1,0 +1,95 @@
+"""Data terms: how far the measurements of images are from those that were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from deepinv.optim import DataFidelity
+from deepinv.physics import Physics, StackedPhysics
+from torch import Tensor
+
+from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, take
+from deepinv_dmilo.core.operator import Operator
+
+
+class Fit(Protocol):
+    """What the output of a layer is compared with."""
+
+    def __call__(self, output: Tensor, /) -> Tensor:
+        """The misfit of each of n outputs, (n, C, H, W) -> (n,), differentiable."""
+
+    def select(self, rows: Tensor) -> Fit:
+        """The same for some of the rows."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Measurements y of some rows of images, and the operator that made them."""
+
+    y: Measurements  # (n, ...)
+    operator: Operator
+    rows: Tensor  # (n,) which of the S * B they are
+
+    def select(self, rows: Tensor) -> Data:
+        """Some of the rows."""
+        return Data(take(self.y, rows), self.operator, self.rows[rows])
+
+    def residual(self, x: Tensor) -> Measurements:
+        """A(x) - y of images in [0, 1], (n, C, H, W)."""
+        return self.operator(x, self.rows) - self.y
+
+    def energy(self, x: Tensor) -> Tensor:
+        """``||A(x) - y||^2``, (n,)."""
+        return energy(self.residual(x))
+
+    def rms(self, x: Tensor) -> Tensor:
+        """Root mean square of A(x) - y over the measurements, (n,); at a perfect fit the noise level."""
+        return mean_energy(self.residual(x)).sqrt()
+
+
+@dataclass(frozen=True)
+class SquaresFit:
+    """``weight ||A(x) - y||^2`` of images x in [0, 1]."""
+
+    data: Data
+    weight: Tensor  # (n,)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weight * self.data.energy(x)
+
+    def select(self, rows: Tensor) -> SquaresFit:
+        return SquaresFit(self.data.select(rows), self.weight[rows])
+
+
+@dataclass(frozen=True)
+class FidelityFit:
+    """A data fidelity of deepinv, as the negative log-likelihood of images x in [0, 1]."""
+
+    data: Data
+    fidelity: DataFidelity
+
+    def __call__(self, x: Tensor) -> Tensor:
+        physics = self.data.operator.physics
+        if not isinstance(physics, StackedPhysics):  # whose fidelity asks for its members
+            physics = Physics(A=lambda x, **_: self.data.operator(x, self.data.rows))
+        return self.fidelity(x, self.data.y, physics)
+
+    def select(self, rows: Tensor) -> FidelityFit:
+        return FidelityFit(self.data.select(rows), self.fidelity)
+
+
+def check_fidelity(fidelity: DataFidelity, data: Data, x: Tensor) -> None:
+    """Refuse a data fidelity that is not one value for each image, whatever the others are."""
+    if not isinstance(fidelity, DataFidelity):
+        raise TypeError(
+            f"data_fidelity is a {type(fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. deepinv.optim.L2()"
+        )
+    twice = torch.zeros(2, dtype=torch.long, device=x.device)
+    one, two = (FidelityFit(data, fidelity).select(rows)(x[rows]) for rows in (twice[:1], twice))
+    if one.shape != (1,) or two.shape != (2,) or not torch.allclose(two, one.expand(2), rtol=1e-4):
+        raise ValueError(
+            f"data_fidelity {type(fidelity).__name__} gives values of shape {tuple(two.shape)} for two images, and "
+            f"{two.tolist()} where each alone has {one.tolist()}; pass one that gives a value for each image"
+        )

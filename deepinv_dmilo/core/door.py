@@ -1,0 +1,154 @@
+"""The door of a reconstructor: what the caller gave is checked against each other, once, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from numbers import Integral, Real
+
+import torch
+from deepinv.physics import LinearPhysics, Physics
+from deepinv.utils import TensorList
+from torch import Tensor
+
+from deepinv_dmilo.core.measurements import (
+    SHAPE_ERRORS,
+    Measurements,
+    measure,
+    operators,
+    parts,
+    raise_out_of_memory,
+    shapes,
+    working_dtype,
+)
+from deepinv_dmilo.core.prior import Prior
+
+
+def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor | None) -> tuple[int, ...]:
+    """
+    Check y, physics, prior and init against each other once; returns the image shape (B, C, H, W).
+
+    :raises TypeError: y is no tensor or TensorList, or physics no deepinv Physics.
+    :raises ValueError: anything else that does not fit, naming what does not fit what, and what to type.
+    """
+    if not isinstance(y, (Tensor, TensorList)):
+        raise TypeError(f"y is a {type(y).__name__}; pass measurements as a tensor or TensorList: y = physics(x)")
+    if init is not None and not (isinstance(init, Tensor) and init.is_floating_point()):
+        raise TypeError(f"init is {_kind(init)}; pass a floating tensor of shape (B, C, H, W)")
+    if not isinstance(physics, Physics):
+        raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
+    for t in parts(y):
+        if t.ndim < 2 or t.numel() == 0:
+            raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...)")
+        if not (t.is_floating_point() or t.is_complex()):
+            raise TypeError(f"y is {t.dtype}; pass floats on the scale of A(x) for images x in [0, 1], e.g. y / 255")
+        if not torch.isfinite(t).all():
+            count = int((~torch.isfinite(t)).sum())
+            raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")
+    _check_devices(y, physics, prior)
+    shape = tuple(init.shape) if init is not None else _image_shape(y, physics, prior)
+    prior.check_shape(shape)
+    if init is not None:
+        _check_init(init, y, physics)
+    return shape
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
+    try:
+        produced: object = _measured_shapes(tuple(init.shape), y, physics)
+        failure = None
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
+        produced, failure = error, error
+    if produced != shapes(y):
+        raise ValueError(
+            f"init has shape {tuple(init.shape)}, whose measurements are {produced}, but y has {shapes(y)}; pass an "
+            "init of shape (B, C, H, W), one latent per measurement"
+        ) from failure
+    if not torch.isfinite(init).all():
+        raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+
+
+def _check_devices(y: Measurements, physics: Physics, prior: Prior) -> None:
+    device = parts(y)[0].device
+    if prior.device != device:
+        raise ValueError(f"the prior is on {prior.device} and y on {device}; type model.to(y.device)")
+    for tensor in _tensors(physics):
+        if tensor.device != device:
+            raise ValueError(f"physics is on {tensor.device} and y on {device}; type physics.to(y.device)")
+
+
+def _tensors(physics: Physics) -> Iterator[Tensor]:
+    """What the operator computes with, without the noise model's own tensors."""
+    for operator in operators(physics):
+        for name, tensor in [*operator.named_parameters(), *operator.named_buffers()]:
+            if "noise_model" not in name and "random_state" not in name:
+                yield tensor
+
+
+def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, ...]:
+    """The image shape (B, C, H, W) that the physics, the measurements or the prior tell, and that y agrees with."""
+    tried: dict[tuple[int, ...], object] = {}
+    failure = None
+    for shape in _candidate_shapes(y, physics, prior):
+        if shape in tried:
+            continue
+        try:
+            tried[shape] = _measured_shapes(shape, y, physics)
+        except SHAPE_ERRORS as error:
+            raise_out_of_memory(error)
+            tried[shape], failure = str(error), error
+            continue
+        if tried[shape] == shapes(y):
+            return shape
+    report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
+    raise ValueError(
+        f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
+        "y = physics(x), or init=z of shape (B, C, H, W) where physics does not tell its image size"
+    ) from failure
+
+
+def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterator[tuple[int, ...]]:
+    """Image shapes worth trying, the most telling first."""
+    batch = len(parts(y)[0])
+    for size in (getattr(physics, "img_size", None), getattr(physics, "imsize", None)):
+        if size is not None and len(size) == 3:
+            yield (batch, *size)
+    if isinstance(physics, LinearPhysics):
+        try:
+            yield tuple(physics.A_adjoint(y).shape)
+        except SHAPE_ERRORS as error:
+            raise_out_of_memory(error)
+    if isinstance(y, Tensor) and y.ndim == 4:
+        yield tuple(y.shape)
+    if prior.image_shape is not None:
+        yield (batch, *prior.image_shape)
+
+
+def _measured_shapes(shape: tuple[int, ...], y: Measurements, physics: Physics) -> list[tuple[int, ...]]:
+    x = torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y))
+    with torch.no_grad():
+        return shapes(measure(x, physics))
+
+
+def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:
+    """Refuse step numbers that are not whole and positive, rates that are not positive, weights that are negative."""
+    for name, value in steps.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
+    for name, number in {**rates, **weights}.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise ValueError(f"{name}={number!r}: type a finite number, such as 0.01")
+        if number < 0 or (number == 0 and name in rates):
+            raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...], other: str = "") -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        options = [repr(choice) for choice in choices] + ([other] if other else [])
+        raise ValueError(f"{name}={value!r}: type {' or '.join(options)}")

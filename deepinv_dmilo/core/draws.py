@@ -1,0 +1,45 @@
+"""Where the methods' noise comes from: a seed, or a generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """
+    Standard normal noise, one draw after the other; the global random state is never touched.
+
+    From a seed, every draw and every sample have noise of their own, and all images of a batch share it, so that an
+    image does not depend on the batch it came in. From a generator come its next numbers, others for every image.
+
+    :param torch.Generator, int rng: a generator on any device, or a seed of at least 0.
+    :raises TypeError, ValueError: neither of them.
+    """
+
+    def __init__(self, rng: torch.Generator | int) -> None:
+        check_rng(rng)
+        self.rng, self.count = rng, 0
+
+    def __call__(self, shape: tuple[int, ...], num_samples: int = 1) -> Tensor:
+        """The next draw for a batch of images (B, C, H, W): (S * B, C, H, W), sample by sample."""
+        self.count += 1
+        if isinstance(self.rng, torch.Generator):
+            return torch.randn((num_samples * shape[0], *shape[1:]), generator=self.rng, device=self.rng.device)
+        samples = [self._seeded(shape[1:], s).expand(shape) for s in range(num_samples)]
+        return torch.cat(samples)
+
+    def _seeded(self, shape: tuple[int, ...], sample: int) -> Tensor:
+        """Noise of a sample in this draw, the same at every call with the seed."""
+        seed = np.random.SeedSequence([int(self.rng), self.count, sample]).generate_state(1, np.uint64)  # type: ignore
+        generator = torch.Generator("cpu").manual_seed(int(seed[0] >> np.uint64(1)))
+        return torch.randn(shape, generator=generator, device="cpu")
+
+
+def check_rng(rng: torch.Generator | int) -> None:
+    """Refuse what is neither a generator nor a seed."""
+    if isinstance(rng, bool) or not isinstance(rng, torch.Generator | int):
+        raise TypeError(f"rng is a {type(rng).__name__}; pass a seed, e.g. 0, or torch.Generator().manual_seed(0)")
+    if isinstance(rng, int) and rng < 0:
+        raise ValueError(f"rng={rng}: type a seed of at least 0, or pass torch.Generator().manual_seed({rng})")

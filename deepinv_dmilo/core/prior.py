@@ -1,0 +1,135 @@
+"""The contract of a prior: noise levels, the clean image of a noisy one, and the one formula of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from math import hypot
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepinv_dmilo.core.draws import Draws
+
+
+class Level(NamedTuple):
+    """A noise level: a latent there is ``signal * u + noise * eps``, u clean and eps standard normal."""
+
+    signal: float
+    noise: float
+    time: float = 0.0  # what the network is told
+
+    @property
+    def ratio(self) -> float:
+        """Standard deviation of the noise, relative to u."""
+        return self.noise / self.signal if self.signal > 0 else float("inf")
+
+    @property
+    def sigma(self) -> float:
+        """The same for images in [0, 1], half as wide as u."""
+        return self.ratio / 2
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of latents, for u of standard deviation 1."""
+        return hypot(self.signal, self.noise)
+
+
+class Prior(nn.Module):
+    r"""
+    A denoiser that images are reconstructed with.
+
+    An adapter of a family of networks writes :meth:`level`, :meth:`levels` and :meth:`denoise`, and where its latents
+    are no images in [-1, 1], :meth:`decode` and :meth:`encode` too. Nothing else knows the family.
+
+    :param torch.nn.Module network: the network whose passes are counted.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: nn.Module = network
+        self.name: str | None = None
+
+    def level(self, ratio: float) -> Level:
+        """The level whose noise, relative to the clean latent, is nearest to ``ratio``."""
+        raise NotImplementedError
+
+    def levels(self, num_layers: int) -> tuple[Level, ...]:
+        """The ``num_layers + 1`` levels of a chain from the noisiest to the image."""
+        raise NotImplementedError
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """The clean latent u that the network sees in z, shape (n, C, H, W), differentiable."""
+        raise NotImplementedError
+
+    def decode(self, u: Tensor) -> Tensor:
+        """From a clean latent to images in deepinv's range [0, 1]."""
+        return (u + 1) / 2
+
+    def encode(self, x: Tensor) -> Tensor:
+        """From images in [0, 1] to clean latents, here in [-1, 1]."""
+        return 2 * x - 1
+
+    def step(self, z: Tensor, a: Level, b: Level) -> Tensor:
+        """A deterministic step from level a to b: DDIM where signal and noise trade off, Euler where they do not."""
+        u = self.denoise(z, a)
+        return b.signal * u + b.noise * (z - a.signal * u) / a.noise
+
+    def forward(self, z: Tensor, num_layers: int = 3) -> Tensor:
+        """A whole chain: latents z at the noisiest level, (n, C, H, W), to clean ones of the same shape."""
+        levels = self.levels(num_layers)
+        for a, b in pairwise(levels):
+            z = self.step(z, a, b)
+        return z
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape (C, H, W) of the images the network was trained on, None where it does not tell."""
+        return None
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError where the network cannot take images of shape (B, C, H, W)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def noise(self, shape: tuple[int, ...], draws: Draws, num_samples: int = 1) -> Tensor:
+        """The next standard normal draw for a batch of images, on the prior's device, (S * B, C, H, W)."""
+        return draws(shape, num_samples).to(self.device)
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator | int = 0, *, num_layers: int = 50) -> Tensor:
+        """
+        Images of the prior in [0, 1], (n, C, H, W): a chain applied to n different noises.
+
+        :param int n: how many.
+        :param torch.Generator, int rng: a generator, or a seed: the same images at every call.
+        :param int num_layers: steps of the chain; with few they are coarse.
+        """
+        if self.image_shape is None:
+            raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
+        z = self.levels(num_layers)[0].spread * self.noise((1, *self.image_shape), Draws(rng), n)
+        with self.frozen():
+            return self.decode(self(z, num_layers)).clamp(0, 1)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no weight gradients inside; every flag as before after it, also after an error."""
+        parameters = [(p, p.requires_grad) for p in self.parameters()]
+        modes = [(m, m.training) for m in self.modules()]
+        try:
+            for parameter, flag in parameters:
+                if flag:
+                    parameter.requires_grad_(False)
+            self.eval()
+            yield
+        finally:
+            for parameter, flag in parameters:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode

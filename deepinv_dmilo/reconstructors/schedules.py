@@ -1,0 +1,199 @@
+"""What the outer steps do: chains from pure noise, as published, or a schedule of noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepinv_dmilo.core.data import Fit
+from deepinv_dmilo.core.deviation import sparse_deviation
+from deepinv_dmilo.core.door import check_settings
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.core.problem import Problem, Variables
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.reconstructors.base import Run
+
+# The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
+# gradient steps from there: ours.
+START_NOISE, START_STEPS = 10.0, 10
+IMAGE_ERROR = 0.1  # that the projection of DMILO-PGD assumes the image so far to have, in [0, 1]: ours
+
+
+@dataclass
+class State:
+    """The variables of every layer of a chain, the layer next to the noise first."""
+
+    levels: tuple[Level, ...]
+    variables: list[Variables]
+    center: Tensor | None = None  # of the latents, (S * B, C, H, W)
+
+    def run(self, run: Run) -> Tensor:
+        """The chain from its first latent with the deviations, every latent kept; returns its output."""
+        z = self.variables[0]["latent"]
+        for (a, b), v in zip(pairwise(self.levels), self.variables, strict=True):
+            v["latent"] = z
+            z = run.in_parts(lambda part, a=a, b=b: run.prior.step(part, a, b), z)  # type: ignore[misc]
+            z = z + v["deviation"] if "deviation" in v else z
+        return z
+
+
+@dataclass(frozen=True)
+class Levels:
+    r"""
+    Coarse to fine over noise levels, one layer and one outer step each: ours.
+
+    Each level puts fresh noise on the image so far, :math:`z = a u + s \epsilon` (signal a, noise s), and solves
+
+    .. math::
+
+        \min_z \; -\log p(y \,|\, x(z)) + \frac{\|z - a u\|^2}{2 s^2},
+
+    the maximum a posteriori estimate of z given the image so far: fitted to the noise, not below it.
+
+    :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
+    :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
+        identity is measured by what is left above so many standard deviations of the noise; None: not at all.
+    """
+
+    sigmas: tuple[float, ...] = (1.0, 0.65, 0.37, 0.17, 0.055)
+    deviation_threshold: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        given: object = self.sigmas
+        object.__setattr__(self, "sigmas", tuple(given) if isinstance(given, Iterable) else (given,))
+        if not self.sigmas:
+            raise ValueError("sigmas is empty; type Levels() for ours, or schedule=Chain() for chains from pure noise")
+        weights = {} if self.deviation_threshold is None else {"deviation_threshold": self.deviation_threshold}
+        rates = {f"sigmas[{i}]": sigma for i, sigma in enumerate(self.sigmas)}
+        check_settings(steps={}, rates=rates, weights=weights)
+
+    def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
+        """A chain of one layer from each level; those that the prior does not tell apart are one."""
+        last = prior.levels(1)[-1]
+        return [(level, last) for level in dict.fromkeys(prior.level(2 * sigma) for sigma in self.sigmas)]
+
+    def first_image(self, run: Run) -> Tensor:
+        """What the prior expects before any measurement, and gradient steps from there."""
+        if run.init is not None:
+            return run.init
+        a, b = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1]
+        x = run.in_parts(lambda z: run.prior.decode(run.prior.step(z, a, b)).clamp(0, 1), a.spread * run.noise())
+        return run.descend(x, steps=START_STEPS)
+
+    def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
+        """Fresh noise on the image so far."""
+        level, u = levels[0], run.prior.encode(x)
+        z = level.signal * u + level.noise * run.noise()
+        return State(levels, [{"latent": z}], center=level.signal * u)
+
+    def fit(self, observation: Observation, x: Tensor) -> Fit:
+        """The negative log-likelihood; where the noise is not known, the residual of x stands in for it."""
+        return observation.likelihood(observation.variance(x))
+
+    def fit_after(self, observation: Observation, before: Tensor, x: Tensor) -> Fit:
+        """The data term after the gradient steps of DMILO-PGD took ``before`` to x."""
+        return self.fit(observation, before)
+
+    def pull(self, observation: Observation, x: Tensor) -> Tensor | None:
+        """How strongly the gradient steps of DMILO-PGD are held at x: noise must not be taken for signal."""
+        return observation.noise_variance(x) / IMAGE_ERROR**2
+
+    def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
+        """The problem of the one layer."""
+        level, z = state.levels[0], state.variables[0]["latent"]
+        return Problem(
+            run.prior,
+            state.levels,
+            fit,
+            pull=1 / (2 * level.noise**2),
+            center=state.center,
+            unit=z[0].numel() / 2,
+            micro_batch=run.model.micro_batch,
+        )
+
+    def finish(self, observation: Observation, x: Tensor) -> Tensor:
+        """The last image, with its sparse deviation."""
+        if self.deviation_threshold is None:
+            return x
+        variance = observation.variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+        weight = self.deviation_threshold / variance.sqrt()
+        fit = observation.likelihood(variance)
+        return (x + sparse_deviation(fit, x, weight, variance)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Chain:
+    r"""
+    The paper's outer steps, each through the whole chain from pure noise, on the paper's objectives.
+
+    :param int num_layers: layers N of the chain (paper: 3).
+    :param int outer_steps: outer steps (paper: 5 or 10).
+    :param float sparsity: weight :math:`\lambda` of the mean absolute deviation (paper: 0.1); None: no deviations.
+    :param float latent_penalty: weight of the mean squared latent (authors' code: 1e-4).
+    """
+
+    num_layers: int = 3
+    outer_steps: int = 5
+    sparsity: float | None = 0.1
+    latent_penalty: float = 1e-4
+
+    def __post_init__(self) -> None:
+        weights = {"latent_penalty": self.latent_penalty}
+        if self.sparsity is not None:
+            weights["sparsity"] = self.sparsity
+        steps = {"num_layers": self.num_layers, "outer_steps": self.outer_steps}
+        check_settings(steps=steps, rates={}, weights=weights)
+
+    def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
+        """The same chain in every outer step."""
+        return [prior.levels(self.num_layers)] * self.outer_steps
+
+    def first_image(self, run: Run) -> Tensor:
+        """Mid-grey; it is the first latent that is drawn, or given."""
+        return run.grey()
+
+    def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
+        """Where the outer step before left off; the first from pure noise, run through the chain once."""
+        if before is not None:
+            return before
+        z = levels[0].spread * run.noise() if run.init is None else run.init
+        with_deviation = {} if self.sparsity is None else {"deviation": torch.zeros_like(z)}
+        state = State(levels, [{"latent": z, **with_deviation} for _ in levels[1:]])
+        state.run(run)
+        return state
+
+    def fit(self, observation: Observation, x: Tensor) -> Fit:
+        """The paper's mean square."""
+        return observation.mean_squares()
+
+    def fit_after(self, observation: Observation, before: Tensor, x: Tensor) -> Fit:
+        """DMILO-PGD fits the measurements of its iterate."""
+        return observation.mean_squares(x)
+
+    def pull(self, observation: Observation, x: Tensor) -> Tensor | None:
+        """The gradient steps are free."""
+        return None
+
+    def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
+        """The problem of layer i."""
+        pixels = state.variables[i]["latent"][0].numel()
+        return Problem(
+            run.prior,
+            state.levels[i : i + 2],
+            fit,
+            pull=self.latent_penalty / pixels,
+            sparsity=(self.sparsity or 0.0) / pixels,
+            gives_image=i == self.num_layers - 1,
+            micro_batch=run.model.micro_batch,
+        )
+
+    def finish(self, observation: Observation, x: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return x
