@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
+from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.priors.pretrained import held_out_images
 
 IMAGE = (1, 16, 24)
@@ -21,7 +22,7 @@ def prior():
 
 @pytest.fixture
 def model(prior):
-    return DMILOPGD(prior, outer_steps=1, inner_steps=2)
+    return DMILOPGD(prior, solver=LBFGS(steps=2))
 
 
 @pytest.fixture
@@ -102,11 +103,11 @@ def test_arguments_in_the_wrong_order_or_of_the_wrong_kind(model, physics, prior
     with pytest.raises(TypeError, match="physics is a function"):
         model(y, lambda x: x)
     with pytest.raises(TypeError, match="prior is a UNet2DModel; pass DiffusionPrior"):
-        DMILO(prior.unet)
+        DMILO(prior.network)
     with pytest.raises(TypeError, match="rng is a str; pass a seed"):
         DMILO(prior, rng="3")
     with pytest.raises(TypeError, match="no alphas_cumprod"):
-        DiffusionPrior(prior.unet, object())
+        DiffusionPrior(prior.network, object())
 
 
 def test_an_operator_without_a_gradient(model):
@@ -155,10 +156,10 @@ def test_init_and_several_samples(prior, physics):
 
 
 def test_a_network_that_is_no_module_and_a_type_that_is_none(prior):
-    with pytest.raises(TypeError, match="unet is a function"):
+    with pytest.raises(TypeError, match="network is a function"):
         DiffusionPrior(lambda z, t: z, DDIMScheduler())
     with pytest.raises(TypeError, match=r"autocast='bfloat16': type torch.bfloat16"):
-        DiffusionPrior(prior.unet, DDIMScheduler(), autocast="bfloat16")
+        DiffusionPrior(prior.network, DDIMScheduler(), autocast="bfloat16")
 
 
 def test_ground_truth_of_another_shape(model, physics):
@@ -170,65 +171,98 @@ def test_ground_truth_of_another_shape(model, physics):
 
 def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch):
     """The step that is taken after the last objective that anyone looks at."""
-    solve_layer = DMILOPGD._solve_layer
+    minimize = lbfgs.minimize
 
-    def diverging(*args):
-        z, nu, history = solve_layer(*args)
-        return z * float("nan"), nu, history
+    def diverging(*args, **settings):
+        z, value, passes = minimize(*args, **settings)
+        return z * float("nan"), value, passes
 
-    monkeypatch.setattr(DMILOPGD, "_solve_layer", diverging)
-    model.levels = (1.0,)
+    monkeypatch.setattr(lbfgs, "minimize", diverging)
+    model.schedule = Levels((1.0,), deviation_threshold=None)
     with pytest.raises(FloatingPointError, match="the last step left NaN"):
         model(physics(torch.rand(1, *IMAGE)), physics)
 
 
-def test_divergence_names_layer_and_step(physics):
+def test_divergence_names_step_and_row(physics):
     net = ConvNet(channels=1)
     net.last.weight.data.fill_(float("nan"))
-    model = DMILO.from_preset("inpainting", toy_prior(net, dtype=torch.float32), inner_steps=2)
-    with pytest.raises(FloatingPointError, match=r"nan at level 999, outer step 1, layer 2, step 1, sample 0; lower"):
-        model(physics(torch.rand(1, *IMAGE)), physics)
-    with pytest.raises(FloatingPointError, match=r"inf at level 396, outer step 1, layer 0, step 1, sample 0; lower"):
-        DMILO(model.prior)(physics(torch.rand(1, *IMAGE)), physics)
-    with pytest.raises(FloatingPointError, match="nan at iteration 1"):
-        DMPlug(model.prior)(physics(torch.rand(1, *IMAGE)), physics)
+    prior = toy_prior(net, dtype=torch.float32)
+    y = physics(torch.rand(1, *IMAGE))
+    with pytest.raises(FloatingPointError, match=r"became nan in step 1 of row 0, layer 3 of 3, outer step 1; lower"):
+        DMILO.from_preset("inpainting", prior, inner_steps=2)(y, physics)
+    with pytest.raises(FloatingPointError, match=r"became inf in step 20 of row 0, layer 1 of 1, outer step 1; lower"):
+        DMILO(prior, noise_level=0.1)(y, physics)
+    with pytest.raises(FloatingPointError, match=r"became nan in step 1 of row 0, all layers, outer step 1; lower"):
+        DMPlug(prior)(y, physics)
 
 
-@pytest.mark.parametrize("num_layers", [0, -1, 1000, 2.5, True])
-def test_number_of_layers(num_layers):
-    with pytest.raises(ValueError, match="type a whole number from 1 to 999"):
-        DiffusionPrior(tiny_unet(), DDIMScheduler(), num_layers=num_layers)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize("allowed", [0, 1, 2, 4, 6, 9])
+def test_out_of_memory_in_the_physics_arrives_as_what_it_is(prior, error, allowed):
+    """Wherever it happens: at the door, where the operator is looked at, in the noise, in a pass."""
+    blur, calls = dinv.physics.Blur(torch.rand(2, 1, 3, 5), padding="circular"), []
+
+    def short_of_memory(x):
+        calls.append(len(x))
+        if len(calls) > allowed:
+            raise error
+        return blur.A(x)
+
+    physics = dinv.physics.Physics(A=short_of_memory)
+    with pytest.raises(type(error), match=str(error)):
+        DMILO(prior, solver=LBFGS(steps=2))(torch.rand(2, *IMAGE), physics)
+
+
+def test_out_of_memory_in_the_noise_arrives_as_what_it_is(prior):
+    class Exhausted(dinv.physics.GaussianNoise):
+        def forward(self, x, *args, **kwargs):
+            raise torch.OutOfMemoryError("no")
+
+    physics = dinv.physics.Denoising(Exhausted(0.1))
+    with pytest.raises(torch.OutOfMemoryError):
+        DMILO(prior, solver=LBFGS(steps=2))(torch.rand(2, *IMAGE), physics)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "message"),
+    [
+        (Chain, {"outer_steps": 0}, "outer_steps=0: type a whole number of at least 1"),
+        (Chain, {"num_layers": True}, "num_layers=True: type a whole number of at least 1"),
+        (Chain, {"sparsity": -1.0}, "sparsity=-1.0: type a number of at least 0"),
+        (Chain, {"latent_penalty": float("nan")}, "latent_penalty=nan: type a finite number"),
+        (Chain, {"latent_penalty": None}, "latent_penalty=None: type a finite number"),
+        (Adam, {"steps": 2.5}, "steps=2.5"),
+        (Adam, {"latent_lr": 0.0}, "latent_lr=0.0: type a number above 0"),
+        (LBFGS, {"steps": 0}, "steps=0"),
+        (LBFGS, {"tolerance": -1.0}, "tolerance=-1.0: type a number of at least 0"),
+        (Levels, {"sigmas": ()}, r"sigmas is empty; type Levels\(\)"),
+        (Levels, {"sigmas": (1.0, -0.5)}, r"sigmas\[1\]=-0.5: type a number above 0"),
+        (Levels, {"sigmas": "high"}, r"sigmas\[0\]='h': type a finite number"),
+        (Levels, {"deviation_threshold": "auto"}, "deviation_threshold='auto': type a finite number"),
+    ],
+)
+def test_parts_out_of_range(part, setting, message):
+    with pytest.raises(ValueError, match=message):
+        part(**setting)
 
 
 @pytest.mark.parametrize(
     ("method", "setting", "message"),
     [
-        (DMILO, {"outer_steps": 0}, "outer_steps=0: type a whole number of at least 1"),
-        (DMILO, {"inner_steps": 2.5}, "inner_steps=2.5"),
-        (DMILO, {"latent_lr": 0.0}, "latent_lr=0.0: type a number above 0"),
-        (DMILO, {"sparsity": -1.0}, "sparsity=-1.0: type a number of at least 0"),
-        (DMILO, {"latent_penalty": float("nan")}, "latent_penalty=nan: type a finite number"),
         (DMILOPGD, {"step_size": "fast"}, "type 'auto' or a positive number"),
         (DMILOPGD, {"step_size": -1.0}, "step_size=-1.0"),
         (DMILOPGD, {"gradient_steps": 0}, "gradient_steps=0"),
         (DMILOPGD, {"normalize_gradient": True}, "step_size=1.0"),
         (DMPlug, {"steps": 0}, "steps=0"),
-        (DMILO, {"levels": ()}, "levels is empty; type levels=None"),
-        (DMILO, {"levels": (1.0, -0.5)}, r"levels\[1\]=-0.5: type a number above 0"),
-        (DMILO, {"levels": None}, "latent_penalty='auto' needs levels; type latent_penalty=1e-4"),
-        (DMILO, {"levels": None, "latent_penalty": 1e-4}, "sparsity='auto' needs levels and solver='lbfgs'"),
-        (DMILO, {"solver": "adam"}, "sparsity='auto' needs levels and solver='lbfgs'; type sparsity=0.1"),
-        (DMILO, {"sparsity": "none"}, "sparsity='none': type 'auto' or a number"),
-        (DMILO, {"latent_penalty": "noise"}, "latent_penalty='noise': type 'auto' or a number of at least 0"),
-        (DMILO, {"solver": "sgd"}, "solver='sgd': type 'lbfgs' or 'adam'"),
         (DMILO, {"noise_level": 0.0}, "noise_level=0.0: type a number above 0"),
-        (DMILO, {"latent_penalty": None}, "latent_penalty=None: type a finite number"),
-        (DMILO, {"levels": "high"}, r"levels\[0\]='h': type a finite number"),
         (DMILO, {"max_passes": 4}, "max_passes=4 is not a pass for each layer problem and sample; type at least 5"),
         (DMILO, {"max_passes": 9, "num_samples": 2}, "type at least 10"),
-        (DMPlug, {"max_passes": 2}, "max_passes=2 is no step; type at least 3"),
+        (DMPlug, {"max_passes": 2}, "max_passes=2 is not a pass .* type at least 3"),
         (DMPlug, {"num_samples": 0}, "num_samples=0"),
         (DMPlug, {"micro_batch": 0}, "micro_batch=0"),
+        (DMILO, {"rng": -3}, "rng=-3: type a seed of at least 0"),
     ],
 )
 def test_settings_out_of_range(prior, method, setting, message):
@@ -236,9 +270,65 @@ def test_settings_out_of_range(prior, method, setting, message):
         method(prior, **setting)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"schedule": Chain(), "solver": Adam(), "noise_level": 0.1},
+            "noise_level and data_fidelity are of a schedule",
+        ),
+        ({"schedule": Chain(), "solver": Adam(), "data_fidelity": dinv.optim.L2()}, r"type schedule=Levels\(\)"),
+        ({"noise_level": 0.1, "data_fidelity": dinv.optim.L2()}, "type one of them"),
+        ({"schedule": Chain()}, r"type solver=Adam\(\), or schedule=Chain\(sparsity=None\)"),
+        ({"solver": Adam(deviation_lr=1e-3)}, "deviation_lr has no deviations to learn"),
+        ({"schedule": Chain(sparsity=None), "solver": Adam(deviation_lr=1e-3)}, "deviation_lr has no deviations"),
+    ],
+)
+def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
+    with pytest.raises(ValueError, match=message):
+        DMILOPGD(prior, **setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("latent_lr", r"type solver=Adam\(latent_lr=...\)"),
+        ("tolerance", r"type solver=LBFGS\(tolerance=...\)"),
+        ("levels", r"type schedule=Levels\(\(1.0, 0.2\)\), or schedule=Chain\(\)"),
+        ("inner_steps", r"type solver=LBFGS\(steps=...\)"),
+        ("outer_steps", r"type schedule=Chain\(outer_steps=...\)"),
+        ("sparsity", r"type schedule=Chain\(sparsity=...\)"),
+        ("max_pases", "type some of prior, max_passes, num_samples"),
+        ("layers_per_level", "DMILO has no setting 'layers_per_level': type some of"),
+    ],
+)
+def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
+    with pytest.raises(TypeError, match=message):
+        DMILO(prior, **{name: 1e9})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"schedule": (1.0, 0.2)}, r"type schedule=Levels\(...\) or schedule=Chain\(...\)"),
+        ({"solver": "adam"}, r"solver='adam': type solver=LBFGS\(...\) or solver=Adam\(...\)"),
+    ],
+)
+def test_a_part_of_another_kind(prior, setting, message):
+    with pytest.raises(TypeError, match=message):
+        DMILO(prior, **setting)
+
+
 def test_misspelt_setting(prior):
     with pytest.raises(TypeError, match="outer_step"):
         DMILO.from_preset("inpainting", prior, outer_step=2)
+
+
+@pytest.mark.parametrize(("denoiser", "max_noise", "error"), [(ConvNet(), 0.2, TypeError), (None, 0.0, ValueError)])
+def test_what_is_no_denoiser(denoiser, max_noise, error):
+    denoiser = dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1) if denoiser is None else denoiser
+    with pytest.raises(error, match=r"deepinv\.models\.Denoiser|type a number above 0"):
+        DiffusionPrior.from_denoiser(denoiser, max_noise=max_noise)
 
 
 def test_unknown_preset(prior):

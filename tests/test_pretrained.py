@@ -15,11 +15,10 @@ from deepinv_dmilo import DiffusionPrior
 def test_a_pipeline_folder_gives_the_prior_of_its_parts(pipeline, scheduler, tmp_path):
     unet = tiny_unet()
     pipeline(unet, scheduler).save_pretrained(tmp_path)
-    prior = DiffusionPrior.from_pretrained(str(tmp_path), num_layers=2)
-    assert prior.prediction_type == scheduler.config.prediction_type
-    assert prior.num_layers == 2
+    prior = DiffusionPrior.from_pretrained(str(tmp_path))
+    assert prior.family.prediction_type == scheduler.config.prediction_type
     saved = unet.state_dict()
-    assert all(torch.equal(w, saved[name]) for name, w in prior.unet.state_dict().items())
+    assert all(torch.equal(w, saved[name]) for name, w in prior.network.state_dict().items())
 
 
 def test_a_folder_with_the_weights_beside_the_index(tmp_path):

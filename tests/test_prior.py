@@ -7,14 +7,34 @@ from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior
+from deepinv_dmilo.core.draws import Draws
 
 SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
 
 
+def layer(prior, i, z, num_layers=3):
+    """Layer i of the published chain."""
+    return prior.step(z, *prior.levels(num_layers)[i : i + 2])
+
+
 def test_time_grid_is_the_papers():
-    assert toy_prior(ConvNet()).timesteps == (999, 666, 333, 0)
-    assert toy_prior(ConvNet(), num_layers=1).timesteps == (999, 0)
-    assert toy_prior(ConvNet(), num_layers=4).timesteps == (999, 750, 500, 250, 0)
+    prior = toy_prior(ConvNet())
+    times = {n: [level.time for level in prior.levels(n)] for n in (1, 3, 4)}
+    assert times == {1: [999, 0], 3: [999, 666, 333, 0], 4: [999, 750, 500, 250, 0]}
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 1000])
+def test_number_of_layers(num_layers):
+    with pytest.raises(ValueError, match="type a whole number from 1 to 999"):
+        toy_prior(ConvNet()).levels(num_layers)
+
+
+def test_a_level_is_the_nearest_noise_level_of_the_prior():
+    prior = toy_prior(ConvNet())
+    assert prior.level(2.0).time == 396
+    assert prior.level(2.0).sigma == pytest.approx(1.0, rel=0.01)
+    assert prior.level(1e9).time == 999
+    assert all(level.spread == pytest.approx(1) for level in prior.levels(7))
 
 
 def test_layer_of_an_affine_network_is_its_closed_form():
@@ -28,7 +48,7 @@ def test_layer_of_an_affine_network_is_its_closed_form():
         gain = ratio * (1 - (1 - abar[t]).sqrt() * w) + (1 - abar[s]).sqrt() * w
         offset = b * ((1 - abar[s]).sqrt() - ratio * (1 - abar[t]).sqrt())
         # float64 rounding, times the gain of about 100 of the layer next to the noise
-        torch.testing.assert_close(prior.layer(i, z), gain * z + offset, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(layer(prior, i, z), gain * z + offset, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -43,23 +63,23 @@ def test_layer_is_the_ddim_step_of_diffusers(prediction_type, clip_sample):
         output = net(z, torch.full((2,), t))
         expected = scheduler.step(output, t, z, eta=0.0, use_clipped_model_output=True).prev_sample
         # diffusers keeps its levels in float32: 1e-7, times the gain of the first layer
-        torch.testing.assert_close(prior.layer(i, z), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer(prior, i, z), expected, rtol=1e-4, atol=1e-4)
         z = expected
 
 
 def test_chain_is_its_layers_composed():
-    prior = toy_prior(ConvNet(), num_layers=5).eval()
+    prior = toy_prior(ConvNet()).eval()
     z = torch.randn(SHAPE, dtype=torch.float64)
     composed = z
     for i in range(5):
-        composed = prior.layer(i, composed)
-    torch.testing.assert_close(prior(z), composed, rtol=0, atol=0)
+        composed = layer(prior, i, composed, 5)
+    torch.testing.assert_close(prior(z, 5), composed, rtol=0, atol=0)
 
 
 def test_layer_is_differentiable():
     prior = toy_prior(ConvNet(channels=1), clip_sample=False).eval()
     z = torch.randn(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: prior.layer(1, z), z)
+    assert torch.autograd.gradcheck(lambda z: layer(prior, 1, z), z)
 
 
 def test_learned_variance_uses_the_mean_half():
@@ -73,37 +93,55 @@ def test_learned_variance_uses_the_mean_half():
 
 def test_ranges_are_inverse_to_each_other():
     x = torch.rand(SHAPE)
-    assert DiffusionPrior.to_model(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    prior = toy_prior(ConvNet())
+    assert prior.encode(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
     # one rounding in float32
-    torch.testing.assert_close(DiffusionPrior.to_image(DiffusionPrior.to_model(x)), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior.decode(prior.encode(x)), x, rtol=0, atol=1e-6)
 
 
 def test_sample_is_in_range_repeatable_and_leaves_the_global_state():
     prior = DiffusionPrior(tiny_unet(), DDIMScheduler())
     before = torch.random.get_rng_state()
-    x = prior.sample(3)
+    x = prior.sample(3, num_layers=3)
     assert x.shape == (3, 1, 16, 16)
     assert 0 <= x.min() <= x.max() <= 1
-    assert not torch.equal(x[0], x[1])
-    assert torch.equal(x, prior.sample(3))
-    assert not torch.equal(x, prior.sample(3, torch.Generator().manual_seed(5)))
+    assert torch.equal(x, prior.sample(3, num_layers=3))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_latent_of_a_seed_does_not_depend_on_the_batch():
-    prior = toy_prior(ConvNet())
-    four = prior.latent((4, 3, 8, 12))
-    assert torch.equal(four[2:3], prior.latent((1, 3, 8, 12)))
-    noises = [prior.latent((1, 3, 8, 12), seed, draw=draw) for seed in range(3) for draw in range(3)]
-    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 9
-    drawn = prior.latent((4, 3, 8, 12), torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("rng", [5, torch.Generator().manual_seed(5)])
+def test_samples_differ_from_one_another_and_from_those_of_another_seed(rng):
+    prior = DiffusionPrior(tiny_unet(), DDIMScheduler())
+    x = torch.cat((prior.sample(3, rng, num_layers=3), prior.sample(3, 6, num_layers=3)))
+    distances = torch.cdist(x.flatten(1), x.flatten(1)) + torch.eye(6)
+    assert distances.min() > 0.1
+
+
+def test_draws_of_a_seed_do_not_depend_on_the_batch():
+    noises = []
+    for seed in range(3):
+        draws, alone = Draws(seed), Draws(seed)
+        for _ in range(3):
+            together = draws((4, 3, 8, 12), 2)
+            assert torch.equal(together[[0, 4]], alone((1, 3, 8, 12), 2))
+            assert torch.equal(together[0], together[3])
+            noises += [together[0], together[4]]
+    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 18
+    assert abs(torch.stack(noises).std() - 1) < 0.05  # of 5184 numbers, to 5 of its standard deviations
+    drawn = Draws(torch.Generator().manual_seed(0))((4, 3, 8, 12))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(("rng", "error"), [("3", TypeError), (True, TypeError), (-1, ValueError), (1.5, TypeError)])
+def test_what_is_no_seed(rng, error):
+    with pytest.raises(error, match=r"torch\.Generator\(\)\.manual_seed"):
+        Draws(rng)
 
 
 def test_frozen_restores_every_flag_also_after_an_error():
     prior = toy_prior(ConvNet()).train()
-    prior.unet.first.eval()
-    prior.unet.last.bias.requires_grad_(False)
+    prior.network.first.eval()
+    prior.network.last.bias.requires_grad_(False)
     modes = [m.training for m in prior.modules()]
     flags = [p.requires_grad for p in prior.parameters()]
     with pytest.raises(KeyError), prior.frozen():
@@ -115,10 +153,8 @@ def test_frozen_restores_every_flag_also_after_an_error():
 
 
 def test_prints_its_settings():
-    text = repr(toy_prior(ConvNet(), num_layers=2))
-    assert "num_layers=2" in text
-    assert "timesteps=[999, 500, 0]" in text
-    assert "'epsilon'" in text
+    text = repr(toy_prior(ConvNet(), clip_sample=False))
+    assert text == "DiffusionPrior('ConvNet', 443 parameters, prediction_type='epsilon', clip_sample=False)"
 
 
 def test_denoiser_is_the_posterior_mean_of_the_network():
@@ -135,16 +171,16 @@ def test_denoiser_is_the_posterior_mean_of_the_network():
 def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():
     plain, fast = (DiffusionPrior(tiny_unet(), DDIMScheduler(), autocast=a).eval() for a in (None, torch.bfloat16))
     inside = []
-    fast.unet.conv_in.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    fast.network.conv_in.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
     z = torch.randn(2, 1, 16, 16, requires_grad=True)
     with fast.frozen():
-        out = fast.layer(1, z)
+        out = layer(fast, 1, z)
         (gradient,) = torch.autograd.grad(out.square().sum(), z)
     assert inside == [torch.bfloat16]
     assert {p.dtype for p in fast.parameters()} == {torch.float32}
     assert out.dtype == gradient.dtype == torch.float32
     # bfloat16 keeps 8 bits of the prediction, which the layer multiplies by about 3
-    torch.testing.assert_close(out, plain.layer(1, z), rtol=0, atol=0.1)
+    torch.testing.assert_close(out, layer(plain, 1, z), rtol=0, atol=0.1)
     physics = Inpainting((1, 16, 16), mask=0.5)
     y = physics(torch.rand(2, 1, 16, 16))
     x, exact = (DMILO(prior, max_passes=10)(y, physics) for prior in (fast, plain))
@@ -157,11 +193,29 @@ def test_compiled_network_gives_the_same_and_keeps_its_name():
     results = []
     for prior in (plain, compiled):
         with prior.frozen():
-            out = prior.layer(1, z)
+            out = layer(prior, 1, z)
             results.append((out, torch.autograd.grad(out.square().sum(), z)[0]))
     # fused kernels sum in another order: float32 rounding, times the layer's gain
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_compiled_prior_takes_the_network_that_is_put_in_its_place():
+    prior = DiffusionPrior(AffineNet(0.5, 0.0), DDIMScheduler(), compile=True).eval()
+    z = torch.randn(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.predict(z, torch.tensor(1)), 0.5 * z)
+        prior.network = AffineNet(0.25, 0.0)
+        torch.testing.assert_close(prior.predict(z, torch.tensor(1)), 0.25 * z)
+
+
+def test_a_scheduler_without_a_configuration_predicts_the_noise():
+    class Bare:
+        alphas_cumprod = DDIMScheduler().alphas_cumprod
+
+    prior, plain = DiffusionPrior(ConvNet(), Bare()).eval(), DiffusionPrior(ConvNet(), DDIMScheduler()).eval()
+    z = torch.randn(SHAPE)
+    assert torch.equal(prior(z), plain(z))
 
 
 def test_checkpointing_keeps_less_and_computes_the_same():
@@ -176,7 +230,7 @@ def test_checkpointing_keeps_less_and_computes_the_same():
             return tensor
 
         with prior.frozen(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            out = prior.layer(1, z)
+            out = layer(prior, 1, z)
             kept[checkpointing] = sum(sizes)
             results[checkpointing] = torch.autograd.grad(out.square().sum(), z)[0]
     assert kept[True] < 0.5 * kept[False]
@@ -187,6 +241,6 @@ def test_checkpointing_keeps_less_and_computes_the_same():
 
 def test_a_network_that_is_replaced_is_the_one_that_is_called():
     prior = toy_prior(AffineNet(0.5, 0.0)).eval()
-    prior.unet = AffineNet(0.25, 0.0).double()
+    prior.network = AffineNet(0.25, 0.0).double()
     z = torch.randn(SHAPE, dtype=torch.float64)
     torch.testing.assert_close(prior.predict(z, torch.tensor(1)), 0.25 * z)

@@ -3,26 +3,22 @@
 import pytest
 import torch
 from deepinv.physics import Blur, Downsampling, Inpainting
-from toys import AffineNet, ConvNet, toy_prior
+from toys import AffineNet, ConvNet, observe, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
-from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug
 
 IMAGE = (3, 24, 40)
 LEVELS = [(999, 666), (666, 333), (333, 0)]
-RATES = {
-    "levels": None,
-    "solver": "adam",
-    "latent_lr": 2e-2,
-    "deviation_lr": 1e-3,
-    "sparsity": 0.1,
-    "latent_penalty": 1e-4,
+PUBLISHED = {
+    "schedule": Chain(num_layers=3, outer_steps=2, sparsity=0.1, latent_penalty=1e-4),
+    "solver": Adam(steps=10, latent_lr=2e-2, deviation_lr=1e-3),
 }
+ROUNDING = {"rtol": 0, "atol": 1e-6}  # float64, amplified by Adam's first, sign-like steps
 
 
 def ddim(prior, t, s, z):
-    abar = prior.alphas_cumprod
-    eps = prior.unet(z, torch.full((len(z),), t))
+    abar = prior.family.alphas_cumprod
+    eps = prior.network(z, torch.full((len(z),), t))
     x0 = ((z - (1 - abar[t]) ** 0.5 * eps) / abar[t] ** 0.5).clamp(-1, 1)
     eps = (z - abar[t] ** 0.5 * x0) / (1 - abar[t]) ** 0.5
     return abar[s] ** 0.5 * x0 + (1 - abar[s]) ** 0.5 * eps
@@ -81,16 +77,16 @@ def problem():
 def test_dmilo_is_the_published_loop(problem):
     prior, physics, y, z = problem
     expected = naive(prior, physics, y, z, outer=2, inner=10)
-    x = DMILO(prior, outer_steps=2, inner_steps=10, **RATES)(y, physics, init=z)
-    torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)
+    x = DMILO(prior, **PUBLISHED)(y, physics, init=z)
+    torch.testing.assert_close(x, expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("step_size", [16.0, 1.0])
 def test_dmilo_pgd_is_the_published_loop(problem, step_size):
     prior, physics, y, z = problem
     expected = naive(prior, physics, y, z, outer=2, inner=10, step_size=step_size)
-    model = DMILOPGD(prior, outer_steps=2, inner_steps=10, step_size=step_size, gradient_steps=1, **RATES)
-    torch.testing.assert_close(model(y, physics, init=z), expected, rtol=0, atol=1e-4)
+    model = DMILOPGD(prior, step_size=step_size, gradient_steps=1, **PUBLISHED)
+    torch.testing.assert_close(model(y, physics, init=z), expected, **ROUNDING)
 
 
 def test_dmplug_is_the_published_loop(problem):
@@ -112,47 +108,67 @@ def test_dmplug_is_the_published_loop(problem):
                 out = ddim(prior, t, s, out)
         images.append(((out + 1) / 2).clamp(0, 1))
     x = DMPlug(prior, steps=20, lr=1e-2)(y, physics, init=z_init)
-    torch.testing.assert_close(x, torch.cat(images), rtol=0, atol=1e-4)
+    torch.testing.assert_close(x, torch.cat(images), **ROUNDING)
 
 
 def test_the_paper_computes_the_data_term_in_minus_one_one():
     """For linear A the paper's residual is A u - (2 y - A 1): the factor 4 gives its mean square."""
     physics = Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     x, y = torch.rand(2, *IMAGE).double(), torch.rand(2, *IMAGE).double()
-    fit = Observation(y, physics).fit()
+    fit = observe(y, physics).mean_squares()
     paper = physics.A(2 * x - 1) - (2 * y - physics.A(torch.ones_like(x)))
-    torch.testing.assert_close(fit(2 * x - 1, None), paper.square().mean((1, 2, 3)))
+    torch.testing.assert_close(fit(x), paper.square().mean((1, 2, 3)))
 
 
 def test_a_layer_of_the_affine_prior_reaches_its_closed_form():
     """One layer, no deviation, a diagonal operator: ridge regression, pixel by pixel."""
-    prior = toy_prior(AffineNet(0.5, 0.0625), num_layers=1, prediction_type="sample", clip_sample=False)
+    prior = toy_prior(AffineNet(0.5, 0.0625), prediction_type="sample", clip_sample=False)
     mask = (torch.rand(1, *IMAGE) > 0.5).double()
     physics = Inpainting(IMAGE, mask=mask).double()
     y = physics(torch.rand(1, *IMAGE).double())
     zero = torch.zeros_like(y)
-    offset = prior(zero)
-    gain = prior(zero + 1) - offset
+    offset = prior(zero, 1)
+    gain = prior(zero + 1, 1) - offset
     rho = 1e-4
     # minimise mask (gain z + offset + 1 - 2 y)^2 + rho z^2
     z = mask * gain * (2 * y - 1 - offset) / (mask * gain**2 + rho)
     expected = ((gain * z + offset + 1) / 2).clamp(0, 1)
-    settings = {"levels": None, "sparsity": None, "latent_penalty": rho}
-    adam = DMILO(prior, solver="adam", outer_steps=5, inner_steps=200, latent_lr=1e-2, **settings)
+    chain = Chain(num_layers=1, outer_steps=5, sparsity=None, latent_penalty=rho)
+    adam = DMILO(prior, schedule=chain, solver=Adam(steps=200, latent_lr=1e-2))
     # Adam with a constant rate ends within a fraction of a step, 1e-2 times the gain of 0.5, of the optimum
     torch.testing.assert_close(adam(y, physics, init=z + 0.3), expected, rtol=0, atol=1e-3)
-    lbfgs = DMILO(prior, inner_steps=30, tolerance=0.0, **settings)
+    lbfgs = DMILO(prior, schedule=chain, solver=LBFGS(steps=30, tolerance=0.0))
     torch.testing.assert_close(lbfgs(y, physics, init=z + 0.3), expected, rtol=0, atol=1e-6)
 
 
 def test_presets_are_the_papers_and_an_override_changes_one_setting():
     prior = toy_prior(ConvNet())
     model = DMILO.from_preset("super_resolution", prior, outer_steps=2)
-    assert (model.outer_steps, model.inner_steps, model.latent_lr) == (2, 1000, 1e-2)
-    assert (model.sparsity, model.latent_penalty, model.deviation_lr) == (0.1, 1e-4, 1e-3)
-    plain = vars(DMILO.from_preset("super_resolution", prior))
-    changed = {k for k, v in vars(model).items() if not k.startswith("_") and plain[k] != v}
-    assert changed == {"outer_steps"}
+    assert model.schedule == Chain(num_layers=3, outer_steps=2, sparsity=0.1, latent_penalty=1e-4)
+    assert model.solver == Adam(steps=1000, latent_lr=1e-2)
+    plain = DMILO.from_preset("super_resolution", prior)
+    assert plain.schedule == Chain(outer_steps=5)
+    assert str(model) == str(plain).replace("outer_steps=5", "outer_steps=2")
     for name in ("inpainting", "super_resolution", "deblurring", "nonlinear_deblurring"):
         for method in (DMILO, DMILOPGD, DMPlug):
-            method.from_preset(name, prior)
+            method.from_preset(name, prior, num_layers=2, max_passes=60)
+
+
+def test_the_flat_names_of_a_preset_reach_chain_solver_and_method():
+    settings = {"num_layers": 2, "outer_steps": 3, "inner_steps": 4, "latent_lr": 0.5, "deviation_lr": 0.25}
+    model = DMILOPGD.from_preset(
+        "deblurring", toy_prior(ConvNet()), sparsity=0.3, latent_penalty=0.1, gradient_steps=7, **settings
+    )
+    assert model.schedule == Chain(2, 3, 0.3, 0.1)
+    assert model.solver == Adam(4, 0.5, 0.25)
+    assert (model.gradient_steps, model.step_size, model.normalize_gradient) == (7, 1.0, True)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_the_step_of_super_resolution_fits_every_factor(factor):
+    """The published 16 is 1 / ||A||^2 at 4x; at 2x it would be four times too long."""
+    physics = Downsampling(img_size=(3, 24, 40), filter="bicubic", factor=factor)
+    y = physics(torch.full((1, 3, 24, 40), 0.7))
+    operator = observe(y, physics).operator
+    assert 1 / operator.squared_norm.item() == pytest.approx(factor**2, rel=0.15)
+    assert DMILOPGD.from_preset("super_resolution", toy_prior(ConvNet())).step_size == "auto"

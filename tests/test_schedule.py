@@ -4,18 +4,17 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
-from toys import AffineNet, ConvNet, toy_prior
+from toys import AffineNet, ConvNet, observe, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, DMPlug
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels
+from deepinv_dmilo.core.deviation import sparse_deviation
+from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import energy, measure
-from deepinv_dmilo.core.noise import noise_variance, unexplained_variance
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.core.problem import sparse_deviation
 
 IMAGE = (3, 24, 40)
 METHODS = {
-    "dmilo": lambda prior, **s: DMILO(prior, levels=(1.0, 0.2), inner_steps=4, **s),
-    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, levels=(1.0, 0.2), inner_steps=4, **s),
+    "dmilo": lambda prior, **s: DMILO(prior, schedule=Levels((1.0, 0.2)), solver=LBFGS(steps=4), **s),
+    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, schedule=Levels((1.0, 0.2)), solver=LBFGS(steps=4), **s),
     "published": lambda prior, **s: DMILO.from_preset("inpainting", prior, outer_steps=2, inner_steps=3, **s),
     "dmplug": lambda prior, **s: DMPlug(prior, steps=3, **s),
 }
@@ -27,12 +26,9 @@ def noisy_inpainting(sigma=0.05, seed=0, mask=0.3):
     return Inpainting(IMAGE, mask=mask, rng=rng, noise_model=noise).double()
 
 
-def test_levels_are_the_nearest_noise_levels_of_the_prior():
-    prior = toy_prior(ConvNet())
-    assert prior.steps_below(1.0, 1) == (396, 0)
-    assert prior.steps_below(1.0, 3) == (396, 264, 132, 0)
-    assert prior.sigma(prior.steps_below(0.2, 1)[0]) == pytest.approx(0.2, rel=0.01)
-    assert prior.steps_below(1e9, 2) == (999, 499, 0)
+def noise_variance(x, physics, noise_level=None):
+    """The variance that a reconstruction takes the noise of a measurement to have near x."""
+    return observe(physics.A(x), physics, noise_level=noise_level).noise_variance(x)
 
 
 def test_a_level_is_the_maximum_a_posteriori_estimate():
@@ -41,25 +37,24 @@ def test_a_level_is_the_maximum_a_posteriori_estimate():
     physics = noisy_inpainting(sigma=0.3, mask=0.5)
     y = physics(torch.rand(2, *IMAGE).double())
     x0, sigma, level = torch.rand(2, *IMAGE).double(), 0.3, 0.5
-    t, s = prior.steps_below(level, 1)
+    a, b = prior.level(2 * level), prior.levels(1)[-1]
     zero = torch.zeros_like(y)
-    offset = prior.step(zero, t, s)
-    gain = prior.step(zero + 1, t, s) - offset
-    abar, mask = prior.alphas_cumprod[t], physics.mask
-    center = abar**0.5 * prior.to_model(x0)
-    # minimise mask ((gain z + offset + 1) / 2 - y)^2 / (2 sigma^2) + (z - center)^2 / (2 (1 - abar))
-    curvature = mask * gain**2 / (4 * sigma**2) + 1 / (1 - abar)
-    slope = mask * gain * (2 * y - 1 - offset) / (4 * sigma**2) + center / (1 - abar)
-    expected = prior.to_image(gain * slope / curvature + offset)
+    offset = prior.step(zero, a, b)
+    gain = prior.step(zero + 1, a, b) - offset
+    mask, center = physics.mask, a.signal * prior.encode(x0)
+    # minimise mask ((gain z + offset + 1) / 2 - y)^2 / (2 sigma^2) + (z - center)^2 / (2 noise^2)
+    curvature = mask * gain**2 / (4 * sigma**2) + 1 / a.noise**2
+    slope = mask * gain * (2 * y - 1 - offset) / (4 * sigma**2) + center / a.noise**2
+    expected = prior.decode(gain * slope / curvature + offset)
     assert 0 < expected.min() < expected.max() < 1
-    model = DMILO(prior, levels=(level,), inner_steps=50, tolerance=0.0, noise_level=sigma)
+    model = DMILO(prior, schedule=Levels((level,)), solver=LBFGS(50, tolerance=0.0), noise_level=sigma)
     torch.testing.assert_close(model(y, physics, init=x0), expected, rtol=0, atol=1e-6)
 
 
 def test_noise_of_measurements_that_are_mostly_left_alone_is_averaged_over_all():
     x = torch.rand(2, *IMAGE)
     x[:, :, :12] = 0  # where Poisson noise is 0
-    variance = noise_variance(x, dinv.physics.Denoising(PoissonNoise(0.02)), None)
+    variance = noise_variance(x, dinv.physics.Denoising(PoissonNoise(0.02)))
     torch.testing.assert_close(variance, 0.02 * x.flatten(1).mean(1), rtol=0.1, atol=0)
 
 
@@ -67,14 +62,14 @@ def test_noise_of_complex_measurements_is_that_of_their_parts():
     """deepinv's sigma is that of both parts together."""
     physics = dinv.physics.LinearPhysics(A=torch.fft.fft2, A_adjoint=torch.fft.ifft2, noise_model=GaussianNoise(0.1))
     x = torch.rand(2, *IMAGE)
-    torch.testing.assert_close(noise_variance(x, physics, None), torch.full((2,), 0.005), rtol=0.1, atol=0)
+    torch.testing.assert_close(noise_variance(x, physics), torch.full((2,), 0.005), rtol=0.1, atol=0)
     torch.testing.assert_close(noise_variance(x, physics, 0.1), torch.full((2,), 0.005))
 
 
 def test_a_noise_model_that_refuses_the_image_is_no_reason_to_stop():
     physics = dinv.physics.Denoising(dinv.physics.GammaNoise(3.0))  # wants positive values
     with pytest.warns(RuntimeWarning, match="type noise_level="):
-        assert noise_variance(torch.zeros(1, *IMAGE), physics, None).tolist() == [0]
+        assert noise_variance(torch.zeros(1, *IMAGE), physics).tolist() == [0]
 
 
 @pytest.mark.parametrize("model", [GaussianNoise(0.03), PoissonNoise(0.01)])
@@ -84,10 +79,10 @@ def test_noise_of_any_kind_is_found_by_simulation(model):
     x = torch.cat((torch.full((1, *IMAGE), 0.2), torch.full((1, *IMAGE), 0.8)))
     expected = [0.03**2] * 2 if isinstance(model, GaussianNoise) else [0.2 * 0.01, 0.8 * 0.01]
     before = torch.random.get_rng_state()
-    variance = noise_variance(x, physics, None)
+    variance = noise_variance(x, physics)
     # four draws of about 860 values: the variance of a variance is 2 / 3440
     torch.testing.assert_close(variance, torch.tensor(expected), rtol=0.1, atol=0)
-    assert torch.equal(noise_variance(x[1:], physics, None), variance[1:])
+    assert torch.equal(noise_variance(x[1:], physics), variance[1:])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -95,7 +90,7 @@ def test_the_simulation_leaves_the_generator_of_the_physics_as_it_was():
     physics = noisy_inpainting()
     rng = physics.noise_model.rng
     state = rng.get_state()
-    noise_variance(torch.rand(2, *IMAGE).double(), physics, None)
+    noise_variance(torch.rand(2, *IMAGE).double(), physics)
     assert physics.noise_model.rng is rng
     assert torch.equal(rng.get_state(), state)
 
@@ -104,14 +99,14 @@ def test_noise_that_is_given_or_not_there():
     x = torch.rand(2, *IMAGE)
     physics = Inpainting(IMAGE, mask=0.3)
     assert noise_variance(x, physics, 0.1).tolist() == pytest.approx([0.01, 0.01])
-    assert noise_variance(x, physics, None).tolist() == [0, 0]
+    assert noise_variance(x, physics).tolist() == [0, 0]
     y = physics.A(x + 0.1)  # masked pixels agree by themselves and must not count
-    torch.testing.assert_close(unexplained_variance(x, y, physics), torch.full((2,), 0.01))
+    torch.testing.assert_close(observe(y, physics).variance(x), torch.full((2,), 0.01))
 
 
 def test_noise_of_an_operator_with_a_mask_for_every_sample():
     physics = Inpainting(IMAGE, mask=(torch.rand(2, *IMAGE) > 0.5).float(), noise_model=GaussianNoise(0.03))
-    variance = noise_variance(torch.rand(2, *IMAGE), physics, None)
+    variance = noise_variance(torch.rand(2, *IMAGE), physics)
     torch.testing.assert_close(variance, torch.full((2,), 0.03**2), rtol=0.1, atol=0)  # as above
 
 
@@ -120,7 +115,7 @@ def test_a_fit_below_the_noise_is_not_sought():
     prior = toy_prior(AffineNet(0.5, 0.0), prediction_type="sample", clip_sample=False)
     physics = dinv.physics.Denoising(GaussianNoise(0.2, rng=torch.Generator().manual_seed(0)))
     y = physics(torch.full((1, *IMAGE), 0.5).double())
-    settings = {"levels": (0.3, 0.1), "tolerance": 0.0}
+    settings = {"schedule": Levels((0.3, 0.1)), "solver": LBFGS(tolerance=0.0)}
     residuals = {}
     for noise in (0.2, 1e-6):
         x = DMILO(prior, noise_level=noise, **settings)(y, physics)
@@ -131,24 +126,40 @@ def test_a_fit_below_the_noise_is_not_sought():
 
 def test_deviation_is_the_soft_threshold_where_the_operator_is_the_identity():
     u, target = torch.randn(2, *IMAGE).double(), torch.randn(2, *IMAGE).double()
-    weight = torch.full((2,), 0.4, dtype=torch.float64)
-    nu = sparse_deviation(lambda output, rows: (output - target).square().flatten(1).mean(1), u, weight)
-    torch.testing.assert_close(nu, torch.nn.functional.softshrink(target - u, 0.2), rtol=0, atol=1e-12)
+    weight, step = torch.full((2,), 0.4, dtype=torch.float64), torch.full((2,), 1.0, dtype=torch.float64)
+    calls = []
+    fit = lambda x: calls.append(1) or (x - target).square().flatten(1).sum(1) / 2  # noqa: E731
+    nu = sparse_deviation(fit, u, weight, step)
+    torch.testing.assert_close(nu, torch.nn.functional.softshrink(target - u, 0.4), rtol=0, atol=1e-12)
+    assert len(calls) <= 3  # at the fixed point nothing is tried again
 
 
 def test_deviation_satisfies_the_conditions_of_optimality():
-    """Zero is in the subdifferential: |gradient| is lambda / n where nu is not 0, and at most that where it is."""
+    """Zero is in the subdifferential: |gradient| is w where nu is not 0, and at most that where it is."""
     physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     y = physics(torch.rand(2, *IMAGE).double())
-    u, sparsity = torch.zeros_like(y), 0.3
-    fit = Observation(y, physics).fit()
-    nu = sparse_deviation(fit, u, torch.full((2,), sparsity).double(), steps=1500).requires_grad_()
-    (gradient,) = torch.autograd.grad(fit(u + nu, None).sum(), nu)
-    bound = sparsity / nu[0].numel()
+    x, weight = torch.full_like(y, 0.5), torch.full((2,), 0.6).double()
+    fit = observe(y, physics).likelihood(torch.ones(2).double())
+    nu = sparse_deviation(fit, x, weight, torch.ones(2).double(), steps=1500, standstill=0.0).requires_grad_()
+    (gradient,) = torch.autograd.grad(fit(x + nu).sum(), nu)
     active = nu != 0
     assert 0.01 < active.double().mean() < 0.99
-    torch.testing.assert_close(gradient[active], -bound * nu[active].sign(), rtol=0, atol=0.02 * bound)
-    assert (gradient[~active].abs() < 1.02 * bound).all()
+    torch.testing.assert_close(gradient[active], -0.6 * nu[active].sign(), rtol=0, atol=0.02 * 0.6)
+    assert (gradient[~active].abs() < 1.02 * 0.6).all()
+
+
+def test_a_deviation_to_where_the_fit_is_not_a_number_is_not_taken():
+    """A logarithm of what a step makes negative: the step is shortened, or nothing deviates."""
+    physics = dinv.physics.Physics(A=lambda x: torch.log(x + 0.02))
+    y = torch.full((1, *IMAGE), -3.9).double()
+    y[:, :, 3, 7] = 0.0
+    prior = toy_prior(AffineNet(0.0, 0.0), prediction_type="sample")
+    images = [DMILO(prior, schedule=Levels(deviation_threshold=t), noise_level=0.01)(y, physics) for t in (None, 5.0)]
+    assert torch.isfinite(images[1]).all()
+    misfits = [(physics.A(x) - y).square().sum() for x in images]
+    assert misfits[1] < misfits[0]
+    with pytest.warns(RuntimeWarning, match="unexplained"):
+        assert torch.isfinite(DMILO(prior, noise_level=0.01, max_passes=5)(y - 3, physics)).all()
 
 
 def test_deviations_repair_what_the_prior_cannot_make():
@@ -156,30 +167,41 @@ def test_deviations_repair_what_the_prior_cannot_make():
     physics = dinv.physics.Denoising()
     y = torch.full((1, *IMAGE), 0.5).double()
     y[:, :, 3:5, 7:9] = 0.9
-    plain, deviating = (DMILO(prior, sparsity=s)(y, physics) for s in (None, 0.1))
+    plain, deviating = (
+        DMILO(prior, schedule=Levels(deviation_threshold=t), noise_level=0.02)(y, physics) for t in (None, 5.0)
+    )
     assert (plain - 0.5).abs().max() < 0.05
-    # soft thresholding by 0.05 in [-1, 1] leaves 0.025 in [0, 1]
-    torch.testing.assert_close(deviating[:, :, 3:5, 7:9], torch.full((1, 3, 2, 2), 0.875).double(), rtol=0, atol=1e-2)
+    # soft thresholding by five standard deviations
+    torch.testing.assert_close(deviating[:, :, 3:5, 7:9], torch.full((1, 3, 2, 2), 0.8).double(), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_samples_are_runs_of_their_own(method):
+def test_samples_are_runs_of_their_own(method, monkeypatch):
     physics = noisy_inpainting()
     y = physics(torch.rand(2, *IMAGE).double())
     prior = toy_prior(ConvNet())
-    model = METHODS[method](prior, num_samples=3)
-    x, std = model(y, physics, return_std=True)
-    singles = []
+    # of the samples of a schedule the noise of the physics is asked for at their mean image: here it is given
+    noise = {"noise_level": 0.05} if method.startswith("dmilo") else {}
+    x, std = METHODS[method](prior, num_samples=3, **noise)(y, physics, return_std=True)
+    drawn, singles = Draws._seeded, []
     for sample in range(3):
-        single = METHODS[method](prior)
-        single._noise = lambda shape, draw, dtype, s=sample: prior.latent(shape, draw=3 * draw + s).to(dtype)
-        singles.append(single(y, physics))
+        monkeypatch.setattr(Draws, "_seeded", lambda self, shape, _, sample=sample: drawn(self, shape, sample))
+        singles.append(METHODS[method](prior, **noise)(y, physics))
     singles = torch.stack(singles)
-    if method == "dmilo":  # of the others the noise level, or nothing, is shared by the samples as well
-        torch.testing.assert_close(x, singles.mean(0), rtol=0, atol=1e-6)
-    assert x.shape == std.shape == (2, *IMAGE)
-    assert std.mean() > 0
-    torch.testing.assert_close(std, singles.std(0), rtol=0.2, atol=1e-3)
+    torch.testing.assert_close(x, singles.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(std, singles.std(0), rtol=0, atol=1e-6)
+    assert std.mean() > 1e-3
+
+
+def test_the_start_follows_the_seed_and_is_no_level_s_noise(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Draws, "__call__", lambda *args, call=Draws.__call__: drawn.append(call(*args)) or drawn[-1])
+    physics = noisy_inpainting()
+    y = physics(torch.rand(1, *IMAGE).double())
+    for seed in (0, 1):
+        METHODS["dmilo"](toy_prior(ConvNet()), rng=seed)(y, physics)
+    assert len(drawn) == 2 * (1 + 2)  # the start and two levels each
+    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 6
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -222,12 +244,24 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
     assert metrics["passes"][0][-1] == metrics["passes"][1][-1] == sum(calls) / 2
 
 
-def test_max_passes_is_shared_where_inner_steps_are_not_given():
-    prior = toy_prior(ConvNet())
-    assert [DMILO(prior, max_passes=p)._granted() for p in (None, 25, 200)] == [20, 5, 40]
-    assert DMILO(prior, max_passes=200, num_samples=2)._granted() == 20
-    assert DMILO(prior, max_passes=200, inner_steps=7)._granted() == 7
-    assert DMILO.from_preset("inpainting", prior, max_passes=150)._granted() == 10
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({}, 100),
+        ({"max_passes": 25}, 25),
+        ({"max_passes": 200}, 200),
+        ({"max_passes": 200, "num_samples": 2}, 200),
+        ({"max_passes": 200, "solver": LBFGS(7, tolerance=0.0)}, 35),
+        ({"schedule": Chain(), "solver": Adam(200), "max_passes": 150}, 150),
+    ],
+)
+def test_a_budget_is_shared_by_the_problems(settings, passes):
+    """Counted where nothing ends early."""
+    settings = {"solver": LBFGS(tolerance=0.0), **settings}
+    physics = noisy_inpainting()
+    y = physics(torch.rand(1, *IMAGE).double())
+    _, metrics = DMILO(toy_prior(ConvNet()), **settings)(y, physics, compute_metrics=True)
+    assert 0.9 * passes <= metrics["passes"][0][-1] <= passes
 
 
 def test_return_std_needs_samples():
@@ -253,5 +287,5 @@ def test_a_schedule_starts_from_what_the_prior_expects():
     """With nothing measured the image is the prior's mean, here 0.7 everywhere."""
     prior = toy_prior(AffineNet(0.0, 0.4), prediction_type="sample")
     physics = Inpainting(IMAGE, mask=torch.zeros(IMAGE)).double()
-    x = DMILO(prior, levels=(1.0,), noise_level=0.1)(physics.A(torch.rand(1, *IMAGE).double()), physics)
+    x = DMILO(prior, schedule=Levels((1.0,)), noise_level=0.1)(physics.A(torch.rand(1, *IMAGE).double()), physics)
     torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-2)

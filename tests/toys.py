@@ -4,6 +4,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo.core.measurements import working_dtype
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.operator import Operator
 
 
 class AffineNet(torch.nn.Module):
@@ -33,9 +36,16 @@ class ConvNet(torch.nn.Module):
         return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
 
 
-def toy_prior(net, *, num_layers=3, prediction_type="epsilon", clip_sample=True, dtype=torch.float64):
-    scheduler = DDIMScheduler(prediction_type=prediction_type)
-    return DiffusionPrior(net, scheduler, num_layers=num_layers, clip_sample=clip_sample).to(dtype)
+def toy_prior(net, *, prediction_type="epsilon", clip_sample=True, dtype=torch.float64):
+    return DiffusionPrior(net, DDIMScheduler(prediction_type=prediction_type), clip_sample=clip_sample).to(dtype)
+
+
+def observe(y, physics, num_samples=1, **settings):
+    """An :class:`Observation` of a batch of images of the shape that A_adjoint gives."""
+    shape = tuple(physics.A_adjoint(y).shape)
+    like = torch.empty(0, dtype=working_dtype(y))
+    operator = Operator(physics, shape, like, single=shape[0] * num_samples == 1)
+    return Observation(y, operator, num_samples, **settings)
 
 
 def tiny_unet(channels=1, size=16):

@@ -18,7 +18,7 @@ def sparse_deviation(
     The :math:`\nu` that minimises :math:`\mathrm{fit}(x + \nu) + w \|\nu\|_1`; no network pass.
 
     Proximal gradient descent (soft thresholding), with a step of each row that is halved where it is too long, until
-    no row has a step of a root mean square above ``standstill``.
+    no pixel of a row moves by more than ``standstill``.
 
     :param torch.Tensor x: shape (n, C, H, W).
     :param torch.Tensor weight: w of each row, (n,).
@@ -37,7 +37,7 @@ def sparse_deviation(
             if good.all():
                 break
             step = torch.where(good, step, step / 2)
-        moved = good & (move.square().flatten(1).mean(1).sqrt() > standstill)
+        moved = good & (move.abs().flatten(1).amax(1) > standstill)
         nu, gradient = torch.where(_column(good), trial, nu), torch.where(_column(good), trial_gradient, gradient)
         value = torch.where(good, trial_value, value)
         if not moved.any():

@@ -50,6 +50,7 @@ class Problem:
     gives_image: bool = True  # the layer next to the image
     unit: float | None = None  # change of the objective that counts as one; None: as large as the objective itself
     micro_batch: int | None = None  # rows whose graph is alive at a time
+    name: str = "all layers"  # for messages
 
     def value(self, v: Variables) -> Tensor:
         """The objective of each row, (n,)."""

@@ -12,7 +12,7 @@ from deepinv_dmilo.core.measurements import Measurements, energy
 
 POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
 STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
-HALVINGS, ARMIJO = 30, 1e-4  # of a step that is too long; the decrease that is enough
+ARMIJO = 1e-4  # the decrease that is enough
 
 # Images (n, C, H, W) to a value of each, (n,).
 Objective = Callable[[Tensor], Tensor]
@@ -86,25 +86,26 @@ def _objective(x: Tensor, misfit: Objective, anchor: Tensor, pull: Tensor) -> Te
 
 
 def _backtracking(objective: Objective, x: Tensor, steps: int, standstill: float) -> Tensor:
-    """Steps of each image, halved until they decrease the objective enough; the next starts twice as long."""
+    """
+    Tries at a step of each image: one that does not decrease the objective enough is halved.
+
+    The others have the length that the last one's change of the gradient asks for (Barzilai and Borwein, 1988).
+    """
     value, gradient = value_and_gradient(objective, x)
     # The first goes to zero, were A linear and 1-d.
     step = 2 * value / energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
     moving = energy(gradient) > 0
-    for _ in range(steps):
-        pending = moving
-        for _ in range(HALVINGS):
-            trial = (x - _column(step) * gradient).clamp(0, 1)
-            trial_value, trial_gradient = value_and_gradient(objective, trial)
-            enough = trial_value <= value - ARMIJO * (gradient * (x - trial)).flatten(1).sum(1)
-            taken = pending & enough
-            moving = torch.where(taken, _rms(trial - x) > standstill, moving)
-            x, gradient = torch.where(_column(taken), trial, x), torch.where(_column(taken), trial_gradient, gradient)
-            value, step = torch.where(taken, trial_value, value), torch.where(taken, 2 * step, step / 2)
-            pending = pending & ~enough
-            if not pending.any():
-                break
-        moving = moving & ~pending
+    for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
+        trial = (x - _column(step) * gradient).clamp(0, 1)
+        trial_value, trial_gradient = value_and_gradient(objective, trial)
+        enough = trial_value <= value - ARMIJO * (gradient * (x - trial)).flatten(1).sum(1)
+        move = trial - x
+        taken, still = moving & enough, enough & (_rms(move) <= standstill)
+        curvature = (move * (trial_gradient - gradient)).flatten(1).sum(1)
+        longer = torch.where(curvature > 0, energy(move) / curvature, 2 * step)
+        x, gradient = torch.where(_column(taken), trial, x), torch.where(_column(taken), trial_gradient, gradient)
+        value, step = torch.where(taken, trial_value, value), torch.where(enough, longer, step / 2)
+        moving = moving & ~still
         if not moving.any():
             break
     return x

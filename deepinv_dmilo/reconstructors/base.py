@@ -270,8 +270,6 @@ class Run:
             with torch.autocast(self.like.device.type, enabled=False):  # the caller's; the prior has its own
                 for x, cost in iterates(self):
                     self.record(x, cost)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}, outer step {self.outer}; {ADVICE}") from error
         finally:
             self.bar.close()
         if not torch.isfinite(x).all():
@@ -287,7 +285,10 @@ class Run:
             self.bar.update()
 
         seen = self.bar.n
-        solution = self.model._solver()(problem, start, steps=self.steps, watch=look)
+        try:
+            solution = self.model._solver()(problem, start, steps=self.steps, watch=look)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}, {problem.name}, outer step {self.outer}; {ADVICE}") from error
         self.bar.update(seen + self.steps - self.bar.n)  # what was not needed
         self.passes += solution.passes * self.model._passes_per_step()
         return solution

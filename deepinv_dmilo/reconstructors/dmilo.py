@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from deepinv.optim import DataFidelity
@@ -96,7 +96,8 @@ class DMILO(PriorReconstructor):
     schedule: Levels | Chain = LEVELS
     solver: LBFGS | Adam = SOLVER
     noise_level: float | None = None
-    data_fidelity: DataFidelity | None = None
+    # by a factory, since a class attribute would hide the module that torch keeps elsewhere
+    data_fidelity: DataFidelity | None = field(default_factory=lambda: None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -116,6 +116,7 @@ class Levels:
             center=state.center,
             unit=z[0].numel() / 2,
             micro_batch=run.model.micro_batch,
+            name="layer 1 of 1",
         )
 
     def finish(self, observation: Observation, x: Tensor) -> Tensor:
@@ -192,6 +193,7 @@ class Chain:
             sparsity=(self.sparsity or 0.0) / pixels,
             gives_image=i == self.num_layers - 1,
             micro_batch=run.model.micro_batch,
+            name=f"layer {i + 1} of {self.num_layers}",
         )
 
     def finish(self, observation: Observation, x: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""Which rows of a batch see which operator, and how often the operator is asked."""
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise, LinearPhysics
+from toys import ConvNet, observe, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, Levels
+from deepinv_dmilo.core.measurements import energy
+
+IMAGE = (3, 24, 40)
+GAINS = torch.tensor([0.05, 1.0, 0.5, 1.0]).double()
+
+
+def kernels():
+    """One kernel for each of four images."""
+    return torch.rand(4, 1, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+def hidden_gains(gains):
+    """An operator that takes as many images as it has gains, and tells nobody."""
+    return LinearPhysics(
+        A=lambda x: torch.stack([g * xi for g, xi in zip(gains, x, strict=False)]), A_adjoint=lambda y: y
+    )
+
+
+PHYSICS = {
+    "shared": lambda: dinv.physics.Blur(kernels()[:1], padding="circular"),
+    "kernels": lambda: dinv.physics.Blur(kernels(), padding="circular"),
+    "spectra": lambda: dinv.physics.BlurFFT(IMAGE, filter=kernels()),
+    "masks": lambda: dinv.physics.Inpainting(
+        IMAGE, mask=(torch.rand(4, *IMAGE) > 0.5).double(), noise_model=GaussianNoise(0.05)
+    ).double(),
+    "stack of kernels": lambda: dinv.physics.StackedLinearPhysics(
+        [dinv.physics.Blur(kernels(), padding="circular"), dinv.physics.Denoising()]
+    ),
+    "hidden": lambda: hidden_gains(GAINS),
+}
+KIND = {"shared": (True, True), "hidden": (False, False)}
+
+
+@pytest.mark.parametrize("name", PHYSICS)
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_any_rows_have_the_measurements_of_their_images(name, num_samples):
+    physics = PHYSICS[name]()
+    x = torch.rand(4 * num_samples, *IMAGE).double()
+    whole = [physics.A(part) for part in x.split(4)]
+    operator = observe(whole[0], physics, num_samples).operator
+    assert (operator.is_shared, operator.is_split) == KIND.get(name, (False, True))
+    for rows in (torch.arange(4 * num_samples), torch.tensor([2]), torch.tensor([3, 0]).repeat(1)):
+        measured = operator(x[rows], rows)
+        for k, row in enumerate(rows.tolist()):
+            expected = (
+                dinv.utils.TensorList([t[row % 4] for t in whole[row // 4]])
+                if "stack" in name
+                else whole[row // 4][row % 4]
+            )
+            got = dinv.utils.TensorList([t[k] for t in measured]) if "stack" in name else measured[k]
+            assert energy(got - expected).sum() <= 1e-20
+
+
+@pytest.mark.parametrize("gains", [GAINS, GAINS[[1, 0, 1]], GAINS[[1, 1, 0]], GAINS[[0]]])
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_an_operator_that_hides_what_differs_is_found_out(gains, num_samples):
+    physics = hidden_gains(gains)
+    y = physics.A(torch.rand(len(gains), *IMAGE).double())
+    model = DMILO(toy_prior(ConvNet()), max_passes=8 * num_samples, num_samples=num_samples, noise_level=0.01)
+    alone = [model(y[n : n + 1], hidden_gains(gains[n : n + 1])) for n in range(len(gains))]
+    # float64 rounding, amplified by steps that are accepted or not
+    torch.testing.assert_close(model(y, physics), torch.cat(alone), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PHYSICS)
+def test_micro_batches_and_samples_of_operators_for_each_image(name):
+    """The same images, and no more measurements than whole batches make, where the operator can be split."""
+    physics = PHYSICS[name]()
+    y = physics.A(torch.rand(4, *IMAGE).double())
+    images, measured = {}, {}
+    for size in (None, 1, 3):
+        counts, inner = [], physics.A
+        physics.A = lambda x, inner=inner, counts=counts, **kw: counts.append(len(x)) or inner(x, **kw)
+        model = DMILO(toy_prior(ConvNet()), max_passes=16, num_samples=2, micro_batch=size, noise_level=0.05)
+        images[size] = model(y, physics)
+        measured[size] = sum(counts)
+        physics.A = inner
+    for size in (1, 3):
+        torch.testing.assert_close(images[size], images[None], rtol=0, atol=1e-6)  # as above
+        if name not in ("hidden", "stack of kernels"):
+            assert measured[size] <= 1.05 * measured[None]
+
+
+@pytest.mark.parametrize("name", ["shared", "masks"])
+def test_the_physics_is_as_before(name):
+    physics = PHYSICS[name]()
+    before = {key: t.clone() for key, t in physics.state_dict().items()}
+    y = physics.A(torch.rand(4, *IMAGE).double())
+    DMILOPGD(toy_prior(ConvNet()), max_passes=8, micro_batch=1)(y, physics)
+    assert all(torch.equal(t, before[key]) for key, t in physics.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("name", ["inpainting", "super-resolution", "blur", "nonlinear"])
+def test_the_operator_is_seldom_asked(method, name):
+    """At most 1.5 evaluations of A for a pass of the network, and 40 on top, for an image."""
+    noise = GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
+    blur = dinv.physics.Blur(torch.ones(1, 1, 5, 5).double() / 25, padding="circular")
+    physics = {
+        "inpainting": lambda: dinv.physics.Inpainting(IMAGE, mask=0.5, noise_model=noise),
+        "super-resolution": lambda: dinv.physics.Downsampling(
+            img_size=IMAGE, filter="bicubic", factor=4, noise_model=noise
+        ),
+        "blur": lambda: dinv.physics.Blur(torch.ones(1, 1, 5, 5) / 25, padding="circular", noise_model=noise),
+        "nonlinear": lambda: dinv.physics.Physics(A=lambda x: blur.A(x).clamp(min=1e-3) ** 0.45, noise_model=noise),
+    }[name]().double()
+    y = physics(torch.rand(2, *IMAGE).double())
+    counts, inner = [], physics.A
+    physics.A = lambda x, **kw: counts.append(len(x)) or inner(x, **kw)
+    _, metrics = method(toy_prior(ConvNet()))(y, physics, compute_metrics=True)
+    passes = sum(curve[-1] for curve in metrics["passes"]) / 2
+    looks = len(Levels().sigmas)  # of the metrics
+    assert sum(counts) / 2 - looks <= 1.5 * passes + 40
