@@ -69,9 +69,9 @@ def test_backtracking_decreases_a_nonlinear_misfit_image_by_image():
     physics = dinv.physics.Physics(A=lambda x: gain * x.clamp(min=1e-3) ** 0.45)
     distance = misfit(physics.A(torch.rand(3, *IMAGE)), physics)
     x = torch.full((3, *IMAGE), 0.5)
-    curves = torch.stack([distance(gradient_steps(x, distance, steps=k, size=None)) for k in range(12)])
+    curves = torch.stack([distance(gradient_steps(x, distance, steps=k, size=None)) for k in (1, 3, 6, 12)])
     assert (curves[1:] <= curves[:-1]).all()
-    assert (curves[-1] < 0.25 * curves[0]).all()  # dark pixels are steep
+    assert (curves[-1] < 0.25 * distance(x)).all()  # dark pixels are steep
 
 
 def test_normalized_gradient_moves_by_the_step_size_at_most():
