@@ -19,7 +19,7 @@ from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.reconstructors.dmplug import DMPlug
-from deepinv_dmilo.tools.tasks import TASK_PRESETS
+from deepinv_dmilo.tools.task_names import TASK_PRESETS
 
 TUNING = Path(__file__).parent / "tuning.csv"  # what tuning found so far, of all rivals
 BUDGETS = {f"{passes} passes": (passes, 1) for passes in (25, 50, 100)}  # of our methods, and their samples

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 
@@ -16,6 +16,7 @@ from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, quality_
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.report import NOISES, TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 if TYPE_CHECKING:
@@ -62,17 +63,17 @@ def run_suite(
         raise ImportError("benchmarks need benchopt; type: pip install 'deepinv-dmilo[bench]'") from error
 
     if unknown := sorted(set(tasks) - TASKS.keys()):
-        raise ValueError(f"no task {unknown[0]!r}; type some of {', '.join(TASKS)}")
+        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(TASKS)}")
     most = len(held_out_images(suite))
     if not 1 <= images <= most:
-        raise ValueError(f"images={images}: type a number from 1 to {most}")
+        raise InputError(f"images={images}: type a number from 1 to {most}")
     facts = provenance("cuda" if torch.cuda.is_available() else "cpu")
     # Results of other versions are not taken from the cache.
     versions = "-".join(value for name, value in facts.items() if name not in ("date", "machine"))
     methods, passes = ",".join(registry.available()), ",".join(map(str, budgets))
     file = (out / "new.parquet").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with patch.dict(os.environ, BENCHOPT_CACHE=str((out / "cache" / versions).resolve())):
+    with _environment("BENCHOPT_CACHE", str((out / "cache" / versions).resolve())):
         run_benchmark(
             SUITES[suite],
             solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
@@ -92,6 +93,20 @@ def run_suite(
     rows = _rows(table)
     _write(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
     return rows
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable set inside a ``with`` block, as before afterwards."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _rows(table: pandas.DataFrame) -> list[Row]:

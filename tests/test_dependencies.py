@@ -1,0 +1,36 @@
+"""What the package imports is what it declares."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = {"PIL": "pillow"}  # those whose module has another name
+
+
+def imported():
+    """The package's modules that come from elsewhere, each with the file that imports it last."""
+    found = {}
+    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found.update((name.partition(".")[0], file) for name in names)
+    return found
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests outside the repository")
+def test_every_import_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|bench) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    declared = set(re.findall(r'"([\w-]+)', " ".join(lists))) | {"deepinv_dmilo"}
+    assert len(lists) == 2
+    foreign = {DISTRIBUTIONS.get(name, name) for name in imported() if name not in sys.stdlib_module_names}
+    assert foreign - declared == set()
+
+
+def test_no_tool_for_tests_is_used_by_the_package():
+    assert imported().keys().isdisjoint({"unittest", "pytest"})
