@@ -1,4 +1,4 @@
-"""What the package imports is what it declares."""
+"""What the package imports is what it declares, and a name means one thing."""
 
 import ast
 import re
@@ -34,3 +34,18 @@ def test_every_import_is_declared():
 
 def test_no_tool_for_tests_is_used_by_the_package():
     assert imported().keys().isdisjoint({"unittest", "pytest"})
+
+
+def test_a_public_name_means_one_thing():
+    """Each is defined in one module; ``main`` and benchopt's ``Solver`` are what others call them."""
+    homes = {}
+    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            defined = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in filter(None, targets):
+                defined += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
+            for name in defined:
+                homes.setdefault(name, set()).add(file)
+    twice = {name for name, files in homes.items() if len(files) > 1 and not name.startswith("_")}
+    assert twice == {"main", "Solver"}

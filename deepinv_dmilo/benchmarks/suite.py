@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, quality_table
+from deepinv_dmilo.benchmarks.figures import DPI, bar_figure, convergence_figure, cost_table, quality_table
 from deepinv_dmilo.benchmarks.records import Row
-from deepinv_dmilo.benchmarks.report import NOISES, TASKS
+from deepinv_dmilo.benchmarks.report import NOISES, REPORT_TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SUITES = {"digits": Path(__file__).parent / "digits"}
 #: benchopt solver for every reconstructor of the registry; also what deepinv's own benchmarks take
 SOLVER = SUITES["digits"] / "solvers" / "registry.py"
-BUDGETS = (25, 50, 100)
 QUICK = {"tasks": ("super-resolution", "inpainting-70"), "noises": (0.005,), "images": 1, "budgets": (25,)}
 
 
@@ -34,10 +33,10 @@ def run_suite(
     suite: str,
     out: Path,
     *,
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = tuple(REPORT_TASKS),
     noises: Sequence[float] = NOISES,
     images: int = 8,
-    budgets: Sequence[int] = BUDGETS,
+    budgets: Sequence[int] = (25, 50, 100),
     solvers: Sequence[str] = (),
     parallel_config: Path | None = None,
 ) -> list[Row]:
@@ -62,8 +61,8 @@ def run_suite(
     except ImportError as error:
         raise ImportError("benchmarks need benchopt; type: pip install 'deepinv-dmilo[bench]'") from error
 
-    if unknown := sorted(set(tasks) - TASKS.keys()):
-        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(TASKS)}")
+    if unknown := sorted(set(tasks) - REPORT_TASKS.keys()):
+        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
     most = len(held_out_images(suite))
     if not 1 <= images <= most:
         raise InputError(f"images={images}: type a number from 1 to {most}")
@@ -91,7 +90,7 @@ def run_suite(
     table = pandas.read_parquet(out / "results.parquet")
     table.to_csv(out / "results.csv", index=False)
     rows = _rows(table)
-    _write(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
+    _write_results(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
     return rows
 
 
@@ -137,7 +136,7 @@ def _label(line: dict[str, Any]) -> str:
     return method if name == f"deepinv[method={method},prior=digits,weight=tuned]" else name
 
 
-def _write(rows: list[Row], origin: str, out: Path) -> None:
+def _write_results(rows: list[Row], origin: str, out: Path) -> None:
     """The table of each noise level, with where it comes from, and the pictures."""
     text = ["# Benchmark", "", origin, ""]
     text.append(
@@ -148,11 +147,11 @@ def _write(rows: list[Row], origin: str, out: Path) -> None:
         level = [r for r in rows if r.noise == noise]
         methods, tasks = list(dict.fromkeys(r.method for r in level)), list(dict.fromkeys(r.task for r in level))
         text += ["", f"## Noise {noise}"]
-        for measure in ("psnr", "ssim"):
-            text += ["", quality_table(level, tasks, methods, measure)]
+        for metric in ("psnr", "ssim"):
+            text += ["", quality_table(level, tasks, methods, metric)]
         text += ["", cost_table(level, methods)]
-        for draw in (bars, picture):
-            name = f"{'bars' if draw is bars else 'convergence'}-{noise}.png"
-            draw(level, tasks, methods, out / name)
+        for draw in (bar_figure, convergence_figure):
+            name = f"{'bars' if draw is bar_figure else 'convergence'}-{noise}.png"
+            draw(level, tasks, methods).savefig(out / name, dpi=DPI)
             text += ["", f"![{name}]({name})"]
     (out / "results.md").write_text("\n".join(text) + "\n")

@@ -127,7 +127,7 @@ def evaluate(
     )
     for batch in share:
         todo = [i for i in batch if i not in records]
-        x = _read(images, names, todo, unreadable)
+        x = _read_batch(images, names, todo, unreadable)
         if x:
             y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
             run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
@@ -150,7 +150,7 @@ def noisy_measurements(x: Tensor, physics: Physics, name: str, seed: int) -> Mea
         return physics(x)
 
 
-def _read(
+def _read_batch(
     images: Sequence[Any], names: Sequence[str], todo: list[int], unreadable: dict[str, str]
 ) -> dict[int, Tensor]:
     """Images by index; those that cannot be read go to ``unreadable``, with the reason."""
