@@ -1,5 +1,6 @@
 """The report: what it counts, how it tunes rivals, that it resumes; no image quality, that is what it measures."""
 
+import os
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from toys import ConvNet
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.benchmarks import figures, real_size, report
+from deepinv_dmilo.benchmarks import figures, real_size, report, suite
 from deepinv_dmilo.benchmarks.methods import METHODS, Method, OneCall
 from deepinv_dmilo.tools.scoring import Meter, score
 from deepinv_dmilo.tools.tasks import make_physics
@@ -191,3 +192,12 @@ def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):
         assert cell["passes"] == 6
         assert 0.1 < cell["memory"] < 10  # gigabytes: at least torch itself
         assert 1e-5 < cell["seconds"] < 10
+
+
+def test_the_environment_is_as_before(monkeypatch):
+    monkeypatch.setenv("A_NAME", "before")
+    with pytest.raises(KeyError), suite._environment("A_NAME", "inside"), suite._environment("ANOTHER_NAME", "inside"):
+        assert (os.environ["A_NAME"], os.environ["ANOTHER_NAME"]) == ("inside", "inside")
+        raise KeyError
+    assert os.environ["A_NAME"] == "before"
+    assert "ANOTHER_NAME" not in os.environ
