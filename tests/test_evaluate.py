@@ -15,9 +15,12 @@ from torch import nn
 
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.cli import main
-from deepinv_dmilo.tools.evaluate import evaluate, measure, open_images
+from deepinv_dmilo.tools.errors import InputError
+from deepinv_dmilo.tools.evaluate import evaluate, noisy_measurements, open_images
+from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.tasks import make_physics
 
+LAUNCH_TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 OPTIONS = ["--task", "inpainting", "--max-passes", "5", "--method", "dmilo"]
 DIGITS = held_out_images("digits")[:6]
 
@@ -94,7 +97,7 @@ def test_results_depend_neither_on_order_nor_on_batch_nor_on_other_images(tmp_pa
 def test_noise_follows_from_seed_and_name_and_leaves_the_global_state():
     before = torch.random.get_rng_state()
     x = DIGITS[:1]
-    first, again, other = (measure(x, physics(), name, 0) for name in ("a", "a", "b"))
+    first, again, other = (noisy_measurements(x, physics(), name, 0) for name in ("a", "a", "b"))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -143,6 +146,96 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, capsys):
     assert capsys.readouterr().err.count("out of memory with") == 2  # 12, 6; then it stays at 3
     with pytest.raises(RuntimeError, match="out of memory"):
         run(tmp_path / "never", Hungry(most=0), batch_size=3, halve_on_out_of_memory=True)
+
+
+def test_out_of_memory_is_known_by_its_type(tmp_path):
+    """As the physics raises it, on any device and in any words; anything else is not tried again."""
+
+    class Full(Backprojection):
+        micro_batch = None
+
+        def __init__(self, error):
+            super().__init__()
+            self.error = error
+
+        def forward(self, y, physics):
+            if self.micro_batch is None:
+                raise self.error
+            return super().forward(y, physics)
+
+    for error in (torch.OutOfMemoryError("HIP: full"), MemoryError()):
+        model = Full(error)
+        run(tmp_path / type(error).__name__, model, halve_on_out_of_memory=True)
+        assert model.micro_batch == 1
+    for settings in ({}, {"halve_on_out_of_memory": True}):
+        with pytest.raises(ValueError, match="no memory of shape"):
+            run(tmp_path / "other", Full(ValueError("no memory of shape")), **settings)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path / "plain", Full(torch.OutOfMemoryError("HIP: full")))
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "digit 1", "ps', "[]", '{"name": "digit 2"}', b"\xff\x00"])
+def test_a_damaged_record_is_moved_aside_and_its_image_done_again(tmp_path, capsys, content):
+    whole = run(tmp_path)
+    record = tmp_path / "records" / "digit 1.json"
+    record.write_bytes(content if isinstance(content, bytes) else content.encode())
+    model = Backprojection()
+    assert psnrs(run(tmp_path, model)) == pytest.approx(psnrs(whole), abs=1e-4)  # in a batch of one now
+    assert model.calls == 1
+    told = capsys.readouterr().err
+    assert f"{record} is damaged: moved to digit 1.json.damaged" in told
+    assert record.with_name("digit 1.json.damaged").stat().st_size == len(content)
+    assert psnrs([json.loads(record.read_text())]).keys() == {"digit 1"}
+
+
+def test_damaged_settings_are_named(tmp_path):
+    run(tmp_path)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json is damaged .* give another --out, or remove"):
+        run(tmp_path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of five pictures, of which the second and the fourth cannot be read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in zip("abcde", DIGITS, strict=False):
+        as_png(image).save(folder / f"{name}.png")
+    (folder / "b.png").write_text("no picture")
+    (folder / "d.png").write_bytes((folder / "d.png").read_bytes()[:100])  # cut off
+    return folder
+
+
+def test_what_cannot_be_read_is_told_at_the_end_and_tried_again_the_next_time(tmp_path, pictures, capsys):
+    def again():
+        images, found = open_images(str(pictures), (1, 32, 32))
+        return run(tmp_path / "out", images=images, image_names=found)
+
+    assert list(psnrs(again())) == ["a", "c", "e"]
+    told = capsys.readouterr().err.splitlines()
+    assert told[-3] == "2 of 5 images could not be read:"
+    assert told[-2] == f"  b: {pictures / 'b.png'} is no picture that can be read; give a PNG or JPEG"
+    assert told[-1].startswith(f"  d: {pictures / 'd.png'} cannot be read")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["images"] == 3
+    assert list(summary["unreadable"]) == ["b", "d"]
+    for name in "bd":
+        as_png(DIGITS[0]).save(pictures / f"{name}.png")
+    before = (tmp_path / "out" / "records" / "a.json").stat().st_mtime_ns
+    assert list(psnrs(again())) == ["a", "b", "c", "d", "e"]
+    assert (tmp_path / "out" / "records" / "a.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["unreadable"] == {}
+
+
+def test_when_nothing_can_be_read_there_is_still_a_summary(tmp_path):
+    class Damaged:
+        def __getitem__(self, i):
+            raise SyntaxError("broken PNG file")
+
+    assert run(tmp_path, images=Damaged(), image_names=["a", "b"]) == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["images"], summary["mean"], list(summary["unreadable"])) == (0, {}, ["a", "b"])
 
 
 def test_what_cannot_be_measured_is_null(tmp_path, monkeypatch):
@@ -198,8 +291,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     more = ["--limit", "5", "--batch-size", "2"]
     threads = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets; sums in another order differ in the last digit
     subprocess.run(command(tmp_path / "one", *more), check=True, capture_output=True, env=threads)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    subprocess.run(command(tmp_path / "two", *more, launcher=launcher), check=True, capture_output=True, env=threads)
+    subprocess.run(command(tmp_path / "two", *more, launcher=LAUNCH_TWO), check=True, capture_output=True, env=threads)
     one, two = (
         [json.loads(line) for line in (tmp_path / out / "results.jsonl").read_text().splitlines()]
         for out in ("one", "two")
@@ -209,6 +301,16 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert [[r[k] for k in keys] for r in two] == [[r[k] for k in keys] for r in one]
     for picture in (tmp_path / "one" / "images").iterdir():
         assert picture.read_bytes() == (tmp_path / "two" / "images" / picture.name).read_bytes()
+
+
+def test_two_processes_tell_what_neither_could_read(tmp_path, pictures):
+    argv = command(tmp_path / "out", "--batch-size", "1", launcher=LAUNCH_TWO)
+    argv[argv.index("digits")] = str(pictures)
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert "2 of 5 images could not be read:" in done.stderr  # both by the second process, which has no record
+    summary = json.loads(done.stdout[: done.stdout.index("wrote ")])
+    assert (summary["images"], list(summary["unreadable"])) == (3, ["b", "d"])
 
 
 def test_killed_and_started_again(tmp_path, capsys):

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from deepinv_dmilo.benchmarks.records import Row
 
+WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
+#: our methods, by their names in small letters; where they agree, the second shows inside the first
+OUR_LOOKS: dict[str, dict[str, Any]] = {
+    "dmilo": {"color": "#d62728", "marker": "o", "linewidth": 4.5, "markersize": 9, "zorder": 4},
+    "dmilo-pgd": {"color": "#1f4ed8", "marker": "s", "linewidth": 2.0, "markersize": 5, "zorder": 5},
+}
+#: the others': no two share a colour before there are sixteen, nor a colour and a marker before there are 166
+COLOURS = (
+    *("#000000", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22"),
+    *("#ffbb78", "#98df8a", "#c5b0d5", "#c49c94", "#f7b6d2", "#9edae5", "#7f7f7f"),
+)
+MARKERS = "^vDPX*<>pHd"
 
-def quality_table(rows: Sequence[Row], tasks: list[str], methods: list[str], measure: str = "psnr") -> str:
+
+def quality_table(rows: Sequence[Row], tasks: list[str], methods: list[str], metric: str = "psnr") -> str:
     """Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the passes in the last column."""
-    digits = {"psnr": 2, "ssim": 3}[measure]
-    table = [f"| {measure.upper()} | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
-    best = {t: max(_mean(rows, measure, task=t, method=m) for m in methods) for t in tasks}
+    digits = {"psnr": 2, "ssim": 3}[metric]
+    table = [f"| {metric.upper()} | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
+    best = {t: max(_mean(rows, metric, task=t, method=m) for m in methods) for t in tasks}
     for method in methods:
-        values = [_mean(rows, measure, task=t, method=method) for t in tasks]
+        values = [_mean(rows, metric, task=t, method=method) for t in tasks]
         texts = [
             "-" if v == -math.inf else f"**{v:.{digits}f}**" if v >= best[t] - 0.5 * 10**-digits else f"{v:.{digits}f}"
             for t, v in zip(tasks, values, strict=True)
@@ -46,7 +62,7 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
 
 
 def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
-    """What a method costs over the tasks that it did, and the other measures; a column that a row lacks is left out."""
+    """What a method costs over the tasks that it did, and the other metrics; a column that a row lacks is left out."""
     columns = {
         "lpips": ("LPIPS", "{:.3f}"),
         "residual": ("residual", "{:.4f}"),
@@ -65,56 +81,67 @@ def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
     return "\n".join(table)
 
 
-def bars(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Path) -> None:
+def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Figure:
     """Mean PSNR as groups of bars, a group for each task, of a method's largest budget."""
-    from matplotlib import pyplot as plt
-
     families = _families(methods)
-    figure, ax = plt.subplots(figsize=(2 + 1.6 * len(tasks), 4))
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    ax = figure.subplots()
     width = 0.85 / len(families)
-    for n, (family, members) in enumerate(families.items()):
-        heights = [max(0.0, _mean(rows, "psnr", task=t, method=members[-1])) for t in tasks]
+    for n, (family, style) in enumerate(styles(families).items()):
+        heights = [max(0.0, _mean(rows, "psnr", task=t, method=families[family][-1])) for t in tasks]
         places = [k + (n - (len(families) - 1) / 2) * width for k in range(len(tasks))]
-        ax.bar(places, heights, width, color=f"C{n % 10}", label=family)
+        ax.bar(places, heights, width, color=style["color"], label=family)
     ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right", fontsize=8)
     ax.set_ylabel("PSNR (dB)")
-    ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return figure
 
 
-def picture(rows: Sequence[Row], tasks: list[str], methods: list[str], file: Path) -> None:
+def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Figure:
     """PSNR against network passes (forward calls count a third of one), a panel for each task."""
-    from matplotlib import pyplot as plt
-
-    columns = 5
+    columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 3.0 * lines), squeeze=False)
+    figure = Figure(figsize=(WIDTH, 1.2 + 2.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     families = _families(methods)
-    for ax in axes.flat[len(tasks) :]:
-        ax.set_visible(False)
-    for ax, task in zip(axes.flat, tasks, strict=False):
-        for n, (family, members) in enumerate(families.items()):
-            points = [
-                (_mean(rows, "passes", task=task, method=m) + _mean(rows, "calls", task=task, method=m) / 3, value)
-                for m in members
-                if (value := _mean(rows, "psnr", task=task, method=m)) > -math.inf
-            ]
-            if points:
-                x, y = zip(*sorted(points), strict=True)
-                marker = "os^vDPX*<>"[n % 10]
-                ax.plot([max(v, 1) for v in x], y, marker=marker, color=f"C{n % 10}", label=family)
-        ax.set_title(task, fontsize=9)
+    for k, ax in enumerate(axes.flat):
+        if k >= len(tasks):
+            ax.set_visible(False)
+            continue
+        for family, style in styles(families).items():
+            if points := _points(rows, tasks[k], families[family]):
+                ax.plot(*zip(*points, strict=True), label=family, **style)
+        ax.set_title(tasks[k], fontsize=9)
         ax.set_xscale("log")
+        ax.set_xlabel("passes (log)" if k + columns >= len(tasks) else "", fontsize=8)
+        ax.set_ylabel("PSNR (dB)" if k % columns == 0 else "", fontsize=8)
+        ax.tick_params(labelsize=8)
         ax.grid(alpha=0.3)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.supxlabel("network passes per image (log)")
-    figure.supylabel("PSNR (dB)")
-    figure.tight_layout(rect=(0.01, 0.09, 1, 1))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, fontsize=8)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    shown = [family for family in families if family in handles]
+    figure.legend([handles[f] for f in shown], shown, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _points(rows: Sequence[Row], task: str, methods: list[str]) -> list[tuple[float, float]]:
+    """Passes and PSNR of the methods that did the task, by passes; no pass is drawn as one."""
+    points = []
+    for method in methods:
+        psnr, passes, calls = (_mean(rows, name, task=task, method=method) for name in ("psnr", "passes", "calls"))
+        if psnr > -math.inf:
+            points.append((max(passes + calls / 3, 1.0), psnr))
+    return sorted(points)
+
+
+def styles(families: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each family of methods; ours are heavier, and in front."""
+    looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+    styled = {}
+    for family in families:
+        look = OUR_LOOKS.get(family.lower()) or dict(zip(("color", "marker"), next(looks), strict=True))
+        styled[family] = {"linewidth": 1.2, "markersize": 6, "zorder": 3, **edge, **look}
+    return styled
 
 
 def _families(methods: list[str]) -> dict[str, list[str]]:

@@ -14,17 +14,18 @@ from deepinv.sampling import DDRM, DPS, DDPMSolver, DiffPIR, PiGDMDataFidelity, 
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
 from torch import Tensor, nn
 
-from deepinv_dmilo.benchmarks.records import Trial, load
+from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.reconstructors.dmplug import DMPlug
-from deepinv_dmilo.tools.tasks import TASK_PRESETS
+from deepinv_dmilo.tools.demo import DPS_STEPS
+from deepinv_dmilo.tools.task_names import TASK_PRESETS
 
 TUNING = Path(__file__).parent / "tuning.csv"  # what tuning found so far, of all rivals
 BUDGETS = {f"{passes} passes": (passes, 1) for passes in (25, 50, 100)}  # of our methods, and their samples
 BUDGETS["2 x 100 passes"] = (200, 2)  # more than 100 passes gain nothing for one sample; the mean of two is worth more
-DPS_STEPS, PIGDM_STEPS = 200, 200  # of the tuned runs; deepinv's default for DPS is 1000
+PIGDM_STEPS = DPS_STEPS  # of the tuned runs; deepinv's default for DPS is 1000
 
 # The preset that the published runs take; the paper has none for the last two lines.
 PUBLISHED_PRESETS = {
@@ -52,7 +53,7 @@ class Sampler(nn.Module):
 
     def __init__(self, sampler: nn.Module, prior: DiffusionPrior) -> None:
         super().__init__()
-        self.sampler, self.image_shape = sampler, _image_shape(prior)
+        self.sampler, self.image_shape = sampler, _told_shape(prior)
 
     def forward(self, y: Tensor, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
@@ -68,7 +69,7 @@ class PseudoInverse(nn.Module):
 
     def __init__(self, prior: DiffusionPrior) -> None:
         super().__init__()
-        self.image_shape = _image_shape(prior)
+        self.image_shape = _told_shape(prior)
 
     def forward(self, y: Tensor, physics: Physics) -> Tensor:
         """Images, (B, C, H, W)."""
@@ -89,7 +90,7 @@ class OneCall(nn.Module):
         return self.denoiser(y, self.noise)
 
 
-def _image_shape(prior: DiffusionPrior) -> tuple[int, ...]:
+def _told_shape(prior: DiffusionPrior) -> tuple[int, ...]:
     if prior.image_shape is None:
         raise ValueError("the prior's network does not tell its image size; give a UNet2DModel with sample_size")
     return prior.image_shape
@@ -182,7 +183,7 @@ def tuned_weight(method: str, task: str, noise: float) -> float:
     """The weight recorded as best for a task, at the noise level nearest to ``noise``; a method without: its own."""
     if not METHODS[method].grid:
         return METHODS[method].recommended or 0.0
-    trials = [t for t in load(Trial, TUNING) if (t.method, t.task) == (method, task)]
+    trials = [t for t in read_lines(Trial, TUNING) if (t.method, t.task) == (method, task)]
     if not trials:
         raise ValueError(f"no weight of {method} is recorded for {task}; type a number, e.g. weight=1.0")
     nearest = min({t.noise for t in trials}, key=lambda recorded: abs(recorded - noise))

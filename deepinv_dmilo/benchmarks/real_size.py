@@ -64,15 +64,15 @@ def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Run:
     return run
 
 
-def _published(prior: DiffusionPrior, passes: int) -> Run:
+def _short_published(prior: DiffusionPrior, passes: int) -> Run:
     return DMILO.from_preset("super_resolution", prior, outer_steps=1, inner_steps=max(1, passes // prior.num_layers))
 
 
-def _ours(prior: DiffusionPrior, passes: int) -> Run:
+def _short_dmilo(prior: DiffusionPrior, passes: int) -> Run:
     return DMILO(prior, levels=(1.0,), inner_steps=passes, tolerance=0.0)
 
 
-def _dmplug(prior: DiffusionPrior, passes: int) -> Run:
+def _short_dmplug(prior: DiffusionPrior, passes: int) -> Run:
     return DMPlug(prior, steps=max(1, passes // prior.num_layers))
 
 
@@ -80,20 +80,20 @@ def _dmplug(prior: DiffusionPrior, passes: int) -> Run:
 CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
     "bare passes, weights frozen": (lambda prior, n: _bare(prior, n, frozen=True), {}),
     "bare passes, weights not frozen (as the authors' code)": (lambda prior, n: _bare(prior, n, frozen=False), {}),
-    "DMPlug, 3 layers": (_dmplug, {"num_layers": 3}),
-    "DMILO published, 3 layers": (_published, {"num_layers": 3}),
-    "DMILO published, 6 layers": (_published, {"num_layers": 6}),
-    "DMILO": (_ours, {}),
-    "DMILO, checkpointing": (_ours, {"checkpointing": True}),
+    "DMPlug, 3 layers": (_short_dmplug, {"num_layers": 3}),
+    "DMILO published, 3 layers": (_short_published, {"num_layers": 3}),
+    "DMILO published, 6 layers": (_short_published, {"num_layers": 6}),
+    "DMILO": (_short_dmilo, {}),
+    "DMILO, checkpointing": (_short_dmilo, {"checkpointing": True}),
 }
 ON_A_GPU: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
-    "DMILO, bfloat16": (_ours, {"autocast": torch.bfloat16}),
-    "DMILO, bfloat16, compiled": (_ours, {"autocast": torch.bfloat16, "compile": True}),
-    "DMILO, float32, compiled": (_ours, {"compile": True}),
+    "DMILO, bfloat16": (_short_dmilo, {"autocast": torch.bfloat16}),
+    "DMILO, bfloat16, compiled": (_short_dmilo, {"autocast": torch.bfloat16, "compile": True}),
+    "DMILO, float32, compiled": (_short_dmilo, {"compile": True}),
 }
 
 
-def measure(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict[str, float]:
+def cost_of(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict[str, float]:
     """Seconds per pass and image, passes, and peak memory in gigabytes, of a configuration; in this process."""
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -125,10 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--passes", type=int, default=6, help="network passes of each method (default: 6)")
     parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the script")
-    parser.add_argument("--measure", nargs=2, metavar=("NAME", "BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs=2, metavar=("NAME", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.measure:
-        print(json.dumps(measure(args.measure[0], args.device, int(args.measure[1]), args.passes, args.tiny)))
+    if args.only:
+        print(json.dumps(cost_of(args.only[0], args.device, int(args.only[1]), args.passes, args.tiny)))
         return
     names = [*CONFIGURATIONS, *(ON_A_GPU if args.device != "cpu" else ())]
     lines = [
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         first: dict[str, float] = {}
         for name in names:
             started = time.perf_counter()
-            command = [sys.executable, "-m", __spec__.name, "--out", str(args.out), "--measure", name, str(batch)]
+            command = [sys.executable, "-m", __spec__.name, "--out", str(args.out), "--only", name, str(batch)]
             command += ["--device", args.device, "--passes", str(args.passes), *(["--tiny"] if args.tiny else [])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:

@@ -38,7 +38,7 @@ class Trial:
     psnr: float
 
 
-def load(kind: type, file: Path) -> list:
+def read_lines(kind: type, file: Path) -> list:
     """The rows of a CSV file, none where there is no file; a line that was cut off is left out."""
     if not file.exists():
         return []
@@ -48,7 +48,7 @@ def load(kind: type, file: Path) -> list:
     return [kind(**{name: types[name](value) for name, value in line.items()}) for line in csv.DictReader(whole)]
 
 
-def append(rows: list, file: Path) -> None:
+def append_lines(rows: list, file: Path) -> None:
     """Add rows to a CSV file, with a header where it is new; a line that was cut off is dropped first."""
     new = not file.exists()
     if not new and not (text := file.read_text()).endswith("\n"):

@@ -18,9 +18,9 @@ from statistics import mean
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.figures import cost_table, gain_table, picture, quality_table
+from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
-from deepinv_dmilo.benchmarks.records import Row, Trial, append, load
+from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -28,7 +28,7 @@ from deepinv_dmilo.tools.scoring import score
 from deepinv_dmilo.tools.tasks import make_physics
 
 NOISES = (0.005, 0.05)
-TASKS = {
+REPORT_TASKS = {
     "super-resolution": ("super-resolution", {}),
     "inpainting-70": ("inpainting", {"missing": 0.7}),
     "inpainting-90": ("inpainting", {"missing": 0.9}),
@@ -56,7 +56,7 @@ def reconstruct(
     prior: DiffusionPrior, method: Method, task: str, noise: float, weight: float, images: slice
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """Reconstructions of some held-out digits, and what each is worth and costs."""
-    name, options = TASKS[task]
+    name, options = REPORT_TASKS[task]
     digits = held_out_images("digits").to(prior.device)
     physics = make_physics(name, (1, 32, 32), noise=noise, device=prior.device, **options)  # type: ignore[arg-type]
     # All measurements are drawn at once, so that an image's do not depend on the chunk it is in.
@@ -66,7 +66,7 @@ def reconstruct(
 
 def applies(method: Method, task: str) -> bool:
     """Whether a method takes the physics of a task."""
-    name, options = TASKS[task]
+    name, options = REPORT_TASKS[task]
     return isinstance(make_physics(name, (1, 32, 32), **options), method.physics)  # type: ignore[arg-type]
 
 
@@ -77,13 +77,13 @@ def tune(prior: DiffusionPrior, method: str, task: str, noise: float, file: Path
     What the package has on record is not tried again; what is new is appended to ``file``.
     """
     rival = METHODS[method]
-    known = load(Trial, TUNING) + load(Trial, file)
+    known = read_lines(Trial, TUNING) + read_lines(Trial, file)
     trials = {t.weight: t.psnr for t in known if (t.task, t.noise, t.method) == (task, noise, method)}
     while missing := _untried(rival, trials):
         for weight in missing:
             _, scores = reconstruct(prior, rival, task, noise, weight, images)
             trials[weight] = mean(s["psnr"] for s in scores)
-            append([Trial(task, noise, method, weight, trials[weight])], file)
+            append_lines([Trial(task, noise, method, weight, trials[weight])], file)
     return max(trials, key=lambda w: trials[w])
 
 
@@ -115,7 +115,7 @@ def cells(
 def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: Path, tuning: slice) -> None:
     """Run what is missing and append it to ``results.csv``."""
     results, trials = out / "results.csv", out / "tuning.csv"
-    done = {(r.method, r.task, r.noise, r.image) for r in load(Row, results)}
+    done = {(r.method, r.task, r.noise, r.image) for r in read_lines(Row, results)}
     bar = tqdm(todo, desc="report", unit="cell")
     for name, task, noise, images in bar:
         bar.set_postfix_str(f"{name}, {task}, {noise}, images {images.start}-{images.stop - 1}")
@@ -127,7 +127,7 @@ def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: P
                 weight = tune(prior, name, task, noise, trials, tuning)
             _, scores = reconstruct(prior, method, task, noise, weight, images)
             rows = [Row(task, noise, label, weight, i, **s) for i, s in zip(_numbers(images), scores, strict=True)]
-            append([row for row in rows if (label, task, noise, row.image) not in done], results)
+            append_lines([row for row in rows if (label, task, noise, row.image) not in done], results)
 
 
 def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
@@ -160,13 +160,13 @@ def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
             # every method on the images that this group of methods did: the few of the longest runs, then all
             methods = [m for m, images in finished.items() if images >= count]
             shared = [r for r in level if r.image < count and r.method in methods]
-            tasks = [t for t in TASKS if any(r.task == t for r in shared)]
+            tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
             text += ["", f"## Noise {noise}, {count} digits", "", quality_table(shared, tasks, methods)]
             if OURS in methods:
                 text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
             text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
             name = f"noise-{noise}-{count}.png"
-            picture(shared, tasks, methods, out / name)
+            convergence_figure(shared, tasks, methods).savefig(out / name, dpi=DPI)
             text += ["", f"![PSNR against passes]({name})"]
     (out / "report.md").write_text("\n".join(text) + "\n")
 
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the results (default: report)")
     parser.add_argument("--images", type=int, default=32, help="held-out digits (default: 32)")
     parser.add_argument("--methods", nargs="+", help="only these methods, or those whose names start so")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=REPORT_TASKS, default=list(REPORT_TASKS))
     parser.add_argument("--noises", nargs="+", type=float, default=list(NOISES))
     parser.add_argument("--quick", action="store_true", help="one digit, two tasks, one noise level, five methods")
     parser.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.only_write:
         prior = DiffusionPrior.from_pretrained("digits", device=args.device)
         run(prior, list(cells(names, args.tasks, args.noises, args.images)), args.out, tuning)
-    write(load(Row, args.out / "results.csv"), args.out, args.device)
+    write(read_lines(Row, args.out / "results.csv"), args.out, args.device)
 
 
 if __name__ == "__main__":

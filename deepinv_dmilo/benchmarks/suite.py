@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.figures import bars, cost_table, picture, quality_table
+from deepinv_dmilo.benchmarks.figures import DPI, bar_figure, convergence_figure, cost_table, quality_table
 from deepinv_dmilo.benchmarks.records import Row
-from deepinv_dmilo.benchmarks.report import NOISES, TASKS
+from deepinv_dmilo.benchmarks.report import NOISES, REPORT_TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SUITES = {"digits": Path(__file__).parent / "digits"}
 #: benchopt solver for every reconstructor of the registry; also what deepinv's own benchmarks take
 SOLVER = SUITES["digits"] / "solvers" / "registry.py"
-BUDGETS = (25, 50, 100)
 QUICK = {"tasks": ("super-resolution", "inpainting-70"), "noises": (0.005,), "images": 1, "budgets": (25,)}
 
 
@@ -33,10 +33,10 @@ def run_suite(
     suite: str,
     out: Path,
     *,
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = tuple(REPORT_TASKS),
     noises: Sequence[float] = NOISES,
     images: int = 8,
-    budgets: Sequence[int] = BUDGETS,
+    budgets: Sequence[int] = (25, 50, 100),
     solvers: Sequence[str] = (),
     parallel_config: Path | None = None,
 ) -> list[Row]:
@@ -61,18 +61,18 @@ def run_suite(
     except ImportError as error:
         raise ImportError("benchmarks need benchopt; type: pip install 'deepinv-dmilo[bench]'") from error
 
-    if unknown := sorted(set(tasks) - TASKS.keys()):
-        raise ValueError(f"no task {unknown[0]!r}; type some of {', '.join(TASKS)}")
+    if unknown := sorted(set(tasks) - REPORT_TASKS.keys()):
+        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
     most = len(held_out_images(suite))
     if not 1 <= images <= most:
-        raise ValueError(f"images={images}: type a number from 1 to {most}")
+        raise InputError(f"images={images}: type a number from 1 to {most}")
     facts = provenance("cuda" if torch.cuda.is_available() else "cpu")
     # Results of other versions are not taken from the cache.
     versions = "-".join(value for name, value in facts.items() if name not in ("date", "machine"))
     methods, passes = ",".join(registry.available()), ",".join(map(str, budgets))
     file = (out / "new.parquet").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with patch.dict(os.environ, BENCHOPT_CACHE=str((out / "cache" / versions).resolve())):
+    with _environment("BENCHOPT_CACHE", str((out / "cache" / versions).resolve())):
         run_benchmark(
             SUITES[suite],
             solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
@@ -90,8 +90,22 @@ def run_suite(
     table = pandas.read_parquet(out / "results.parquet")
     table.to_csv(out / "results.csv", index=False)
     rows = _rows(table)
-    _write(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
+    _write_results(rows, f"{sentence(facts)}; benchopt seed {int(table['base_seed'].iloc[0])}.", out)
     return rows
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable set inside a ``with`` block, as before afterwards."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _rows(table: pandas.DataFrame) -> list[Row]:
@@ -122,7 +136,7 @@ def _label(line: dict[str, Any]) -> str:
     return method if name == f"deepinv[method={method},prior=digits,weight=tuned]" else name
 
 
-def _write(rows: list[Row], origin: str, out: Path) -> None:
+def _write_results(rows: list[Row], origin: str, out: Path) -> None:
     """The table of each noise level, with where it comes from, and the pictures."""
     text = ["# Benchmark", "", origin, ""]
     text.append(
@@ -133,11 +147,11 @@ def _write(rows: list[Row], origin: str, out: Path) -> None:
         level = [r for r in rows if r.noise == noise]
         methods, tasks = list(dict.fromkeys(r.method for r in level)), list(dict.fromkeys(r.task for r in level))
         text += ["", f"## Noise {noise}"]
-        for measure in ("psnr", "ssim"):
-            text += ["", quality_table(level, tasks, methods, measure)]
+        for metric in ("psnr", "ssim"):
+            text += ["", quality_table(level, tasks, methods, metric)]
         text += ["", cost_table(level, methods)]
-        for draw in (bars, picture):
-            name = f"{'bars' if draw is bars else 'convergence'}-{noise}.png"
-            draw(level, tasks, methods, out / name)
+        for draw in (bar_figure, convergence_figure):
+            name = f"{'bars' if draw is bar_figure else 'convergence'}-{noise}.png"
+            draw(level, tasks, methods).savefig(out / name, dpi=DPI)
             text += ["", f"![{name}]({name})"]
     (out / "results.md").write_text("\n".join(text) + "\n")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
-from deepinv_dmilo.tools.tasks import PICTURE_TASKS, TASK_PRESETS, TASKS, make_physics
+from deepinv_dmilo.tools.errors import InputError, door, is_out_of_memory
+from deepinv_dmilo.tools.task_names import PICTURE_TASKS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
     from deepinv.physics import Physics
     from torch import Tensor
 
+    from deepinv_dmilo.core.measurements import Measurements
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
@@ -27,19 +30,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; bad input is one line on stderr and exit code 2."""
+    """Run a command; what is no bug of ours is one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         print("deepinv-dmilo: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
-            raise  # a bug, not an input
-        print(f"deepinv-dmilo: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (InputError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError | MemoryError) and not is_out_of_memory(error):
+            raise  # a bug
+        print(f"deepinv-dmilo: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> _Parser:
@@ -136,11 +138,12 @@ def _demo(args: argparse.Namespace) -> None:
     from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
     from deepinv_dmilo.tools.provenance import provenance, sentence
 
-    device = _device(args)
-    digits = held_out_images("digits")
-    if not 1 <= args.images <= len(digits):
-        raise ValueError(f"--images {args.images}: type a number from 1 to {len(digits)}")
-    prior = DiffusionPrior.from_pretrained("digits", device=device)
+    with door():
+        device = _device(args)
+        digits = held_out_images("digits")
+        if not 1 <= args.images <= len(digits):
+            raise ValueError(f"--images {args.images}: type a number from 1 to {len(digits)}")
+        prior = DiffusionPrior.from_pretrained("digits", device=device)
     rows, columns = run_demo(prior, digits[: args.images].to(device), verbose=not args.quiet)
     print(f"\n{format_table(rows)}\n")
     print(f"{args.images} held-out digits, noise 0.005; {sentence(provenance(device))}")
@@ -155,31 +158,20 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     from deepinv_dmilo.tools.pictures import as_png
 
-    if args.mask is not None and args.task != "inpainting":
-        raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
-    for file in filter(None, (args.image, args.mask)):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such picture")
-    if args.task not in PICTURE_TASKS and not args.simulate:
-        raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
-    device = _device(args)
-    prior = _prior(args, device)
-    channels = prior.image_shape[0] if prior.image_shape else 3
-    picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
-    scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
-    mask = None
-    if args.mask is not None:
-        mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
-        if mask.shape[1:] != picture.shape[2:]:
-            raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
-        mask = mask.expand(channels, -1, -1)
-    elif args.task == "inpainting" and not args.simulate:
-        raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
-    size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
-    physics = _physics(args, size, device, mask)
-    with torch.no_grad():
-        y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
-    x_hat = _model(args, prior, verbose=True)(y, physics)
+    with door():
+        _check_pictures(args)
+        device = _device(args)
+        prior = _prior(args, device)
+        channels = prior.image_shape[0] if prior.image_shape else 3
+        picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
+        scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
+        size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
+        physics = _physics(args, size, device, _mask(args, picture))
+        with torch.no_grad():
+            y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
+        model = _model(args, prior, verbose=True)
+        _check_fit(model, y, physics)
+    x_hat = model(y, physics)
     if args.simulate:
         before = ""
         if isinstance(physics, LinearPhysics):
@@ -189,12 +181,39 @@ def _reconstruct(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def _check_pictures(args: argparse.Namespace) -> None:
+    """Refuse pictures that are not there, that the task does not take, or that it lacks."""
+    if args.mask is not None and args.task != "inpainting":
+        raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
+    for file in filter(None, (args.image, args.mask)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such picture")
+    if args.simulate:
+        return
+    if args.task not in PICTURE_TASKS:
+        raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
+    if args.task == "inpainting" and args.mask is None:
+        raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
+
+
+def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
+    """The mask of the command line, (C, H, W) as the picture (1, C, H, W)."""
+    if args.mask is None:
+        return None
+    mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
+    if mask.shape[1:] != picture.shape[2:]:
+        raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
+    return mask.expand(picture.shape[1], -1, -1)
+
+
 def _prior(args: argparse.Namespace, device: str) -> DiffusionPrior:
     settings = {"num_layers": args.num_layers, "device": device}
     return registry.load(args.prior, registry.PRIORS, optional=settings).to(device)
 
 
 def _physics(args: argparse.Namespace, size: tuple[int, int, int], device: str, mask: Tensor | None = None) -> Physics:
+    from deepinv_dmilo.tools.tasks import make_physics
+
     return make_physics(
         args.task,
         size,
@@ -224,33 +243,40 @@ def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> 
     return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _check_fit(model: Reconstructor, y: Measurements, physics: Physics) -> None:
+    """What a reconstructor of ours checks first when it is called: an error after this is no fault of the input."""
+    from deepinv_dmilo.core.measurements import check_inputs
+    from deepinv_dmilo.reconstructors.base import PriorReconstructor
+
+    if isinstance(model, PriorReconstructor):
+        check_inputs(y, physics, model.prior, None)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from datetime import timedelta
 
     import torch
     from accelerate import PartialState
 
+    from deepinv_dmilo.core.measurements import measure
     from deepinv_dmilo.tools.evaluate import evaluate, open_images
 
     auto = args.micro_batch == "auto"
-    for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
-        value = getattr(args, name)
-        if value is not None and not (auto and name == "micro_batch") and not (str(value).isdigit() and int(value) > 0):
-            raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
-    if Path(args.dataset).resolve() in (args.out.resolve(), *args.out.resolve().parents):
-        raise ValueError(f"--out {args.out} is inside {args.dataset}, where its pictures would be taken for images")
-    # One process may wait long for another's last batch.
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
-    device = str(state.device) if args.device in (None, "cuda") and state.device.type == "cuda" else _device(args)
-    prior = _prior(args, device)
-    if prior.image_shape is None:
-        raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
-    model = _model(args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch))
-    if args.micro_batch is not None and not hasattr(model, "micro_batch"):
-        raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
-    with state.local_main_process_first():  # it may download
-        images, names = open_images(args.dataset, prior.image_shape, args.data_root)
-    physics = _physics(args, prior.image_shape, device)
+    with door():
+        _check_evaluate(args)
+        # One process may wait long for another's last batch.
+        state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
+        device = str(state.device) if args.device in (None, "cuda") and state.device.type == "cuda" else _device(args)
+        prior = _prior(args, device)
+        if prior.image_shape is None:
+            raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
+        model = _model(args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch))
+        if args.micro_batch is not None and not hasattr(model, "micro_batch"):
+            raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
+        with state.local_main_process_first():  # it may download
+            images, names = open_images(args.dataset, prior.image_shape, args.data_root)
+        physics = _physics(args, prior.image_shape, device)
+        _check_fit(model, measure(torch.zeros(1, *prior.image_shape, device=device), physics), physics)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator
@@ -267,9 +293,24 @@ def _evaluate(args: argparse.Namespace) -> None:
             device=device,
             halve_on_out_of_memory=auto,
         )
-    if state.is_main_process:
-        print((args.out / "summary.json").read_text())
-        print(f"wrote {args.out}")
+    if not state.is_main_process:
+        return 0  # the exit code is the first process's, which may still be at work
+    summary = (args.out / "summary.json").read_text()
+    print(summary)
+    print(f"wrote {args.out}")
+    return 1 if json.loads(summary)["unreadable"] else 0
+
+
+def _check_evaluate(args: argparse.Namespace) -> None:
+    """Refuse numbers that are none, and results among the pictures."""
+    for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
+        value = getattr(args, name)
+        if value is None or (name == "micro_batch" and value == "auto"):
+            continue
+        if not (str(value).isdecimal() and int(value) > 0):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
+    if Path(args.dataset).resolve() in (args.out.resolve(), *args.out.resolve().parents):
+        raise ValueError(f"--out {args.out} is inside {args.dataset}, where its pictures would be taken for images")
 
 
 def _read(file: Path, channels: int, what: str) -> Tensor:
@@ -291,7 +332,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("tasks", "noises", "images", "budgets")}
     settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
     if args.parallel_config is not None and not args.parallel_config.is_file():
-        raise FileNotFoundError(f"--parallel-config {args.parallel_config}: no such file")
+        raise InputError(f"--parallel-config {args.parallel_config}: no such file")
     run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
     print((args.out / "results.md").read_text())
     print(f"wrote {args.out}")

@@ -8,7 +8,6 @@ from statistics import mean
 
 import torch
 from deepinv.optim import L2
-from deepinv.physics import Physics
 from deepinv.sampling import DPS, DiffPIR
 from deepinv.utils import plot
 from torch import Tensor
@@ -24,11 +23,9 @@ DEMO_TASKS = {"4x super-resolution": "super-resolution", "70 % inpainting": "inp
 # (benchmarks/tuning.csv); zeta 1 is ahead of 0.1 on every task of docs/report/report.md.
 DPS_STEPS, DPS_WEIGHT, DIFFPIR_ZETA = 200, 200.0, 1.0
 
-Method = Callable[[Tensor, Physics], Tensor]
-
 
 @dataclass
-class Row:
+class DemoLine:
     """One line of the demo's table."""
 
     task: str
@@ -38,7 +35,7 @@ class Row:
     evaluations: int  # of the network, forward, per image
 
 
-def demo_methods(prior: DiffusionPrior, device: str | torch.device, verbose: bool) -> dict[str, Method]:
+def demo_methods(prior: DiffusionPrior, device: str | torch.device, verbose: bool) -> dict[str, Callable[..., Tensor]]:
     """The methods compared, by name; DPS and DiffPIR with their main weights tuned on other digits."""
     denoiser = prior.denoiser()
     return {
@@ -51,28 +48,28 @@ def demo_methods(prior: DiffusionPrior, device: str | torch.device, verbose: boo
     }
 
 
-def run_demo(prior: DiffusionPrior, x: Tensor, *, seed: int = 0, verbose: bool = True) -> tuple[list[Row], dict]:
+def run_demo(prior: DiffusionPrior, x: Tensor, *, seed: int = 0, verbose: bool = True) -> tuple[list[DemoLine], dict]:
     """The table, and the images by column title: all tasks below one another, (tasks * B, C, H, W)."""
-    rows: list[Row] = []
+    rows: list[DemoLine] = []
     columns: dict[str, list[Tensor]] = {}
     for title, task in DEMO_TASKS.items():
         physics = make_physics(task, tuple(x.shape[1:]), seed=seed, device=x.device)  # type: ignore[arg-type]
         y = physics(x)
-        methods: dict[str, Method] = {"pseudo-inverse": lambda y, physics: physics.A_dagger(y)}
+        methods: dict[str, Callable[..., Tensor]] = {"pseudo-inverse": lambda y, physics: physics.A_dagger(y)}
         for name, method in {**methods, **demo_methods(prior, x.device, verbose)}.items():
             if verbose:
                 print(f"{title}: {name} ...", flush=True)
-            x_hat, scores = score(method, x, y, physics, seed=seed)  # type: ignore[arg-type]
+            x_hat, scores = score(method, x, y, physics, seed=seed)
             psnr, passes, calls, seconds = (
                 mean(s[key] for s in scores) for key in ("psnr", "passes", "calls", "seconds")
             )
-            rows.append(Row(title, name, psnr, len(x) * seconds, round(passes + calls)))
+            rows.append(DemoLine(title, name, psnr, len(x) * seconds, round(passes + calls)))
             columns.setdefault(name, []).append(x_hat)
         columns.setdefault("ground truth", []).append(x)
     return rows, {name: torch.cat(images) for name, images in columns.items()}
 
 
-def format_table(rows: list[Row]) -> str:
+def format_table(rows: list[DemoLine]) -> str:
     """The rows as a markdown table."""
     lines = ["| task | method | PSNR (dB) | seconds | network evaluations |", "|---|---|---|---|---|"]
     for row in rows:

@@ -8,7 +8,10 @@ import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,7 +20,7 @@ import deepinv
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from deepinv.datasets import ImageFolder
 from deepinv.physics import Physics
 from torch import Tensor, nn
@@ -27,7 +30,8 @@ from tqdm import tqdm
 from deepinv_dmilo.core.measurements import Measurements, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tools.pictures import as_png, read_picture
+from deepinv_dmilo.tools.errors import InputError, door, is_out_of_memory
+from deepinv_dmilo.tools.pictures import UNREADABLE, as_png, read_picture
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.scoring import score
 
@@ -87,7 +91,9 @@ def evaluate(
     done, ``results.jsonl`` and ``summary.json``.
 
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
-    there is not done again. The noise of an image follows from ``seed`` and its name alone, so that its result does
+    there is not done again; a damaged record is moved to ``NAME.json.damaged`` and its image done again. A picture that
+    cannot be read is told at the end, on stderr and under ``unreadable`` in the summary, and tried again by the next
+    run. The noise of an image follows from ``seed`` and its name alone, so that its result does
     not depend on order, batch or process but for rounding, and not at all where batches and threads are the same.
 
     :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
@@ -100,59 +106,91 @@ def evaluate(
     :param int batch_size: images that are reconstructed together.
     :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
-    :return: the records of all images, by name.
+    :return: the records of all images that could be read, by name.
     """
     model.eval()
     state = PartialState()
     if state.is_main_process:
-        _check_settings(out, settings)
+        with door():
+            _check_settings(out, settings)
     state.wait_for_everyone()
     batches = [range(i, min(i + batch_size, len(names))) for i in range(0, len(names), batch_size)]
     share = batches[state.process_index :: state.num_processes]
-    todo = [[i for i in batch if not _record(out, names[i]).exists()] for batch in share]
+    records = {i: record for i in chain.from_iterable(share) if (record := _finished(out, names[i])) is not None}
+    unreadable: dict[str, str] = {}
     bar = tqdm(
         total=sum(map(len, share)),
-        initial=sum(map(len, share)) - sum(map(len, todo)),
+        initial=len(records),
         desc="evaluate" if state.num_processes == 1 else f"evaluate, process 1 of {state.num_processes}",
         unit="image",
         disable=not state.is_main_process,
     )
-    for batch in filter(None, todo):
-        x = torch.stack([_tensor(images[i]) for i in batch]).to(device)
-        y = join([measure(x[k : k + 1], physics, names[i], seed) for k, i in enumerate(batch)])
-
-        def run(x: Tensor = x, y: Measurements = y) -> tuple[Tensor, list[dict[str, float]]]:
-            return score(model, x, y, physics, seed=seed)
-
-        x_hat, scores = _halving(model, len(batch), run) if halve_on_out_of_memory else run()
-        for i, image, values in zip(batch, x_hat, scores, strict=True):
-            png = BytesIO()
-            as_png(image).save(png, "PNG")
-            _write(out / "images" / f"{names[i]}.png", png.getvalue())
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            _write(_record(out, names[i]), json.dumps({"name": names[i], **finite}))
-            bar.update()
+    for batch in share:
+        todo = [i for i in batch if i not in records]
+        x = _read_batch(images, names, todo, unreadable)
+        if x:
+            y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
+            run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
+            x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
+            for i, image, values in zip(x, x_hat, scores, strict=True):
+                records[i] = _keep(out, names[i], image, values)
+        bar.update(len(todo))
     bar.close()
-    mine = [json.loads(_record(out, names[i]).read_text()) for batch in share for i in batch]
-    records = sorted(gather_object(mine), key=lambda record: record["name"])
+    gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
+    missing = dict(sorted(gather_object(list(unreadable.items()))))
     if state.is_main_process:
-        _summarise(records, settings, out, str(device))
+        _summarise(gathered, missing, settings, out, str(device))
     state.wait_for_everyone()
-    return records
+    return gathered
 
 
-def measure(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
+def noisy_measurements(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
     """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
     with seeded(x, physics, zlib.crc32(f"{seed}/{name}".encode())), torch.no_grad():
         return physics(x)
 
 
-def _tensor(image: Any) -> Tensor:
-    return image[0] if isinstance(image, tuple | list) else image
+def _read_batch(
+    images: Sequence[Any], names: Sequence[str], todo: list[int], unreadable: dict[str, str]
+) -> dict[int, Tensor]:
+    """Images by index; those that cannot be read go to ``unreadable``, with the reason."""
+    x = {}
+    for i in todo:
+        try:
+            item = images[i]
+        except UNREADABLE as error:
+            unreadable[names[i]] = " ".join(str(error).split()) or type(error).__name__
+        else:
+            x[i] = item[0] if isinstance(item, tuple | list) else item
+    return x
 
 
 def _record(out: Path, name: str) -> Path:
     return out / "records" / f"{name}.json"
+
+
+def _finished(out: Path, name: str) -> dict[str, Any] | None:
+    """The record of an earlier run; a damaged one is moved aside."""
+    file = _record(out, name)
+    if not file.exists():
+        return None
+    with suppress(ValueError):  # no JSON, or no text
+        record = json.loads(file.read_text())
+        if isinstance(record, dict) and record.get("name") == name:
+            return record
+    print(f"{file} is damaged: moved to {file.name}.damaged, and its image done again", file=sys.stderr)
+    file.replace(file.with_name(f"{file.name}.damaged"))
+    return None
+
+
+def _keep(out: Path, name: str, image: Tensor, values: dict[str, float]) -> dict[str, Any]:
+    """Write the picture, then the record that says that the image is done."""
+    png = BytesIO()
+    as_png(image).save(png, "PNG")
+    _write(out / "images" / f"{name}.png", png.getvalue())
+    record = {"name": name, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
+    _write(_record(out, name), json.dumps(record))
+    return record
 
 
 def _halving(model: Any, rows: int, run: Callable[[], Any]) -> Any:
@@ -160,9 +198,9 @@ def _halving(model: Any, rows: int, run: Callable[[], Any]) -> Any:
     while True:
         try:
             return run()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             fits = min(rows * getattr(model, "num_samples", 1), model.micro_batch or sys.maxsize)
-            if not should_reduce_batch_size(error) or fits == 1:
+            if not is_out_of_memory(error) or fits == 1:
                 raise
         print(f"out of memory with {fits} reconstructions at once, trying {fits // 2}", file=sys.stderr)
         model.micro_batch = fits // 2
@@ -176,30 +214,42 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _write(file, json.dumps(settings, indent=1))
         return
-    before = json.loads(file.read_text())
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); give another --out, or remove {out}") from error
     changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if changed:
         told = ", ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
         raise ValueError(f"{out} holds results of other settings ({told}); give another --out, or remove it")
 
 
-def _summarise(records: list[dict[str, Any]], settings: dict[str, Any], out: Path, device: str) -> None:
+def _summarise(
+    records: list[dict[str, Any]], unreadable: dict[str, str], settings: dict[str, Any], out: Path, device: str
+) -> None:
+    """Write the records together and what they come to; tell what could not be read."""
     _write(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    columns = {name: [r[name] for r in records if r[name] is not None] for name in records[0] if name != "name"}
-    columns = {name: values for name, values in columns.items() if values}
+    columns: dict[str, list[float]] = {}
+    for name, value in chain.from_iterable(record.items() for record in records):
+        if name != "name" and value is not None:
+            columns.setdefault(name, []).append(value)
     summary = {
         "images": len(records),
         "mean": {name: mean(values) for name, values in columns.items()},
         "std": {name: stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()},
+        "unreadable": unreadable,
         "settings": settings,
         "provenance": provenance(device),
     }
     _write(out / "summary.json", json.dumps(summary, indent=1))
+    if unreadable:
+        told = "".join(f"\n  {name}: {reason}" for name, reason in unreadable.items())
+        print(f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be read:{told}", file=sys.stderr)
 
 
 def _write(file: Path, content: str | bytes) -> None:
     """All of a file or nothing of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(file)
+    unfinished = file.with_name(f".{file.name}.partial")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    unfinished.replace(file)

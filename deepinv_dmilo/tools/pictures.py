@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+#: what PIL raises at a file that is missing, damaged, no picture, or far too large
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_picture(file: Path) -> Tensor:
@@ -21,7 +26,7 @@ def read_picture(file: Path) -> Tensor:
                 pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
     except UnidentifiedImageError:
         raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
-    except OSError as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,18 @@ from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
 def score(
-    model: nn.Module, x: Tensor, y: Measurements, physics: Physics, *, seed: int = 0, lpips: LPIPS | None = None
+    model: Callable[..., Tensor],
+    x: Tensor,
+    y: Measurements,
+    physics: Physics,
+    *,
+    seed: int = 0,
+    lpips: LPIPS | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """
-    Reconstruct a batch and measure.
+    Reconstruct a batch, and tell what the images are worth and cost.
 
-    :param torch.nn.Module model: a reconstructor, called as ``model(y, physics)``; passes are those of the
+    :param model: a reconstructor, called as ``model(y, physics)``; passes are those of the
         :class:`deepinv_dmilo.DiffusionPrior` inside it.
     :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
     :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.

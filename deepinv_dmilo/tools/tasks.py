@@ -17,26 +17,7 @@ from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
-#: tasks whose measurements are a picture of a known operator
-PICTURE_TASKS = (
-    "super-resolution",
-    "inpainting",
-    "box-inpainting",
-    "deblurring",
-    "nonlinear-deblurring",
-    "denoising",
-)
-#: tasks whose measurements are no picture, or whose operator is drawn at random
-SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
-TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
-#: the paper's settings (``from_preset``) for its tasks
-TASK_PRESETS = {
-    "super-resolution": "super_resolution",
-    "inpainting": "inpainting",
-    "deblurring": "deblurring",
-    "motion-deblurring": "deblurring",
-    "nonlinear-deblurring": "nonlinear_deblurring",
-}
+from deepinv_dmilo.tools.task_names import TASKS
 
 
 class CameraResponseBlur(Physics):
@@ -114,12 +95,13 @@ def make_physics(
             known[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
         return Inpainting(img_size, mask=known, pixelwise=True, rng=rng, noise_model=noise_model, device=device)
     if task in ("deblurring", "nonlinear-deblurring", "motion-deblurring"):
-        if not 0 < blur_sigma <= min(img_size[1:]) / 8:
-            raise ValueError(f"blur_sigma={blur_sigma}: type a number above 0, at most an eighth of the image's side")
-        kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
         if task == "motion-deblurring":
             side = min(img_size[1:]) // 4 + 1
             kernel = MotionBlurGenerator((side, side), rng=rng, device=str(device)).step()["filter"]
+        elif not 0 < blur_sigma <= min(img_size[1:]) / 8:
+            raise ValueError(f"blur_sigma={blur_sigma}: type a number above 0, at most an eighth of the image's side")
+        else:
+            kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
         blur = BlurFFT(img_size, filter=kernel, noise_model=noise_model, device=device)
         return CameraResponseBlur(blur, noise_model) if task == "nonlinear-deblurring" else blur
     if task == "denoising":

@@ -1,0 +1,29 @@
+"""Errors that are the user's to mend, which the command line tells in a line; all others keep their traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """What was typed or given is at fault."""
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """What is refused in a ``with`` block is the user's: values, types, files, missing packages; as an InputError."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise InputError(str(error)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine ran out."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, Exception) and should_reduce_batch_size(error)

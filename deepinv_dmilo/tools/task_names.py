@@ -1,0 +1,22 @@
+"""The names of the standard tasks; imports nothing, so that the command line can tell them at once."""
+
+#: tasks whose measurements are a picture of a known operator
+PICTURE_TASKS = (
+    "super-resolution",
+    "inpainting",
+    "box-inpainting",
+    "deblurring",
+    "nonlinear-deblurring",
+    "denoising",
+)
+#: tasks whose measurements are no picture, or whose operator is drawn at random
+SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
+TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
+#: the paper's settings (``from_preset``) for its tasks
+TASK_PRESETS = {
+    "super-resolution": "super_resolution",
+    "inpainting": "inpainting",
+    "deblurring": "deblurring",
+    "motion-deblurring": "deblurring",
+    "nonlinear-deblurring": "nonlinear_deblurring",
+}

@@ -1,0 +1,96 @@
+"""The command line: what it imports, and whose fault an error is. What its options refuse is in test_bundled."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deepinv_dmilo import DMILOPGD
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.pictures import as_png
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """The two commands that reconstruct, by name."""
+    picture = tmp_path / "picture.png"
+    as_png(held_out_images("digits")[0]).save(picture)
+    options = ["--task", "denoising", "--device", "cpu"]
+    return {
+        "reconstruct": ["reconstruct", str(picture), *options, "--out", str(tmp_path / "out.png")],
+        "evaluate": ["evaluate", "digits", *options, "--limit", "1", "--out", str(tmp_path / "out")],
+    }
+
+
+def break_down(monkeypatch, error):
+    def forward(self, y, physics):
+        raise error
+
+    monkeypatch.setattr(DMILOPGD, "forward", forward)
+
+
+def test_the_help_imports_neither_torch_nor_deepinv():
+    code = (
+        "import sys; from deepinv_dmilo.tools.cli import _parser; _parser().format_help();"
+        "print([name for name in ('torch', 'deepinv', 'numpy', 'diffusers', 'accelerate') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "evaluate"])
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")])
+def test_a_bug_keeps_its_traceback(commands, name, error, monkeypatch):
+    break_down(monkeypatch, error)
+    with pytest.raises(type(error), match="a bug"):
+        main(commands[name])
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "evaluate"])
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (FloatingPointError("the objective became nan;\nlower it"), 2, "error: the objective became nan; lower it\n"),
+        (torch.OutOfMemoryError("HIP: full"), 2, "error: HIP: full\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: DefaultCPUAllocator"),
+        (MemoryError(), 2, "error: out of memory\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_is_no_bug_is_one_line(commands, name, error, code, told, monkeypatch, capsys):
+    break_down(monkeypatch, error)
+    assert main(commands[name]) == code
+    assert f"deepinv-dmilo: {told}" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):
+    monkeypatch.setattr(DMILOPGD, "forward", lambda self, y, physics: physics.A_adjoint(y))
+    assert main(commands["evaluate"]) == 0
+    assert main([*commands["evaluate"], "--noise", "0.1"]) == 2
+    assert "deepinv-dmilo: error:" in (told := capsys.readouterr().err)
+    assert "holds results of other settings (noise was 0.005 and is 0.1)" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--tasks", "deblur"], "no task 'deblur'"),
+        (["--images", "501"], "images=501: type a number"),
+        (["--parallel-config", "nowhere.yml"], "no such file"),
+    ],
+)
+def test_wrong_options_of_the_benchmark_are_one_line(more, told, tmp_path, capsys):
+    assert main(["benchmark", "--out", str(tmp_path / "out"), *more]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_motion_deblurring_does_not_look_at_the_width_that_it_does_not_use(commands, monkeypatch, capsys):
+    monkeypatch.setattr(DMILOPGD, "forward", lambda self, y, physics: physics.A_adjoint(y))
+    width = ["--blur-sigma", "99"]
+    assert main([*commands["reconstruct"], *width, "--task", "motion-deblurring", "--simulate"]) == 0
+    assert main([*commands["reconstruct"], *width, "--task", "deblurring"]) == 2
+    assert "blur_sigma=99.0" in capsys.readouterr().err

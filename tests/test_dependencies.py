@@ -1,0 +1,51 @@
+"""What the package imports is what it declares, and a name means one thing."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = {"PIL": "pillow"}  # those whose module has another name
+
+
+def imported():
+    """The package's modules that come from elsewhere, each with the file that imports it last."""
+    found = {}
+    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found.update((name.partition(".")[0], file) for name in names)
+    return found
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests outside the repository")
+def test_every_import_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|bench) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    declared = set(re.findall(r'"([\w-]+)', " ".join(lists))) | {"deepinv_dmilo"}
+    assert len(lists) == 2
+    foreign = {DISTRIBUTIONS.get(name, name) for name in imported() if name not in sys.stdlib_module_names}
+    assert foreign - declared == set()
+
+
+def test_no_tool_for_tests_is_used_by_the_package():
+    assert imported().keys().isdisjoint({"unittest", "pytest"})
+
+
+def test_a_public_name_means_one_thing():
+    """Each is defined in one module; ``main`` and benchopt's ``Solver`` are what others call them."""
+    homes = {}
+    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            defined = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in filter(None, targets):
+                defined += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
+            for name in defined:
+                homes.setdefault(name, set()).add(file)
+    twice = {name for name, files in homes.items() if len(files) > 1 and not name.startswith("_")}
+    assert twice == {"main", "Solver"}
