@@ -11,7 +11,7 @@ A package offers a reconstructor in its ``pyproject.toml``:
 and a prior, a function or class that returns a :class:`deepinv_dmilo.DiffusionPrior`, in the group ``deepinv.priors``.
 deepinv 0.5 reads no entry points itself; this module does, and imports a package only when something of it is loaded.
 Both are called with keywords, and with those alone that they take: a reconstructor with ``prior``, ``max_passes``,
-``rng``, ``micro_batch``, ``verbose``, a prior with ``num_layers``, ``device``.
+``rng``, ``micro_batch``, ``verbose``, ``num_layers``, a prior with ``device``.
 """
 
 from __future__ import annotations

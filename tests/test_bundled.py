@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
@@ -32,7 +32,7 @@ def digit(tmp_path):
 def short(monkeypatch):
     """Two inner steps, for tests that look at files and messages."""
     for method in (DMILO, DMILOPGD):
-        monkeypatch.setitem(method.__init__.__kwdefaults__, "inner_steps", 2)
+        monkeypatch.setitem(method.__init__.__kwdefaults__, "solver", LBFGS(steps=2))
 
 
 def test_held_out_digits():
@@ -43,11 +43,10 @@ def test_held_out_digits():
 
 def test_the_bundled_prior_predicts_the_noise_of_digits_that_it_never_saw(prior):
     """A network that does not know digits has an error of 1; the card's error, over all levels, is 0.017."""
-    x = prior.to_model(held_out_images()[:32])
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    abar = prior.alphas_cumprod[400]
+    u, level = prior.encode(held_out_images()[:32]), prior.family.at(400)
+    noise = torch.randn(u.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        error = (prior.predict(abar**0.5 * x + (1 - abar) ** 0.5 * noise, torch.tensor(400)) - noise).square().mean()
+        error = (prior.predict(level.signal * u + level.noise * noise, torch.tensor(400)) - noise).square().mean()
     assert error < 0.03
 
 
@@ -132,7 +131,8 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--out": "nowhere/out.png"}, "does not exist"),
         ({"--task": "inpainting"}, "needs --mask FILE"),
         ({"--device": "gpu9"}, "type --device cpu"),
-        ({"--num-layers": "0"}, "type a whole number from 1 to 999"),
+        ({"--num-layers": "4"}, "type --published as well"),
+        ({"--num-layers": "0", "--method": "dmplug"}, "num_layers=0: type a whole number of at least 1"),
         ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a whole number"),
         ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),

@@ -53,11 +53,11 @@ def test_ours_are_found():
 
 
 def test_load_takes_a_prior_by_name_or_as_it_is():
-    prior = registry.load("digits", registry.PRIORS, num_layers=4)
+    prior = registry.load("digits", registry.PRIORS, clip_sample=False)
     assert isinstance(prior, DiffusionPrior)
-    assert prior.num_layers == 4
+    assert not prior.clip_sample
     assert registry.load("dmilo-pgd", prior=prior, max_passes=7).prior is prior
-    assert registry.load("dmplug", prior="digits").prior.num_layers == 3
+    assert registry.load("dmplug", prior="digits", num_layers=4).num_layers == 4
 
 
 def test_a_package_that_somebody_else_wrote_is_found(install):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import torch
 from deepinv.physics import Downsampling
 from torch import Tensor
 
+from deepinv_dmilo.core.solvers import LBFGS
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmplug import DMPlug
+from deepinv_dmilo.reconstructors.schedules import Levels
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import Meter
 
@@ -57,32 +60,33 @@ def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Run:
 
     def run(y: Tensor, physics: Downsampling) -> None:
         prior.eval().requires_grad_(not frozen)
-        z = prior.latent((len(y), *prior.image_shape)).requires_grad_()  # type: ignore[misc]
+        z = torch.randn(len(y), *prior.image_shape, device=prior.device).requires_grad_()  # type: ignore[misc]
         for _ in range(passes):
-            prior.layer(prior.num_layers - 1, z).square().sum().backward()
+            prior.step(z, *prior.levels(3)[2:]).square().sum().backward()
 
     return run
 
 
-def _short_published(prior: DiffusionPrior, passes: int) -> Run:
-    return DMILO.from_preset("super_resolution", prior, outer_steps=1, inner_steps=max(1, passes // prior.num_layers))
+def _short_published(prior: DiffusionPrior, passes: int, num_layers: int = 3) -> Run:
+    settings = {"num_layers": num_layers, "outer_steps": 1, "inner_steps": max(1, passes // num_layers)}
+    return DMILO.from_preset("super_resolution", prior, **settings)
 
 
 def _short_dmilo(prior: DiffusionPrior, passes: int) -> Run:
-    return DMILO(prior, levels=(1.0,), inner_steps=passes, tolerance=0.0)
+    return DMILO(prior, schedule=Levels((1.0,)), solver=LBFGS(passes, tolerance=0.0))
 
 
 def _short_dmplug(prior: DiffusionPrior, passes: int) -> Run:
-    return DMPlug(prior, steps=max(1, passes // prior.num_layers))
+    return DMPlug(prior, num_layers=3, steps=max(1, passes // 3))
 
 
 # name -> (method, settings of the prior)
 CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
-    "bare passes, weights frozen": (lambda prior, n: _bare(prior, n, frozen=True), {}),
-    "bare passes, weights not frozen (as the authors' code)": (lambda prior, n: _bare(prior, n, frozen=False), {}),
-    "DMPlug, 3 layers": (_short_dmplug, {"num_layers": 3}),
-    "DMILO published, 3 layers": (_short_published, {"num_layers": 3}),
-    "DMILO published, 6 layers": (_short_published, {"num_layers": 6}),
+    "bare passes, weights frozen": (partial(_bare, frozen=True), {}),
+    "bare passes, weights not frozen (as the authors' code)": (partial(_bare, frozen=False), {}),
+    "DMPlug, 3 layers": (_short_dmplug, {}),
+    "DMILO published, 3 layers": (_short_published, {}),
+    "DMILO published, 6 layers": (partial(_short_published, num_layers=6), {}),
     "DMILO": (_short_dmilo, {}),
     "DMILO, checkpointing": (_short_dmilo, {"checkpointing": True}),
 }

@@ -15,10 +15,15 @@ Measurements: TypeAlias = "Tensor | TensorList"
 SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a physics raises at a misfit
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine ran out, which torch often says in a plain RuntimeError."""
+    told = ("out of memory", "can't allocate memory", "CUDNN_STATUS_NOT_SUPPORTED")
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(text in str(error) for text in told)
+
+
 def raise_out_of_memory(error: Exception) -> None:
-    """Let go on what only looks like a misfit: a RuntimeError that says that memory ran out."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    """Let go on what only looks like a misfit of shapes."""
+    if is_out_of_memory(error):
         raise error
 
 

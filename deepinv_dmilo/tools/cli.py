@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
-from deepinv_dmilo.tools.errors import InputError, door, is_out_of_memory
+from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.task_names import PICTURE_TASKS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from deepinv.physics import Physics
     from torch import Tensor
 
-    from deepinv_dmilo.core.measurements import Measurements
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
@@ -38,10 +37,16 @@ def main(argv: list[str] | None = None) -> int:
         print("deepinv-dmilo: interrupted", file=sys.stderr)
         return 130
     except (InputError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError | MemoryError) and not is_out_of_memory(error):
+        if isinstance(error, RuntimeError | MemoryError) and not _is_out_of_memory(error):
             raise  # a bug
         print(f"deepinv-dmilo: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
         return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from deepinv_dmilo.core.measurements import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _parser() -> _Parser:
@@ -87,7 +92,7 @@ def _parser() -> _Parser:
         command.add_argument("--factor", type=int, default=4, help="super-resolution factor")
         command.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
         command.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
-        command.add_argument("--num-layers", type=int, default=3, help="layers of the prior (--published, dmplug)")
+        command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
         command.add_argument("--seed", type=int, default=0)
 
     benchmark = commands.add_parser("benchmark", help="compare all installed methods with benchopt")
@@ -170,7 +175,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
         model = _model(args, prior, verbose=True)
-        _check_fit(model, y, physics)
+        if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
+            model.check(y, physics)
     x_hat = model(y, physics)
     if args.simulate:
         before = ""
@@ -207,8 +213,7 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
 
 
 def _prior(args: argparse.Namespace, device: str) -> DiffusionPrior:
-    settings = {"num_layers": args.num_layers, "device": device}
-    return registry.load(args.prior, registry.PRIORS, optional=settings).to(device)
+    return registry.load(args.prior, registry.PRIORS, optional={"device": device}).to(device)
 
 
 def _physics(args: argparse.Namespace, size: tuple[int, int, int], device: str, mask: Tensor | None = None) -> Physics:
@@ -229,11 +234,14 @@ def _physics(args: argparse.Namespace, size: tuple[int, int, int], device: str, 
 
 def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
     """The method of the command line; of another package's method only what its constructor takes is set."""
-    settings = {"rng": args.seed, "max_passes": args.max_passes, **settings}
+    settings = {"rng": args.seed, "max_passes": args.max_passes, "num_layers": args.num_layers, **settings}
     settings = {name: value for name, value in settings.items() if value is not None}
     method = registry.get(args.method)
-    if args.max_passes is not None and "max_passes" not in inspect.signature(method).parameters:
+    takes = inspect.signature(method).parameters
+    if args.max_passes is not None and "max_passes" not in takes:
         raise ValueError(f"{args.method} has no budget; leave --max-passes out")
+    if args.num_layers is not None and not (args.published or "num_layers" in takes):
+        raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:
         return registry.load(args.method, optional={"prior": prior, **settings}).to(prior.device)
     if not hasattr(method, "from_preset"):
@@ -241,15 +249,6 @@ def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> 
     if args.task not in TASK_PRESETS:
         raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
     return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
-
-
-def _check_fit(model: Reconstructor, y: Measurements, physics: Physics) -> None:
-    """What a reconstructor of ours checks first when it is called: an error after this is no fault of the input."""
-    from deepinv_dmilo.core.measurements import check_inputs
-    from deepinv_dmilo.reconstructors.base import PriorReconstructor
-
-    if isinstance(model, PriorReconstructor):
-        check_inputs(y, physics, model.prior, None)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -276,7 +275,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         with state.local_main_process_first():  # it may download
             images, names = open_images(args.dataset, prior.image_shape, args.data_root)
         physics = _physics(args, prior.image_shape, device)
-        _check_fit(model, measure(torch.zeros(1, *prior.image_shape, device=device), physics), physics)
+        if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
+            model.check(measure(torch.zeros(1, *prior.image_shape, device=device), physics), physics)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator

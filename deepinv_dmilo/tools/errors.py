@@ -17,13 +17,3 @@ def door() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the machine ran out."""
-    import torch
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, Exception) and should_reduce_batch_size(error)

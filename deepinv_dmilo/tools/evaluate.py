@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torchvision import transforms
 from tqdm import tqdm
 
-from deepinv_dmilo.core.measurements import Measurements, join
+from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tools.errors import InputError, door, is_out_of_memory
+from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.pictures import UNREADABLE, as_png, read_picture
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.scoring import score
