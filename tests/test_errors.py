@@ -297,9 +297,9 @@ def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
         ("levels", r"type schedule=Levels\(\(1.0, 0.2\)\), or schedule=Chain\(\)"),
         ("inner_steps", r"type solver=LBFGS\(steps=...\)"),
         ("outer_steps", r"type schedule=Chain\(outer_steps=...\)"),
-        ("sparsity", r"type schedule=Chain\(sparsity=...\)"),
+        ("sparsity", r"Levels\(deviation_threshold=...\), or .* Chain\(sparsity=...\)"),
         ("max_pases", "type some of prior, max_passes, num_samples"),
-        ("layers_per_level", "DMILO has no setting 'layers_per_level': type some of"),
+        ("layers_per_level", "DMILO has no setting 'layers_per_level': a level has one layer"),
     ],
 )
 def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):

@@ -14,7 +14,8 @@ from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.problem import LatentFit
 from deepinv_dmilo.core.solvers import LBFGS, Adam, Solver
-from deepinv_dmilo.reconstructors.base import PriorReconstructor, Run
+from deepinv_dmilo.reconstructors.base import PriorReconstructor
+from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.schedules import Chain, Levels, State
 
 Self = TypeVar("Self", bound="DMILO")
@@ -27,7 +28,10 @@ MOVED = {
     **{f.name: f"type solver=LBFGS({f.name}=...)" for f in fields(LBFGS)},
     **{f.name: f"it is of Adam, type solver=Adam({f.name}=...)" for f in fields(Adam) if f.name != "steps"},
     "levels": "type schedule=Levels((1.0, 0.2)), or schedule=Chain() for chains from pure noise",
-    "inner_steps": "type solver=LBFGS(steps=...), or solver=Adam(steps=...)",
+    **dict.fromkeys(("inner_steps", "steps"), "type solver=LBFGS(steps=...), or solver=Adam(steps=...)"),
+    "sparsity": "type schedule=Levels(deviation_threshold=...), or with chains from pure noise Chain(sparsity=...)",
+    "latent_penalty": "with levels it follows the noise; with chains from pure noise type Chain(latent_penalty=...)",
+    "layers_per_level": "a level has one layer; type schedule=Chain(num_layers=...) for more",
 }
 
 

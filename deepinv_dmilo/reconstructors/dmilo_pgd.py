@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepinv_dmilo.core.door import check_choice, check_settings
-from deepinv_dmilo.reconstructors.base import Run
 from deepinv_dmilo.reconstructors.dmilo import DMILO
+from deepinv_dmilo.reconstructors.run import Run
 
 
 @dataclass(eq=False, repr=False)

@@ -11,7 +11,8 @@ from torch import Tensor
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.solvers import Adam, Solver
-from deepinv_dmilo.reconstructors.base import PriorReconstructor, Run
+from deepinv_dmilo.reconstructors.base import PriorReconstructor
+from deepinv_dmilo.reconstructors.run import Run
 
 
 @dataclass(eq=False, repr=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
-
-if TYPE_CHECKING:
-    from deepinv_dmilo.reconstructors.base import Run
+from deepinv_dmilo.reconstructors.run import Run
 
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
 # gradient steps from there: ours.

@@ -1,0 +1,140 @@
+"""One call of a reconstructor: what it observes and draws, the passes it counts, the metrics it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from deepinv.loss.metric import PSNR
+from deepinv.optim import DataFidelity
+from deepinv.physics import Physics
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from deepinv_dmilo.core.data import check_fidelity
+from deepinv_dmilo.core.draws import Draws
+from deepinv_dmilo.core.measurements import Measurements, parts, working_dtype
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.prior import Level
+from deepinv_dmilo.core.problem import Problem, Variables
+from deepinv_dmilo.core.projection import STANDSTILL, gradient_steps
+from deepinv_dmilo.core.solvers import Solution
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.reconstructors.base import PriorReconstructor
+
+ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
+
+
+class Run:
+    """One call of a reconstructor: what it observes and draws; it solves, counts passes and keeps metrics."""
+
+    def __init__(
+        self,
+        model: PriorReconstructor,
+        y: Measurements,
+        physics: Physics,
+        shape: tuple[int, ...],
+        init: Tensor | None,
+        x_gt: Tensor | None,
+        compute_metrics: bool,
+    ) -> None:
+        self.model, self.prior, self.shape, self.num_samples = model, model.prior, shape, model.num_samples
+        rows = shape[0] * model.num_samples
+        self.like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
+        noise_level: float | None = getattr(model, "noise_level", None)
+        fidelity: DataFidelity | None = getattr(model, "data_fidelity", None)
+        operator = Operator(physics, shape, self.like, single=rows == 1)
+        self.observation = Observation(y, operator, model.num_samples, noise_level, fidelity)
+        if fidelity is not None:
+            check_fidelity(fidelity, self.observation.data, self.grey())
+        self.draws = Draws(model.rng)
+        #: the start of every sample, where the caller gave one
+        self.init = None if init is None else init.detach().to(self.like).repeat(model.num_samples, 1, 1, 1)
+        self.x_gt, self.compute_metrics = x_gt, compute_metrics
+        self.steps, self.outer = model._steps(), 1
+        self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
+        self.metrics: dict[str, list[list[float]]] = {}
+        total = self.steps * model._solves()
+        self.bar = tqdm(total=total, desc=type(model).__name__, unit="step", disable=not model.verbose)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody looks at iterates on the way."""
+        return self.model.verbose or self.compute_metrics
+
+    def grey(self) -> Tensor:
+        """Mid-grey images, (S * B, C, H, W)."""
+        return self.like.new_full((self.num_samples * self.shape[0], *self.shape[1:]), 0.5)
+
+    def noise(self) -> Tensor:
+        """The next standard normal noise for every sample of every image, (S * B, C, H, W)."""
+        return self.draws(self.shape, self.num_samples).to(self.like)
+
+    def descend(self, x: Tensor, *, step_size: float | str = "auto", pull: Tensor | None = None, **how: Any) -> Tensor:
+        """Gradient steps of images x, (S * B, C, H, W), on the measurements; "auto": of size ``1 / ||A||^2``."""
+        if step_size != "auto":
+            size = torch.full_like(x[:, 0, 0, 0], float(step_size))
+            return gradient_steps(x, self.observation.data.energy, size=size, pull=pull, **how)
+        norm = self.observation.operator.squared_norm
+        auto = None if norm is None else 1 / norm.repeat(self.num_samples)
+        return gradient_steps(x, self.observation.data.energy, size=auto, pull=pull, standstill=STANDSTILL, **how)
+
+    def outer_steps(self, chains: list[tuple[Level, ...]]) -> Iterator[tuple[tuple[Level, ...], bool]]:
+        """The chain of each outer step, and whether it is the last."""
+        for self.outer, levels in enumerate(chains, 1):
+            yield levels, self.outer == len(chains)
+
+    def in_parts(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """A function of rows, of as many at a time as may go through the network."""
+        size = self.model.micro_batch or len(tensors[0])
+        return torch.cat([function(*part) for part in zip(*(t.split(size) for t in tensors), strict=True)])
+
+    def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
+        """Go through the outer steps; the last images, checked."""
+        try:
+            with torch.autocast(self.like.device.type, enabled=False):  # the caller's; the prior has its own
+                for x, cost in iterates(self):
+                    self.record(x, cost)
+        finally:
+            self.bar.close()
+        if not torch.isfinite(x).all():
+            raise FloatingPointError(f"the last step left NaN or infinite pixels; {ADVICE}")
+        return x
+
+    def solve(self, problem: Problem, start: Variables, watch: Callable[..., object] | None = None) -> Solution:
+        """The solution of a problem, its passes counted."""
+
+        def look(v: Variables | None, value: Tensor | None) -> None:
+            if watch is not None:
+                watch(v, value)
+            self.bar.update()
+
+        seen = self.bar.n
+        try:
+            solution = self.model._solver()(problem, start, steps=self.steps, watch=look)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}, {problem.name}, outer step {self.outer}; {ADVICE}") from error
+        self.bar.update(seen + self.steps - self.bar.n)  # what was not needed
+        self.passes += solution.passes * self.model._passes_per_step()
+        return solution
+
+    def record(self, x: Tensor, cost: Tensor) -> None:
+        """Keep the metrics of iterates (S * B, C, H, W), where somebody looks at them."""
+        if not self.is_watched:
+            return
+        mean = self.observation.mean
+        images = mean(x)
+        residual = self.observation.images.rms(images)
+        self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}")
+        if self.compute_metrics:
+            passes = self.passes.view(-1, len(images)).sum(0)
+            values = {"cost": mean(cost), "residual": residual, "passes": passes}
+            if self.x_gt is not None:
+                values["psnr"] = PSNR()(images, self.x_gt.to(x))
+            for name, value in values.items():
+                curves = self.metrics.setdefault(name, [[] for _ in images])
+                for curve, v in zip(curves, value.tolist(), strict=True):
+                    curve.append(v)
