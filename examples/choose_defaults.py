@@ -3,7 +3,7 @@ Choose default settings
 =======================
 
 PSNR of candidate settings on eight held-out digits that no report uses (numbers 248 to 255), one change at a time.
-Prints the table of ``docs/defaults.md``; about a quarter of an hour on one CPU core::
+Prints a table as that of ``docs/defaults.md``; about a quarter of an hour on one CPU core::
 
     python examples/choose_defaults.py
 """
@@ -13,10 +13,10 @@ from statistics import mean
 import torch
 from deepinv.loss.metric import PSNR
 
-from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.core.noise import noise_variance, unexplained_variance
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, Levels
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import LEVELS
 from deepinv_dmilo.tools.tasks import make_physics
 
 prior = DiffusionPrior.from_pretrained("digits")
@@ -28,27 +28,27 @@ problems = [
     ("deblurring", 0.05, {}),
     ("denoising", 0.005, {}),
 ]
+SIGMAS = Levels().sigmas
 FINE = (1.8, 1.2, 0.8, 0.5, 0.3, 0.15, 0.055)
-published = {"levels": None, "latent_penalty": 1e-4, "sparsity": None}
 candidates = {
     "default": DMILO(prior),
-    "latent penalty 1e-4 around 0, as published": DMILO(prior, latent_penalty=1e-4),
-    "10 passes a level": DMILO(prior, inner_steps=10),
-    "40 passes a level": DMILO(prior, inner_steps=40),
-    "one level": DMILO(prior, levels=LEVELS[:1], inner_steps=100),
-    "seven finer levels": DMILO(prior, levels=FINE, inner_steps=14),
-    "two layers below each level": DMILO(prior, layers_per_level=2, inner_steps=10),
-    "two samples of 10 passes a level": DMILO(prior, num_samples=2, inner_steps=10),
+    "10 passes a level": DMILO(prior, solver=LBFGS(steps=10)),
+    "40 passes a level": DMILO(prior, solver=LBFGS(steps=40)),
+    "one level": DMILO(prior, schedule=Levels(SIGMAS[:1]), solver=LBFGS(steps=100)),
+    "seven finer levels": DMILO(prior, schedule=Levels(FINE), solver=LBFGS(steps=14)),
+    "two samples of 10 passes a level": DMILO(prior, num_samples=2, solver=LBFGS(steps=10)),
     "DMILO-PGD": DMILOPGD(prior),
-    "L-BFGS on the published chain, 3 x 3 x 11": DMILO(prior, outer_steps=3, inner_steps=11, **published),
+    "L-BFGS on the published chain, 3 x 3 x 11": DMILO(
+        prior, schedule=Chain(outer_steps=3, sparsity=None), solver=LBFGS(steps=11)
+    ),
     "Adam on the published chain, 5 x 20, rate 0.05": DMILO(
-        prior, outer_steps=5, inner_steps=20, solver="adam", **published
+        prior, schedule=Chain(outer_steps=5, sparsity=None), solver=Adam(steps=20, latent_lr=0.05)
     ),
 }
 FEW = (1.0, 0.37, 0.055)
 for passes in (10, 25):
     candidates[f"at most {passes} passes"] = DMILO(prior, max_passes=passes)
-    candidates[f"at most {passes} passes on three levels"] = DMILO(prior, max_passes=passes, levels=FEW)
+    candidates[f"at most {passes} passes on three levels"] = DMILO(prior, max_passes=passes, schedule=Levels(FEW))
 # The rule for noise that the physics does not tell: a noise model that is not there when the image is reconstructed.
 SILENT = "noise of the physics not told"
 candidates[SILENT] = DMILO(prior)
@@ -57,16 +57,24 @@ LEAVING = "an image leaves once its residual is down to the noise"
 candidates[LEAVING] = DMILO(prior)
 
 
+def is_down_to_the_noise(images, y, physics):
+    """Whether the mean squared residual of each image is at most the variance of the noise, (B,)."""
+    operator = Operator(physics, tuple(images.shape), images, single=False)
+    observation = Observation(y, operator)
+    return observation.data.energy(images) / operator.reached <= observation.noise_variance(images)
+
+
 def leave_at_the_noise(y, physics):
     """Images and passes of the shortest schedule that fits each image's measurements to the noise, or of the whole."""
-    for count in range(1, len(LEVELS) + 1):
-        images, metrics = DMILO(prior, levels=LEVELS[:count])(y, physics, compute_metrics=True)
+    for count in range(1, len(SIGMAS) + 1):
+        model = DMILO(prior, schedule=Levels(SIGMAS[:count]))
+        images, metrics = model(y, physics, compute_metrics=True)
         spent = torch.tensor([curve[-1] for curve in metrics["passes"]])
         if count == 1:
             x_hat, passes, done = images, spent, torch.zeros_like(spent, dtype=torch.bool)
         x_hat = torch.where(done[:, None, None, None], x_hat, images)
         passes = torch.where(done, passes, spent)
-        done |= unexplained_variance(images, y, physics) <= noise_variance(images, physics, None)
+        done |= is_down_to_the_noise(images, y, physics)
     return x_hat, passes
 
 

@@ -21,7 +21,7 @@ import deepinv as dinv
 import matplotlib.pyplot as plt
 import torch
 
-from deepinv_dmilo import DMILOPGD, DiffusionPrior
+from deepinv_dmilo import DMILOPGD, LBFGS, Chain, DiffusionPrior
 
 torch.set_default_dtype(torch.float64)
 rng = torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ network = Projection()
 scheduler = SimpleNamespace(
     alphas_cumprod=torch.linspace(1.0, 0.01, 1000), config=SimpleNamespace(prediction_type="sample")
 )
-prior = DiffusionPrior(network, scheduler, num_layers=1, clip_sample=False)
+prior = DiffusionPrior(network, scheduler, clip_sample=False)
 
 # %%
 # Random measurements, no noise
@@ -58,7 +58,7 @@ physics = dinv.physics.LinearPhysics(
     A=lambda x, **kwargs: x.flatten(1) @ matrix.T,
     A_adjoint=lambda y, **kwargs: (y @ matrix).view(-1, *shape),
 )
-x = prior.to_image((network.basis @ torch.randn(dimension, generator=rng)).view(1, *shape))
+x = prior.decode((network.basis @ torch.randn(dimension, generator=rng)).view(1, *shape))
 x = 0.5 + 0.05 * (x - 0.5) / (x - 0.5).abs().max()
 y = physics.A(x)
 
@@ -103,9 +103,9 @@ sizes = {"0.5 / |A|^2": 0.5, "1 / |A|^2": 1.0, "1.5 / |A|^2": 1.5}
 
 def error_after(outer_steps, step_size):
     """Root mean square error of DMILO-PGD."""
-    exact_fit = {"inner_steps": 100, "tolerance": 0.0, "sparsity": None, "latent_penalty": 0.0}
-    gradient_step = {"gradient_steps": 1, "step_size": step_size}
-    model = DMILOPGD(prior, levels=None, outer_steps=outer_steps, **exact_fit, **gradient_step)
+    chain = Chain(num_layers=1, outer_steps=outer_steps, sparsity=None, latent_penalty=0.0)
+    exact = LBFGS(steps=100, tolerance=0.0)
+    model = DMILOPGD(prior, schedule=chain, solver=exact, gradient_steps=1, step_size=step_size)
     return (model(y, physics) - x).square().mean().sqrt().item()
 
 

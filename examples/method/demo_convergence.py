@@ -60,7 +60,7 @@ def ours(method):
     def run(budget):
         model = method(prior, max_passes=budget)
         x_hat, metrics = model(y, physics, compute_metrics=True)
-        return x_hat, sum(p[-1] for p in metrics["passes"]) / len(x) + CALL * (len(model.levels) + 1)
+        return x_hat, sum(p[-1] for p in metrics["passes"]) / len(x) + CALL * (len(model.schedule.sigmas) + 1)
 
     return run
 

@@ -66,12 +66,11 @@ physics = make_physics("inpainting", (1, 32, 32))
 y = physics(x)
 layers = range(1, 6)
 peaks = {"DMPlug": [], "DMILO": []}
-
+prior = DiffusionPrior.from_pretrained("digits")
 for n in layers:
-    prior = DiffusionPrior.from_pretrained("digits", num_layers=n)
     methods = {
-        "DMPlug": DMPlug(prior, steps=2),
-        "DMILO": DMILO.from_preset("inpainting", prior, outer_steps=1, inner_steps=2),
+        "DMPlug": DMPlug(prior, num_layers=n, steps=2),
+        "DMILO": DMILO.from_preset("inpainting", prior, num_layers=n, outer_steps=1, inner_steps=2),
     }
     for name, method in methods.items():
         count = GraphBytes(prior)

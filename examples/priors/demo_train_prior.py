@@ -92,16 +92,15 @@ for end in (100, steps):
 # ----------------
 #
 # The folder that diffusers writes is what :meth:`deepinv_dmilo.DiffusionPrior.from_pretrained` reads; weights must be
-# safetensors, which is what diffusers writes by default. Samples come from a chain of many layers; reconstruction
+# safetensors, which is what diffusers writes by default. ``prior.sample`` takes a chain of 50 layers; reconstruction
 # needs few.
 
 with tempfile.TemporaryDirectory() as folder:
     DDPMPipeline(unet, scheduler).save_pretrained(folder)
     prior = DiffusionPrior.from_pretrained(folder)
-    sampler = DiffusionPrior.from_pretrained(folder, num_layers=50)
 
 plot(
-    {"trained on": x_train[:4], "samples": sampler.sample(4)},
+    {"trained on": x_train[:4], "samples": prior.sample(4)},
     rescale_mode="clip",
     figsize=(3.5, 7),
     dpi=100,

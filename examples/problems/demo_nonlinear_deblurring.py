@@ -82,8 +82,7 @@ plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figs
 for name, curve in curves.items():
     print(name)
     print(f"  {'level':>6} {'passes':>8} {'residual':>10} {'PSNR (dB)':>10}")
-    levels = DMILO(prior).levels
-    for i, level in enumerate(levels):
+    for i, level in enumerate(DMILO(prior).schedule.sigmas):
         passes, residual, value = (
             sum(values[i] for values in curve[key]) / len(x) for key in ("passes", "residual", "psnr")
         )
