@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
-from deepinv_dmilo.benchmarks.suite import SOLVER, run_suite
+from deepinv_dmilo.benchmarks.suite import SOLVER_FILE, run_suite
 from deepinv_dmilo.tools.cli import main
 
 PROTOCOL = Path(__file__).parent / "deepinv_protocol"
@@ -114,11 +114,11 @@ def test_benchopt_takes_our_solver_file(folder, capsys):
     from benchopt import run_benchmark
 
     main(["benchmark", "--solver-path"])
-    assert Path(capsys.readouterr().out.strip()) == SOLVER
+    assert Path(capsys.readouterr().out.strip()) == SOLVER_FILE
     table = pd.read_parquet(
         run_benchmark(
             folder.parent / "protocol",
-            solver_names=[f"{SOLVER}[method=dmilo-pgd,prior={_rgb_prior(folder)},max_passes=5]"],
+            solver_names=[f"{SOLVER_FILE}[method=dmilo-pgd,prior={_rgb_prior(folder)},max_passes=5]"],
             dataset_names=["pictures[debug=True]"],
             plot_result=False,
         )

@@ -319,6 +319,12 @@ def test_a_part_of_another_kind(prior, setting, message):
         DMILO(prior, **setting)
 
 
+def test_settings_are_given_by_name(prior):
+    for method in (DMILO, DMILOPGD, DMPlug):
+        with pytest.raises(TypeError, match="positional"):
+            method(prior, 25)
+
+
 def test_misspelt_setting(prior):
     with pytest.raises(TypeError, match="outer_step"):
         DMILO.from_preset("inpainting", prior, outer_step=2)

@@ -7,7 +7,7 @@ from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
 from toys import AffineNet, ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels
-from deepinv_dmilo.core.deviation import sparse_deviation
+from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import energy, measure
 
@@ -146,6 +146,22 @@ def test_deviation_satisfies_the_conditions_of_optimality():
     assert 0.01 < active.double().mean() < 0.99
     torch.testing.assert_close(gradient[active], -0.6 * nu[active].sign(), rtol=0, atol=0.02 * 0.6)
     assert (gradient[~active].abs() < 1.02 * 0.6).all()
+
+
+def test_the_deviation_of_an_image_does_not_depend_on_its_batch():
+    physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
+    x = torch.rand(3, *IMAGE).double()
+    y = physics(torch.rand(3, *IMAGE).double()) * torch.tensor([0.1, 1.0, 5.0]).view(3, 1, 1, 1)
+    weight = torch.tensor([2.0, 0.5, 0.1]).double()
+
+    def deviation(rows):
+        fit = observe(y, physics).likelihood(torch.ones(3).double()).select(rows)
+        return sparse_deviation(fit, x[rows], weight[rows], torch.ones(3).double()[rows])
+
+    together = deviation(torch.arange(3))
+    assert [(nu != 0).double().mean().item() > 0.001 for nu in together] == [True] * 3
+    for n in range(3):
+        torch.testing.assert_close(deviation(torch.tensor([n]))[0], together[n], rtol=0, atol=1e-12)
 
 
 def test_a_deviation_to_where_the_fit_is_not_a_number_is_not_taken():

@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -22,7 +23,7 @@ def test_a_folder_of_pictures_becomes_a_prior_also_after_a_stop(tmp_path, monkey
         Image.new("RGB", (24, 20), (12 * n, 100, 7)).save(pictures / f"{n:02}.png")
 
     def train(*options):
-        argv = f"--data {pictures} --out {out} --size 16 --channels 8 16 --batch 4 --minutes 0.02 --device cpu"
+        argv = f"--data {pictures} --out {out} --size 16 --channels 8 16 --batch 4 --hours 0.0004 --device cpu"
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv.split(), *options])
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
@@ -37,5 +38,31 @@ def test_a_folder_of_pictures_becomes_a_prior_also_after_a_stop(tmp_path, monkey
     assert prior.image_shape == (3, 16, 16)
     assert held_out_images(str(out)).shape == (2, 3, 16, 16)
     card = (out / "README.md").read_text()
-    assert "18 / 2" in card
+    assert "18 / 2 (one in 10;" in card
+    assert "train_prior.py --data pictures --size 16 --channels 8 16 --batch 4" in card
     assert not (out / "training_state.pt").exists()
+
+
+def test_crops_of_photographs_train_a_network_without_attention(tmp_path, monkeypatch):
+    pictures, out = tmp_path / "pictures", tmp_path / "photos"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        shape = (70 + n, 90, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(pictures / f"{n}.png")
+    argv = f"--data {pictures} --out {out} --size 16 --channels 8 16 --batch 4 --hours 0.0004 --device cpu"
+    more = "--scales --no-attention --low-noise 2 --hold-out-every 3"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv.split(), *more.split()])
+    script = runpy.run_path(str(SCRIPT), run_name="__main__")
+    prior = DiffusionPrior.from_pretrained(str(out))
+    assert not [m for m in prior.modules() if "Attention" in type(m).__name__]
+    assert held_out_images(str(out)).shape == (2, 3, 64, 64)
+    assert "4 / 2 (one in 3;" in (out / "README.md").read_text()
+
+    crops = script["random_crops"]([torch.arange(90, dtype=torch.uint8).expand(3, 70, 90)], 16, 200, torch.Generator())
+    width = crops.float().amax((1, 2, 3)) - crops.float().amin((1, 2, 3))
+    assert crops.shape == (200, 3, 16, 16)
+    assert 12 < width.min() < 20  # native pixels
+    assert 55 < width.max() < 71  # the whole short side
+    mirrored = crops[:, 0, 0, 0] > crops[:, 0, 0, -1]
+    assert 60 < mirrored.sum() < 140

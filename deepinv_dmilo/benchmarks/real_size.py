@@ -52,10 +52,10 @@ TINY: dict[str, Any] = {
     "norm_num_groups": 4,
 }
 
-Run = Callable[[Tensor, Downsampling], object]
+Reconstruct = Callable[[Tensor, Downsampling], object]
 
 
-def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Run:
+def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Reconstruct:
     """Forward and backward passes of one layer, nothing else; unfrozen, the weights take gradients as well."""
 
     def run(y: Tensor, physics: Downsampling) -> None:
@@ -67,21 +67,21 @@ def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Run:
     return run
 
 
-def _short_published(prior: DiffusionPrior, passes: int, num_layers: int = 3) -> Run:
+def _short_published(prior: DiffusionPrior, passes: int, num_layers: int = 3) -> Reconstruct:
     settings = {"num_layers": num_layers, "outer_steps": 1, "inner_steps": max(1, passes // num_layers)}
     return DMILO.from_preset("super_resolution", prior, **settings)
 
 
-def _short_dmilo(prior: DiffusionPrior, passes: int) -> Run:
+def _short_dmilo(prior: DiffusionPrior, passes: int) -> Reconstruct:
     return DMILO(prior, schedule=Levels((1.0,)), solver=LBFGS(passes, tolerance=0.0))
 
 
-def _short_dmplug(prior: DiffusionPrior, passes: int) -> Run:
+def _short_dmplug(prior: DiffusionPrior, passes: int) -> Reconstruct:
     return DMPlug(prior, num_layers=3, steps=max(1, passes // 3))
 
 
 # name -> (method, settings of the prior)
-CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
+CONFIGURATIONS: dict[str, tuple[Callable[..., Reconstruct], dict[str, Any]]] = {
     "bare passes, weights frozen": (partial(_bare, frozen=True), {}),
     "bare passes, weights not frozen (as the authors' code)": (partial(_bare, frozen=False), {}),
     "DMPlug, 3 layers": (_short_dmplug, {}),
@@ -90,7 +90,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
     "DMILO": (_short_dmilo, {}),
     "DMILO, checkpointing": (_short_dmilo, {"checkpointing": True}),
 }
-ON_A_GPU: dict[str, tuple[Callable[..., Run], dict[str, Any]]] = {
+ON_A_GPU: dict[str, tuple[Callable[..., Reconstruct], dict[str, Any]]] = {
     "DMILO, bfloat16": (_short_dmilo, {"autocast": torch.bfloat16}),
     "DMILO, bfloat16, compiled": (_short_dmilo, {"autocast": torch.bfloat16, "compile": True}),
     "DMILO, float32, compiled": (_short_dmilo, {"compile": True}),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: folders of benchopt benchmarks inside the package, by name
 SUITES = {"digits": Path(__file__).parent / "digits"}
 #: benchopt solver for every reconstructor of the registry; also what deepinv's own benchmarks take
-SOLVER = SUITES["digits"] / "solvers" / "registry.py"
+SOLVER_FILE = SUITES["digits"] / "solvers" / "registry.py"
 QUICK = {"tasks": ("super-resolution", "inpainting-70"), "noises": (0.005,), "images": 1, "budgets": (25,)}
 
 

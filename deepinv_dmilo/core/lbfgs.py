@@ -15,18 +15,18 @@ ARMIJO, SHORTEST, LONGEST = 1e-4, 0.1, 0.5
 FIRST_STEP = (1e-3, 1.0)
 
 
-class Objective(Protocol):
+class RowwiseFunction(Protocol):
     """A function of each of n points."""
 
     def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Points (n, d) to values (n,), of any sign, and gradients (n, d)."""
 
-    def select(self, rows: Tensor) -> Objective:
+    def select(self, rows: Tensor) -> RowwiseFunction:
         """The same for some of the rows."""
 
 
 def minimize(
-    objective: Objective,
+    objective: RowwiseFunction,
     z: Tensor,  # (n, d)
     *,
     steps: int,

@@ -11,6 +11,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deepinv_dmilo.core.descent import squared_norm
 from deepinv_dmilo.core.measurements import (
     SHAPE_ERRORS,
     Measurements,
@@ -22,7 +23,6 @@ from deepinv_dmilo.core.measurements import (
     raise_out_of_memory,
     take,
 )
-from deepinv_dmilo.core.projection import squared_norm
 
 SAME = 1e-8  # of the energy: rounding, in float32, of the same sums over another batch
 

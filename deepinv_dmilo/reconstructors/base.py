@@ -19,7 +19,7 @@ from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
 
-Self = TypeVar("Self", bound="PriorReconstructor")
+_Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
 @dataclass(eq=False, repr=False)
@@ -75,7 +75,7 @@ class PriorReconstructor(Reconstructor):
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
 
     @classmethod
-    def from_preset(cls: type[Self], name: str, prior: Prior, **overrides: Any) -> Self:
+    def from_preset(cls: type[_Model], name: str, prior: Prior, **overrides: Any) -> _Model:
         """
         The method with the paper's settings for a task.
 
@@ -89,7 +89,7 @@ class PriorReconstructor(Reconstructor):
         return cls._from_flat(prior, {**cls.presets[name], **overrides})
 
     @classmethod
-    def _from_flat(cls: type[Self], prior: Prior, settings: dict[str, Any]) -> Self:
+    def _from_flat(cls: type[_Model], prior: Prior, settings: dict[str, Any]) -> _Model:
         """The method from settings by their names alone."""
         return cls(prior, **settings)
 

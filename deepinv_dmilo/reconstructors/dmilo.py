@@ -18,7 +18,7 @@ from deepinv_dmilo.reconstructors.base import PriorReconstructor
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.schedules import Chain, Levels, State
 
-Self = TypeVar("Self", bound="DMILO")
+_Method = TypeVar("_Method", bound="DMILO")
 
 LEVELS, SOLVER = Levels(), LBFGS()  # by default
 #: where settings are that the constructor does not take itself
@@ -35,7 +35,7 @@ MOVED = {
 }
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class DMILO(PriorReconstructor):
     r"""
     DMILO: intermediate-layer optimisation with a diffusion model and sparse deviations.
@@ -131,7 +131,7 @@ class DMILO(PriorReconstructor):
             raise ValueError("deviation_lr has no deviations to learn; leave it out, or type Chain(sparsity=0.1)")
 
     @classmethod
-    def _from_flat(cls: type[Self], prior: Prior, settings: dict[str, Any]) -> Self:
+    def _from_flat(cls: type[_Method], prior: Prior, settings: dict[str, Any]) -> _Method:
         """The method as published: a chain from pure noise and Adam, settings by their names alone."""
         of_chain, of_adam = ({f.name for f in fields(kind)} for kind in (Chain, Adam))
         flat = {{"inner_steps": "steps"}.get(name, name): value for name, value in settings.items()}

@@ -13,7 +13,7 @@ from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.run import Run
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class DMILOPGD(DMILO):
     r"""
     DMILO-PGD: DMILO as the projection of projected gradient descent.

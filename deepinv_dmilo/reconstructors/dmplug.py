@@ -15,7 +15,7 @@ from deepinv_dmilo.reconstructors.base import PriorReconstructor
 from deepinv_dmilo.reconstructors.run import Run
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class DMPlug(PriorReconstructor):
     r"""
     DMPlug: one latent, optimised with Adam through the whole chain.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from deepinv.loss.metric import PSNR
@@ -13,17 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deepinv_dmilo.core.data import check_fidelity
+from deepinv_dmilo.core.descent import STANDSTILL, gradient_steps
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level
 from deepinv_dmilo.core.problem import Problem, Variables
-from deepinv_dmilo.core.projection import STANDSTILL, gradient_steps
 from deepinv_dmilo.core.solvers import Solution
-
-if TYPE_CHECKING:
-    from deepinv_dmilo.reconstructors.base import PriorReconstructor
 
 ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
 
@@ -33,7 +30,7 @@ class Run:
 
     def __init__(
         self,
-        model: PriorReconstructor,
+        model: Any,  # the reconstructor
         y: Measurements,
         physics: Physics,
         shape: tuple[int, ...],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.core.data import Fit
-from deepinv_dmilo.core.deviation import sparse_deviation
+from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior

@@ -324,10 +324,10 @@ def _read(file: Path, channels: int, what: str) -> Tensor:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from deepinv_dmilo.benchmarks.suite import QUICK, SOLVER, run_suite
+    from deepinv_dmilo.benchmarks.suite import QUICK, SOLVER_FILE, run_suite
 
     if args.solver_path:
-        print(SOLVER)
+        print(SOLVER_FILE)
         return
     given = {name: getattr(args, name) for name in ("tasks", "noises", "images", "budgets")}
     settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}

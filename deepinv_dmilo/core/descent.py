@@ -1,4 +1,4 @@
-"""The projected-gradient part of DMILO-PGD: steps on the measurements, and their size."""
+"""What moves images without the network: gradient steps on the measurements, and sparse deviations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from deepinv_dmilo.core.measurements import Measurements, energy
 
 POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
 STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
-ARMIJO = 1e-4  # the decrease that is enough
+PROXIMAL_STEPS, HALVINGS = 100, 30  # of a sparse deviation, and of one of its steps
+DECREASE = 1e-4  # of the value, along the gradient, that is enough (Armijo)
 
 # Images (n, C, H, W) to a value of each, (n,).
-Objective = Callable[[Tensor], Tensor]
+Values = Callable[[Tensor], Tensor]
 
 
 def gradient_steps(
     x: Tensor,  # (n, C, H, W) in [0, 1]
-    misfit: Objective,  # ||A(x) - y||^2
+    misfit: Values,  # ||A(x) - y||^2
     *,
     steps: int,
     size: Tensor | None,  # (n,); None: found by backtracking
@@ -51,6 +52,40 @@ def gradient_steps(
     return x
 
 
+def sparse_deviation(
+    fit: Values, x: Tensor, weight: Tensor, step: Tensor, *, steps: int = PROXIMAL_STEPS, standstill: float = STANDSTILL
+) -> Tensor:
+    r"""
+    The :math:`\nu` that minimises :math:`\mathrm{fit}(x + \nu) + w \|\nu\|_1`; no network pass.
+
+    Proximal gradient descent (soft thresholding), with a step of each row that is halved where it is too long, until
+    no pixel of a row moves by more than ``standstill``.
+
+    :param torch.Tensor x: shape (n, C, H, W).
+    :param torch.Tensor weight: w of each row, (n,).
+    :param torch.Tensor step: first step of each row, (n,): the inverse of the fit's curvature, or more.
+    :return: the deviation, most of it exactly 0.
+    """
+    nu, moving = torch.zeros_like(x), torch.ones_like(weight, dtype=torch.bool)
+    value, gradient = value_and_gradient(fit, x)
+    for _ in range(steps):
+        for _ in range(HALVINGS):
+            trial = _soften(nu - _column(step) * gradient, _column(step * weight))
+            move = trial - nu
+            trial_value, trial_gradient = value_and_gradient(fit, x + trial)
+            bound = value + (gradient * move).flatten(1).sum(1) + move.square().flatten(1).sum(1) / (2 * step)
+            good = trial_value <= bound + 1e-6 * value.abs()  # not so where it is NaN
+            if (good | ~moving).all():
+                break
+            step = torch.where(good, step, step / 2)
+        taken = moving & good
+        nu, gradient = torch.where(_column(taken), trial, nu), torch.where(_column(taken), trial_gradient, gradient)
+        value, moving = torch.where(taken, trial_value, value), taken & (move.abs().flatten(1).amax(1) > standstill)
+        if not moving.any():
+            break
+    return nu
+
+
 def squared_norm(operator: Callable[[Tensor], Measurements], like: Tensor) -> Tensor:
     """
     ``||A||^2`` of each image, (n,), by a power method, to a hundredth.
@@ -72,7 +107,7 @@ def squared_norm(operator: Callable[[Tensor], Measurements], like: Tensor) -> Te
     return norm
 
 
-def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(objective: Values, x: Tensor) -> tuple[Tensor, Tensor]:
     """A value of each image, (n,), and its gradient."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -81,11 +116,11 @@ def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]
     return value.detach(), gradient
 
 
-def _objective(x: Tensor, misfit: Objective, anchor: Tensor, pull: Tensor) -> Tensor:
+def _objective(x: Tensor, misfit: Values, anchor: Tensor, pull: Tensor) -> Tensor:
     return (misfit(x) + pull * energy(x - anchor)) / 2
 
 
-def _backtracking(objective: Objective, x: Tensor, steps: int, standstill: float) -> Tensor:
+def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float) -> Tensor:
     """
     Tries at a step of each image: one that does not decrease the objective enough is halved.
 
@@ -98,7 +133,7 @@ def _backtracking(objective: Objective, x: Tensor, steps: int, standstill: float
     for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
         trial = (x - _column(step) * gradient).clamp(0, 1)
         trial_value, trial_gradient = value_and_gradient(objective, trial)
-        enough = trial_value <= value - ARMIJO * (gradient * (x - trial)).flatten(1).sum(1)
+        enough = trial_value <= value - DECREASE * (gradient * (x - trial)).flatten(1).sum(1)
         move = trial - x
         taken, still = moving & enough, enough & (_rms(move) <= standstill)
         curvature = (move * (trial_gradient - gradient)).flatten(1).sum(1)
@@ -109,6 +144,10 @@ def _backtracking(objective: Objective, x: Tensor, steps: int, standstill: float
         if not moving.any():
             break
     return x
+
+
+def _soften(t: Tensor, threshold: Tensor) -> Tensor:
+    return t.sign() * (t.abs() - threshold).clamp(min=0)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from deepinv.physics import LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILOPGD
-from deepinv_dmilo.core.projection import gradient_steps, squared_norm
+from deepinv_dmilo.core.descent import gradient_steps, squared_norm
 
 IMAGE = (3, 24, 40)
 
