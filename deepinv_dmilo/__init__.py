@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
     from deepinv_dmilo.reconstructors.schedules import Chain, Levels
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["DMILO", "DMILOPGD", "LBFGS", "Adam", "Chain", "DMPlug", "DiffusionPrior", "Levels"]
 
 _HOMES = {
