@@ -46,10 +46,14 @@ def test_wrong_number_of_channels(model):
         model(physics(torch.rand(2, 3, 16, 24)), physics)
 
 
-def test_size_that_the_network_cannot_take(model):
+def test_a_latent_of_a_size_that_the_network_cannot_take(prior):
     physics = dinv.physics.Inpainting((1, 16, 25), mask=0.5)
-    with pytest.raises(ValueError, match="pad or crop height and width to multiples of 2"):
-        model(physics(torch.rand(1, 1, 16, 25)), physics)
+    y = physics(torch.rand(1, 1, 16, 25))
+    for method in (DMPlug(prior, steps=1), DMILO.from_preset("inpainting", prior)):
+        with pytest.raises(
+            ValueError, match="which the prior's network does not take as it is"
+        ):
+            method(y, physics, init=torch.randn(1, 1, 16, 25))
 
 
 def test_measurements_of_another_physics(model, physics):

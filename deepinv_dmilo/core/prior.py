@@ -92,6 +92,10 @@ class Prior(nn.Module):
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise a ValueError where the network cannot take images of shape (B, C, H, W)."""
 
+    def for_images(self, height: int, width: int) -> Prior:
+        """The prior for images of a size; where the network cannot take it, one that pads them for it."""
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.priors.denoiser import MAX_NOISE, DenoiserPrior
+from deepinv_dmilo.priors.padded import Padded
 from deepinv_dmilo.priors.pretrained import load_unet_and_scheduler
 from deepinv_dmilo.priors.variance_preserving import VariancePreserving
+
+LARGE = 4.0  # times the pixels of the training, from which on attention is told
 
 
 class DiffusionPrior(Prior):
@@ -162,7 +166,7 @@ class DiffusionPrior(Prior):
         return channels, height, width
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse images whose channels or size the network cannot take."""
+        """Refuse images whose channels the network cannot take."""
         config = getattr(self.network, "config", None)
         channels = getattr(config, "in_channels", None)
         if len(shape) != 4 or (channels is not None and shape[1] != channels):
@@ -170,12 +174,26 @@ class DiffusionPrior(Prior):
                 f"images of shape {shape} do not fit the prior, which takes (B, {channels or 'C'}, H, W); "
                 "use a prior and a physics with the same number of channels"
             )
-        multiple = 2 ** (len(getattr(config, "block_out_channels", (0,))) - 1)
-        if shape[2] % multiple or shape[3] % multiple:
-            raise ValueError(
-                f"images of {shape[2]} x {shape[3]} pixels do not fit the prior's network, which halves them "
-                f"{multiple.bit_length() - 1} times; pad or crop height and width to multiples of {multiple}"
+        self._warn_of_attention(shape[2] * shape[3])
+
+    def _warn_of_attention(self, pixels: int) -> None:
+        """Tell what self-attention costs on images much larger than those of the training."""
+        if self.image_shape is None or not any("Attention" in type(m).__name__ for m in self.network.modules()):
+            return
+        times = pixels / (self.image_shape[1] * self.image_shape[2])
+        if times > LARGE:
+            warnings.warn(
+                f"the network's self-attention takes memory and time with the fourth power of the side: {times**2:.0f} "
+                f"times that of its {self.image_shape[1]} x {self.image_shape[2]} pixels; a network without it, or "
+                "smaller images, cost less",
+                RuntimeWarning,
+                stacklevel=2,
             )
+
+    def for_images(self, height: int, width: int) -> Prior:
+        """The prior for images of a size, padded to what the halvings of the network ask for."""
+        multiple = 2 ** (len(getattr(getattr(self.network, "config", None), "block_out_channels", (0,))) - 1)
+        return Padded(self, height, width, multiple) if height % multiple or width % multiple else self
 
     def denoiser(self) -> nn.Module:
         """The same network as a deepinv denoiser (images in [0, 1]), for deepinv's DPS, DiffPIR, DDRM and others."""

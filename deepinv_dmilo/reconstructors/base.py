@@ -101,8 +101,15 @@ class PriorReconstructor(Reconstructor):
         :raises TypeError, ValueError: they do not fit; says which and what to type.
         """
         shape = check_inputs(y, physics, self.prior, init)
-        if init is not None and self.num_samples > 1 and not self._draws_after_init():
+        if init is None or self._draws_after_init():
+            return shape
+        if self.num_samples > 1:
             raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
+        if self.prior.for_images(*shape[2:]) is not self.prior:
+            raise ValueError(
+                f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
+                "crop the images"
+            )
         return shape
 
     def forward(

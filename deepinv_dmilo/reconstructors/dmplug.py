@@ -72,7 +72,7 @@ class DMPlug(PriorReconstructor):
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Adam on the first latent, through all layers."""
         levels = run.prior.levels(self.num_layers)
-        z = levels[0].spread * run.noise() if run.init is None else run.init
+        z = run.first_latent(levels[0])
         problem = Problem(run.prior, levels, run.observation.mean_squares(), pull=0.0, micro_batch=self.micro_batch)
 
         def image(z: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class Run:
         x_gt: Tensor | None,
         compute_metrics: bool,
     ) -> None:
-        self.model, self.prior, self.shape, self.num_samples = model, model.prior, shape, model.num_samples
+        self.model, self.shape, self.num_samples = model, shape, model.num_samples
+        self.prior = model.prior.for_images(*shape[2:])
         rows = shape[0] * model.num_samples
         self.like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         noise_level: float | None = getattr(model, "noise_level", None)
@@ -48,6 +49,7 @@ class Run:
         if fidelity is not None:
             check_fidelity(fidelity, self.observation.data, self.grey())
         self.draws = Draws(model.rng)
+        self.latent_shape = (shape[0], *self.prior.encode(self.grey()[:1]).shape[1:])
         #: the start of every sample, where the caller gave one
         self.init = None if init is None else init.detach().to(self.like).repeat(model.num_samples, 1, 1, 1)
         self.x_gt, self.compute_metrics = x_gt, compute_metrics
@@ -68,7 +70,11 @@ class Run:
 
     def noise(self) -> Tensor:
         """The next standard normal noise for every sample of every image, (S * B, C, H, W)."""
-        return self.draws(self.shape, self.num_samples).to(self.like)
+        return self.draws(self.latent_shape, self.num_samples).to(self.like)
+
+    def first_latent(self, level: Level) -> Tensor:
+        """Where a chain starts: what the caller gave, or pure noise."""
+        return level.spread * self.noise() if self.init is None else self.init
 
     def descend(self, x: Tensor, *, step_size: float | str = "auto", pull: Tensor | None = None, **how: Any) -> Tensor:
         """Gradient steps of images x, (S * B, C, H, W), on the measurements; "auto": of size ``1 / ||A||^2``."""

@@ -161,7 +161,7 @@ class Chain:
         """Where the outer step before left off; the first from pure noise, run through the chain once."""
         if before is not None:
             return before
-        z = levels[0].spread * run.noise() if run.init is None else run.init
+        z = run.first_latent(levels[0])
         with_deviation = {} if self.sparsity is None else {"deviation": torch.zeros_like(z)}
         state = State(levels, [{"latent": z, **with_deviation} for _ in levels[1:]])
         state.run(run)

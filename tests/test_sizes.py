@@ -1,0 +1,85 @@
+"""Pictures of any size: the network is given padded ones, and the physics does not know."""
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise
+from diffusers import DDIMScheduler, UNet2DModel
+from toys import AffineNet, ConvNet, tiny_unet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
+from deepinv_dmilo.priors.padded import Padded
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.pictures import as_png, read_picture
+
+METHODS = {
+    "dmilo": lambda prior, **s: DMILO(prior, max_passes=10, **s),
+    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, max_passes=10, **s),
+    "published": lambda prior, **s: DMILO.from_preset("inpainting", prior, outer_steps=1, inner_steps=2, **s),
+    "dmplug": lambda prior, **s: DMPlug(prior, steps=2, **s),
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 31), (32, 31), (3, 64), (64, 64)])
+def test_what_is_padded_is_cropped_exactly(height, width):
+    prior = toy_prior(ConvNet())
+    padded = Padded(prior, height, width, 8)
+    x = torch.rand(2, 3, height, width).double()
+    u = padded.encode(x)
+    assert u.shape[2] % 8 == u.shape[3] % 8 == 0
+    assert u.shape[2] - height < 8
+    torch.testing.assert_close(padded.decode(u), x, rtol=0, atol=1e-15)
+    if u.shape[2] > height > 8:
+        torch.testing.assert_close(u[..., height, :width], prior.encode(x)[..., height - 2, :])  # a mirror
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [(37, 31), (19, 50)])
+def test_every_method_takes_every_size(method, size):
+    """With images that are those of a batch one by one, and measurements that the padding does not reach."""
+    seen = []
+    physics = dinv.physics.Inpainting((1, *size), mask=0.5, rng=torch.Generator().manual_seed(0))
+    physics.noise_model = GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 1, *size)
+    y = physics(x)
+    A = physics.A
+    physics.A = lambda x, **kw: seen.append(tuple(x.shape[2:])) or A(x, **kw)
+    model = METHODS[method](DiffusionPrior(tiny_unet(), DDIMScheduler()))
+    x_hat = model(y, physics)
+    assert x_hat.shape == x.shape
+    assert set(seen) == {size}
+    # float32, amplified by steps that are accepted or not, and by Adam's first, sign-like ones
+    assert (model(y[1:], physics) - x_hat[1:]).abs().mean() < 1e-3
+
+
+def test_a_network_that_takes_any_size_is_not_padded():
+    physics = dinv.physics.Denoising()
+    prior = toy_prior(AffineNet(0.5, 0.0625))
+    assert prior.for_images(37, 31) is prior
+    assert DMILO(prior, max_passes=5, noise_level=0.1)(torch.rand(1, 3, 37, 31), physics).shape == (1, 3, 37, 31)
+
+
+def test_attention_tells_what_a_large_picture_costs():
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    prior = DiffusionPrior(unet, DDIMScheduler())
+    prior.check_shape((1, 1, 16, 16))
+    with pytest.warns(RuntimeWarning, match="fourth power of the side: 256 times that of its 8 x 8 pixels"):
+        prior.check_shape((1, 1, 32, 32))
+
+
+def test_the_command_line_keeps_the_size_of_a_picture(tmp_path):
+    tall = torch.cat([held_out_images()[0], held_out_images()[1]], 1)[:, 3:, 1:]  # 61 x 31
+    as_png(tall).save(tmp_path / "tall.png")
+    command = ["reconstruct", str(tmp_path / "tall.png"), "--task", "inpainting", "--simulate", "--max-passes", "5"]
+    assert main([*command, "--out", str(tmp_path / "out.png")]) == 0
+    assert read_picture(tmp_path / "out.png").shape == (3, 61, 31)
