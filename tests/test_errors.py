@@ -50,9 +50,7 @@ def test_a_latent_of_a_size_that_the_network_cannot_take(prior):
     physics = dinv.physics.Inpainting((1, 16, 25), mask=0.5)
     y = physics(torch.rand(1, 1, 16, 25))
     for method in (DMPlug(prior, steps=1), DMILO.from_preset("inpainting", prior)):
-        with pytest.raises(
-            ValueError, match="which the prior's network does not take as it is"
-        ):
+        with pytest.raises(ValueError, match="which the prior's network does not take as it is"):
             method(y, physics, init=torch.randn(1, 1, 16, 25))
 
 

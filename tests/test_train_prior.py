@@ -50,14 +50,18 @@ def test_crops_of_photographs_train_a_network_without_attention(tmp_path, monkey
     for n in range(6):
         shape = (70 + n, 90, 3)
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(pictures / f"{n}.png")
+    licences = ["CC-BY-SA-4.0"] * 2 + ["CC0-1.0"] * 2 + ["CC-BY-4.0"] * 2
+    table = [f"{n}.png,a package,A | B,{licence}" for n, licence in enumerate(licences)]
+    (pictures / "manifest.csv").write_text("\n".join(["file,package,author,licence", *table]) + "\n")
     argv = f"--data {pictures} --out {out} --size 16 --channels 8 16 --batch 4 --hours 0.0004 --device cpu"
-    more = "--scales --no-attention --low-noise 2 --hold-out-every 3"
+    more = "--scales --no-attention --low-noise 2 --hold-out-every 2"
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv.split(), *more.split()])
     script = runpy.run_path(str(SCRIPT), run_name="__main__")
     prior = DiffusionPrior.from_pretrained(str(out))
     assert not [m for m in prior.modules() if "Attention" in type(m).__name__]
-    assert held_out_images(str(out)).shape == (2, 3, 64, 64)
-    assert "4 / 2 (one in 3;" in (out / "README.md").read_text()
+    assert held_out_images(str(out)).shape == (1, 3, 64, 64)  # of three, the one that is free of terms
+    assert (out / "ATTRIBUTION.md").read_text().count("A / B") == 6
+    assert "3 / 3 (one in 2;" in (out / "README.md").read_text()
 
     crops = script["random_crops"]([torch.arange(90, dtype=torch.uint8).expand(3, 70, 90)], 16, 200, torch.Generator())
     width = crops.float().amax((1, 2, 3)) - crops.float().amin((1, 2, 3))
