@@ -190,11 +190,13 @@ def test_divergence_names_step_and_row(physics):
     net.last.weight.data.fill_(float("nan"))
     prior = toy_prior(net, dtype=torch.float32)
     y = physics(torch.rand(1, *IMAGE))
-    with pytest.raises(FloatingPointError, match=r"became nan in step 1 of row 0, layer 3 of 3, outer step 1; lower"):
+    with pytest.raises(
+        FloatingPointError, match=r"layer 3 of 3, outer step 1: .* became nan in step 1 of row 0; lower"
+    ):
         DMILO.from_preset("inpainting", prior, inner_steps=2)(y, physics)
-    with pytest.raises(FloatingPointError, match=r"became inf in step 20 of row 0, layer 1 of 1, outer step 1; lower"):
+    with pytest.raises(FloatingPointError, match=r"layer 1 of 1, outer step 1: .* nowhere finite, .*give a power"):
         DMILO(prior, noise_level=0.1)(y, physics)
-    with pytest.raises(FloatingPointError, match=r"became nan in step 1 of row 0, all layers, outer step 1; lower"):
+    with pytest.raises(FloatingPointError, match=r"all layers, outer step 1: .* became nan in step 1 of row 0; lower"):
         DMPlug(prior)(y, physics)
 
 
@@ -337,6 +339,13 @@ def test_what_is_no_denoiser(denoiser, max_noise, error):
     denoiser = dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1) if denoiser is None else denoiser
     with pytest.raises(error, match=r"deepinv\.models\.Denoiser|type a number above 0"):
         DiffusionPrior.from_denoiser(denoiser, max_noise=max_noise)
+
+
+def test_a_preset_has_its_schedule_and_solver(prior):
+    for part in ({"schedule": Levels()}, {"solver": LBFGS()}):
+        with pytest.raises(TypeError, match="type names of their settings, such as outer_steps=2"):
+            DMILO.from_preset("inpainting", prior, **part)
+    assert DMILO.from_preset("super-resolution", prior).schedule == Chain(outer_steps=5)
 
 
 def test_unknown_preset(prior):

@@ -336,6 +336,7 @@ def test_killed_and_started_again(tmp_path, capsys):
     ("more", "told"),
     [
         (["--limit", "0"], "--limit 0: type a whole number"),
+        (["--size", "-5"], "--size -5: type a whole number"),
         (["--batch-size", "0"], "--batch-size 0: type a whole number"),
         (["--micro-batch", "half"], "--micro-batch half: type a whole number of at least 1, or auto"),
         (["--prior", "nothing here"], "neither a bundled prior"),

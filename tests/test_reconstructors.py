@@ -352,6 +352,84 @@ def test_a_fidelity_that_adds_up_a_batch_is_refused(prior, inpainting):
         DMILO(prior, data_fidelity=lambda x: x)(y, physics)
 
 
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_a_robust_likelihood_is_what_all_steps_follow(method):
+    """Measurements with a row of outliers, for the latents, the first image and the gradient steps alike."""
+
+    class Robust(dinv.optim.DataFidelity):
+        def fn(self, x, y, physics, *args, **kwargs):
+            scaled = (physics.A(x) - y) / 0.1
+            return ((1 + scaled.square()).sqrt() - 1).flatten(1).sum(1)
+
+    x = torch.full((2, *IMAGE), 0.5).double()
+    y = x.clone()
+    y[:, :, 5] = 1.0
+    prior = toy_prior(AffineNet(0.1, 0.0), prediction_type="sample")  # of images about mid-grey
+    settings = {"schedule": Levels((0.5, 0.1), deviation_threshold=None), "max_passes": 40}
+    errors = {}
+    for name, likelihood in (("robust", {"data_fidelity": Robust()}), ("squares", {"noise_level": 0.1})):
+        x_hat = method(prior, **settings, **likelihood)(y, dinv.physics.Denoising())
+        errors[name] = (x_hat - x)[:, :, 5].abs().mean()
+    assert errors["robust"] < 0.5 * errors["squares"]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_the_fidelity_of_a_stack_with_a_kernel_for_each_image(micro_batch):
+    kernels = torch.rand(3, 1, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    blur, plain = dinv.physics.Blur(kernels, padding="circular"), dinv.physics.Denoising()
+    physics = dinv.physics.StackedLinearPhysics([blur, plain])
+    y = physics.A(torch.rand(3, *IMAGE).double())
+    fidelity = dinv.optim.data_fidelity.StackedPhysicsDataFidelity([dinv.optim.L2(0.1), dinv.optim.L2(0.1)])
+    settings = {**SHORT, "schedule": Levels((1.0, 0.2), deviation_threshold=None), "micro_batch": micro_batch}
+    given = DMILO(toy_prior(ConvNet()), data_fidelity=fidelity, **settings)
+    x = given(y, physics)
+    alone = dinv.physics.StackedLinearPhysics([dinv.physics.Blur(kernels[1:2], padding="circular"), plain])
+    one = given(dinv.utils.TensorList([t[1:2] for t in y]), alone)
+    torch.testing.assert_close(x[1:2], one, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "message"),
+    [
+        (dinv.optim.data_fidelity.PoissonLikelihood(), "pass one that gives a value for each image"),
+        (dinv.optim.data_fidelity.IndicatorL2(), "cannot be called as fidelity"),
+    ],
+)
+def test_a_fidelity_that_does_not_fit_says_why(fidelity, message, prior, inpainting):
+    with pytest.raises(ValueError, match=message):
+        DMILO(prior, data_fidelity=fidelity)(torch.rand(2, *IMAGE) + 0.1, dinv.physics.Denoising())
+
+
+def test_a_denoiser_is_tried_at_the_door(inpainting):
+    class Frozen(dinv.models.Denoiser):
+        @torch.no_grad()
+        def forward(self, x, sigma):
+            return 0.9 * x
+
+    physics, y = inpainting
+    with pytest.raises(ValueError, match=r"without a gradient; pass one that .* without no_grad\(\)"):
+        DMILO(Frozen())(y, physics)
+    grey = dinv.models.DRUNet(in_channels=1, out_channels=1, pretrained=None, nc=(4, 4, 4, 4), nb=1)
+    with pytest.raises(ValueError, match="do not fit the denoiser DRUNet"):
+        DMILO(grey)(y, physics)
+    colour = dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1)
+    assert DMILO(colour, max_passes=4)(y[:1].double(), physics.double()).dtype == torch.float64
+
+
+def test_a_denoiser_starts_from_an_image_not_from_noise(inpainting):
+    """It was never shown pure noise."""
+    seen = []
+
+    class Watched(dinv.models.Denoiser):
+        def forward(self, x, sigma):
+            seen.append(x.detach().std().item())
+            return x / (1 + sigma**2)
+
+    physics, y = inpainting
+    DMILO(Watched(), max_passes=4, noise_level=0.05)(y, physics)
+    assert max(seen) < 0.5  # the noise of level 0.2 on an image in [0, 1]
+
+
 def test_a_chain_of_a_denoiser_and_a_chain_without_deviations(prior, inpainting):
     physics, y = inpainting
     chain = DMILO(prior, schedule=Chain(num_layers=2, outer_steps=1, sparsity=None), solver=LBFGS(steps=3))

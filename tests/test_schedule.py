@@ -110,6 +110,47 @@ def test_noise_of_an_operator_with_a_mask_for_every_sample():
     torch.testing.assert_close(variance, torch.full((2,), 0.03**2), rtol=0.1, atol=0)  # as above
 
 
+@pytest.mark.parametrize("model", [GaussianNoise(torch.tensor([0.01, 0.2])), PoissonNoise(torch.tensor([0.01, 0.1]))])
+def test_noise_of_its_own_for_every_image_of_one_operator(model):
+    x = torch.full((2, *IMAGE), 0.5)
+    expected = [1e-4, 0.04] if isinstance(model, GaussianNoise) else [0.005, 0.05]
+    variance = noise_variance(x, dinv.physics.Denoising(model))
+    torch.testing.assert_close(variance, torch.tensor(expected), rtol=0.1, atol=0)  # as above
+
+
+def test_noise_where_the_image_does_not_reach_does_not_count():
+    """A mask that somebody wrote, whose hidden pixels carry noise all the same; complex values of a real operator."""
+    mask = (torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(3)) < 0.1).float()
+    x = torch.rand(2, *IMAGE)
+    masked = dinv.physics.LinearPhysics(A=lambda x: mask * x, A_adjoint=lambda y: y, noise_model=GaussianNoise(0.05))
+    # four draws of about 290 values: the variance of a variance is 2 / 1160
+    torch.testing.assert_close(noise_variance(x, masked), torch.full((2,), 0.0025), rtol=0.2, atol=0)
+    y = masked.A(x) + 0.1
+    silent = dinv.physics.LinearPhysics(A=masked.A, A_adjoint=lambda y: y)
+    torch.testing.assert_close(observe(y, silent).variance(x), torch.full((2,), 0.01))
+    complex_valued = dinv.physics.LinearPhysics(
+        A=lambda x: x.to(torch.complex64), A_adjoint=lambda y: y.real, noise_model=GaussianNoise(0.05)
+    )
+    torch.testing.assert_close(noise_variance(x, complex_valued), torch.full((2,), 0.00125), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("gain", [0.1, 30.0])
+def test_images_do_not_depend_on_the_unit_of_the_measurements(gain):
+    """The same problem, in volts and in millivolts, its deviations too."""
+    x = torch.rand(2, *IMAGE, generator=torch.Generator().manual_seed(0)).double()
+    prior = toy_prior(AffineNet(0.5, 0.0), prediction_type="sample")
+    images = []
+    for unit in (1.0, gain):
+        noise = GaussianNoise(0.05 * unit, rng=torch.Generator().manual_seed(1))
+        physics = dinv.physics.LinearPhysics(A=lambda x, u=unit: u * x, A_adjoint=lambda y, u=unit: u * y)
+        physics.noise_model = noise
+        y = physics(x)
+        y[:, :, 3, 7] += 0.8 * unit  # no image of the prior
+        images.append(DMILO(prior, max_passes=20)(y, physics))
+    # ends within the tolerances of the power method and of the steps
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-2)
+
+
 def test_a_fit_below_the_noise_is_not_sought():
     """With the noise known the residual stays at the noise; taken for noise-free, it is fitted away."""
     prior = toy_prior(AffineNet(0.5, 0.0), prediction_type="sample", clip_sample=False)

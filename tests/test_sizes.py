@@ -83,3 +83,11 @@ def test_the_command_line_keeps_the_size_of_a_picture(tmp_path):
     command = ["reconstruct", str(tmp_path / "tall.png"), "--task", "inpainting", "--simulate", "--max-passes", "5"]
     assert main([*command, "--out", str(tmp_path / "out.png")]) == 0
     assert read_picture(tmp_path / "out.png").shape == (3, 61, 31)
+
+
+def test_evaluate_takes_pictures_at_a_size_of_the_users(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    as_png(torch.rand(1, 50, 40)).save(tmp_path / "pictures" / "noise.png")
+    command = ["evaluate", str(tmp_path / "pictures"), "--task", "denoising", "--max-passes", "5", "--device", "cpu"]
+    assert main([*command, "--size", "38", "--out", str(tmp_path / "out")]) == 0
+    assert read_picture(tmp_path / "out" / "images" / "noise.png").shape == (3, 38, 38)

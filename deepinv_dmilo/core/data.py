@@ -10,7 +10,7 @@ from deepinv.optim import DataFidelity
 from deepinv.physics import Physics, StackedPhysics
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, take
+from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, raise_out_of_memory, take
 from deepinv_dmilo.core.operator import Operator
 
 
@@ -71,25 +71,34 @@ class FidelityFit:
     fidelity: DataFidelity
 
     def __call__(self, x: Tensor) -> Tensor:
-        physics = self.data.operator.physics
-        if not isinstance(physics, StackedPhysics):  # whose fidelity asks for its members
-            physics = Physics(A=lambda x, **_: self.data.operator(x, self.data.rows))
-        return self.fidelity(x, self.data.y, physics)
+        operator, y = self.data.operator, self.data.y
+        if isinstance(operator.physics, StackedPhysics):  # whose fidelity asks for its members
+            return operator.apply(lambda: self.fidelity(x, y, operator.physics), self.data.rows)
+        return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows)))
 
     def select(self, rows: Tensor) -> FidelityFit:
         return FidelityFit(self.data.select(rows), self.fidelity)
 
 
 def check_fidelity(fidelity: DataFidelity, data: Data, x: Tensor) -> None:
-    """Refuse a data fidelity that is not one value for each image, whatever the others are."""
-    if not isinstance(fidelity, DataFidelity):
-        raise TypeError(
-            f"data_fidelity is a {type(fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. deepinv.optim.L2()"
-        )
-    twice = torch.zeros(2, dtype=torch.long, device=x.device)
-    one, two = (FidelityFit(data, fidelity).select(rows)(x[rows]) for rows in (twice[:1], twice))
-    if one.shape != (1,) or two.shape != (2,) or not torch.allclose(two, one.expand(2), rtol=1e-4):
+    """Refuse a data fidelity that is not one finite value for each image, whatever the others are."""
+    if isinstance(data.operator.physics, StackedPhysics) and not data.operator.is_split:
+        raise ValueError("data_fidelity of a stack that hides what differs between its images; leave data_fidelity out")
+    name, twice = type(fidelity).__name__, torch.zeros(2, dtype=torch.long, device=x.device)
+    try:
+        one, two = (FidelityFit(data, fidelity).select(rows)(x[rows]) for rows in (twice[:1], twice))
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise_out_of_memory(error)
+        raise ValueError(f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}") from error
+    if one.shape != (1,) or two.shape != (2,):
         raise ValueError(
-            f"data_fidelity {type(fidelity).__name__} gives values of shape {tuple(two.shape)} for two images, and "
-            f"{two.tolist()} where each alone has {one.tolist()}; pass one that gives a value for each image"
+            f"data_fidelity {name} gives values of shape {tuple(two.shape)} for two images; pass one that gives a "
+            "value for each image, (B,)"
+        )
+    if not torch.isfinite(two).all():
+        raise ValueError(f"data_fidelity {name} is {two[0].item()} for a grey image; check that y is what it takes")
+    if not torch.allclose(two, one.expand(2), rtol=1e-4):
+        raise ValueError(
+            f"data_fidelity {name} is {two.tolist()} for an image given twice and {one.tolist()} for it alone: it "
+            "mixes the images of a batch; pass one that gives a value for each image"
         )

@@ -127,8 +127,10 @@ def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float) -
     The others have the length that the last one's change of the gradient asks for (Barzilai and Borwein, 1988).
     """
     value, gradient = value_and_gradient(objective, x)
-    # The first goes to zero, were A linear and 1-d.
-    step = 2 * value / energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
+    # The first goes to zero, were A linear and 1-d, and neither hardly anywhere nor through all of [0, 1].
+    slope = energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
+    unit = (x[0].numel() / slope).sqrt()  # of a root mean square of 1
+    step = torch.clamp(2 * value.abs() / slope, STANDSTILL * unit, unit)
     moving = energy(gradient) > 0
     for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
         trial = (x - _column(step) * gradient).clamp(0, 1)

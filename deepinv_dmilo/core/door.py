@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from numbers import Integral, Real
 
 import torch
@@ -75,7 +76,7 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
 
 def _check_devices(y: Measurements, physics: Physics, prior: Prior) -> None:
     device = parts(y)[0].device
-    if prior.device != device:
+    if prior.device != device and any(True for _ in chain(prior.parameters(), prior.buffers())):
         raise ValueError(f"the prior is on {prior.device} and y on {device}; type model.to(y.device)")
     for tensor in _tensors(physics):
         if tensor.device != device:

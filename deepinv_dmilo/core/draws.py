@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ class Draws:
 
 def check_rng(rng: torch.Generator | int) -> None:
     """Refuse what is neither a generator nor a seed."""
-    if isinstance(rng, bool) or not isinstance(rng, torch.Generator | int):
+    if isinstance(rng, bool) or not isinstance(rng, torch.Generator | Integral):
         raise TypeError(f"rng is a {type(rng).__name__}; pass a seed, e.g. 0, or torch.Generator().manual_seed(0)")
-    if isinstance(rng, int) and rng < 0:
+    if isinstance(rng, Integral) and rng < 0:
         raise ValueError(f"rng={rng}: type a seed of at least 0, or pass torch.Generator().manual_seed({rng})")

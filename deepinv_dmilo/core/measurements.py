@@ -56,20 +56,19 @@ def join(ys: list[Measurements]) -> Measurements:
     return torch.cat(ys)
 
 
+def real(t: Tensor) -> Tensor:
+    """The real numbers of each sample, (B, k): real and imaginary parts of complex ones."""
+    return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).flatten(1)
+
+
 def energy(r: Measurements) -> Tensor:
     """Squared 2-norm of each sample, shape (B,); complex values count by their modulus."""
-    squares = [(torch.view_as_real(t) if t.is_complex() else t).square() for t in parts(r)]
-    return torch.stack([s.flatten(1).sum(1) for s in squares]).sum(0)
+    return torch.stack([real(t).square().sum(1) for t in parts(r)]).sum(0)
 
 
 def mean_energy(r: Measurements) -> Tensor:
     """Mean squared modulus over a sample's measurements, shape (B,)."""
     return energy(r) / sum(t[0].numel() for t in parts(r))
-
-
-def residual(x: Tensor, y: Measurements, physics: Physics) -> Tensor:
-    """Root mean square of A(x) - y over a sample's measurements, shape (B,); at a perfect fit the noise level."""
-    return mean_energy(measure(x, physics) - y).sqrt()
 
 
 def working_dtype(y: Measurements) -> torch.dtype:

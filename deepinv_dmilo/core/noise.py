@@ -14,7 +14,6 @@ from deepinv_dmilo.core.measurements import (
     SHAPE_ERRORS,
     Measurements,
     as_input,
-    energy,
     operators,
     raise_out_of_memory,
     take,
@@ -36,28 +35,32 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
     :param clean: A(x).
     """
     rows = torch.arange(len(x), device=x.device)
-    try:
-        alone = rows.split(1 if operator.is_split else len(rows))
-        draws = [_drawn(x[row], take(clean, row), row, operator) for row in alone]
-    except SHAPE_ERRORS as error:
-        raise_out_of_memory(error)
-        warnings.warn(
-            f"the noise of the physics could not be drawn ({error}); the residual stands in for it. If you know the "
-            "noise, type noise_level=0.05 or what it is",
-            RuntimeWarning,
-            stacklevel=2,
+    failure: Exception | None = None
+    for size in (1 if operator.is_split else len(rows), len(rows)):
+        try:
+            draws = [_drawn(x[row], take(clean, row), row, operator) for row in rows.split(size)]
+            break
+        except SHAPE_ERRORS as error:  # such as a noise model that hides what differs between its images
+            raise_out_of_memory(error)
+            failure = error
+    else:
+        _warn(
+            f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
+            "noise, type noise_level=0.05 or what it is"
         )
         return torch.zeros_like(x[:, 0, 0, 0])
     energies, energies_of_mean = (torch.cat(columns) for columns in zip(*draws, strict=True))
     # The mean of independent draws has the energy of one over their number, if they are about 0.
     if (energies_of_mean > 0.75 * energies).any():
-        warnings.warn(
+        _warn(
             "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
-            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
-            RuntimeWarning,
-            stacklevel=2,
+            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)"
         )
     return energies / operator.reached
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
@@ -71,8 +74,9 @@ def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> 
         return physics(as_input(x, physics))
 
     with seeded(x, physics, SEED):
-        noises = [operator.apply(noisy, rows) - clean for _ in range(DRAWS)]
-    return torch.stack([energy(n) for n in noises]).mean(0), energy(sum(noises[1:], noises[0]) / DRAWS)
+        noises = [operator.apply(noisy, rows, with_noise=True) - clean for _ in range(DRAWS)]
+    of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
+    return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
 
 
 def _generators(physics: Physics) -> list[tuple[torch.nn.Module, torch.Generator]]:

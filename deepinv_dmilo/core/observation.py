@@ -75,7 +75,8 @@ class Observation:
         noise = self.noise_variance(x)
         if (noise > 0).all():
             return noise
-        rest = self.data.energy(x) / self.operator.reached.repeat(self.num_samples)
+        rest = self.operator.reached_energy(self.data.residual(x), self.data.rows)
+        rest = rest / self.operator.reached.repeat(self.num_samples)
         return torch.where(noise > 0, noise, rest)
 
     def likelihood(self, variance: Tensor) -> Fit:
@@ -84,6 +85,12 @@ class Observation:
             return FidelityFit(self.data, self.data_fidelity)
         smallest = torch.finfo(variance.dtype).tiny ** 0.5  # of measurements that are explained to the last digit
         return SquaresFit(self.data, 1 / (2 * variance.clamp(min=smallest)))
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """What gradient steps descend half of: ``||A(x) - y||^2``, or twice the data fidelity, (S * B,)."""
+        if self.data_fidelity is None:
+            return self.data.energy(x)
+        return 2 * FidelityFit(self.data, self.data_fidelity)(x)
 
     def mean_squares(self, x: Tensor | None = None) -> Fit:
         r"""

@@ -21,6 +21,7 @@ from deepinv_dmilo.core.measurements import (
     operators,
     parts,
     raise_out_of_memory,
+    real,
     take,
 )
 
@@ -43,13 +44,13 @@ class Operator:
 
     def __init__(self, physics: Physics, shape: tuple[int, ...], like: Tensor, *, single: bool) -> None:
         self.physics, self.batch = physics, shape[0]
-        self.members = _Members(physics)
         self.like = like.new_zeros(()).expand(shape)
-        #: number of real measurements of an image that change with it, (B,)
-        self.reached = _reached(physics, shape, like)
+        self.members = _Members(physics)
+        self._look()
         self.tensors: dict[str, Tensor] = {}
-        self.is_shared = single or self._is_same_for_all(shape, like)
-        self.is_split = self.is_shared or self._has_tensors_of_its_images(shape, like)
+        self.noise_tensors = {} if single else self._tensors_of_images(of_noise=True)
+        self.is_shared = single or self._is_same_for_all()
+        self.is_split = self.is_shared or self._has_tensors_of_its_images()
 
     def __call__(self, x: Tensor, rows: Tensor) -> Measurements:
         """A(x) of some rows of images in [0, 1], (n, C, H, W)."""
@@ -63,12 +64,18 @@ class Operator:
         order = torch.cat([places for places, _ in measured]).argsort()
         return take(join([part for _, part in measured]), order)
 
-    def apply(self, function: Callable[[], Any], rows: Tensor) -> Any:
+    def apply(self, function: Callable[[], Any], rows: Tensor, *, with_noise: bool = False) -> Any:
         """What a function of the physics returns while it has the tensors of these rows' images."""
-        if not self.tensors:
+        tensors = {**self.tensors, **self.noise_tensors} if with_noise else self.tensors
+        if not tensors:
             return function()
-        selected = {name: tensor[rows % self.batch] for name, tensor in self.tensors.items()}
+        selected = {name: tensor[rows % self.batch] for name, tensor in tensors.items()}
         return functional_call(self.members, selected, (function,))
+
+    def reached_energy(self, r: Measurements, rows: Tensor) -> Tensor:
+        """Squared 2-norm, for each row, of what lies in measurements that change with the image, (n,)."""
+        pairs = zip(parts(r), self._reached, strict=True)
+        return torch.stack([(real(t) * mask[rows % self.batch]).square().sum(1) for t, mask in pairs]).sum(0)
 
     @cached_property
     def squared_norm(self) -> Tensor | None:
@@ -78,9 +85,39 @@ class Operator:
         rows = torch.arange(self.batch, device=self.like.device)
         return squared_norm(lambda x: self(x, rows), self.like)
 
-    def _is_same_for_all(self, shape: tuple[int, ...], like: Tensor) -> bool:
+    @property
+    def squared_gain(self) -> Tensor:
+        """What a pixel is worth in measurements, at most: ``||A||^2``, or that between two images where not linear."""
+        return self._secant if self.squared_norm is None else self.squared_norm
+
+    def _look(self) -> None:
+        """What changes with an image, and how much; refuses a physics without a gradient."""
+        image = self._random_images(1, seed=0)
+        x = image.repeat(self.batch, 1, 1, 1)
+        with torch.enable_grad():
+            measured = measure(x.requires_grad_(), self.physics)
+            if not any(t.requires_grad for t in parts(measured)):
+                raise ValueError(
+                    "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
+                )
+            change = measured - measure(1 - x.detach(), self.physics)
+            (gradient,) = torch.autograd.grad(energy(change).sum(), x)
+        self._reached = [(real(t.detach()) != 0) for t in parts(change)]
+        if any(mask.any() for mask in self._reached) and not gradient.any():
+            raise ValueError(
+                "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; "
+                "use a smooth function in place of them"
+            )
+        #: number of real measurements of an image that change with it, (B,)
+        self.reached = torch.stack([mask.sum(1) for mask in self._reached]).sum(0).clamp(min=1)
+        # 2 x - 1 has a variance of 1/3, in the pixels that are seen.
+        seen = (gradient != 0).flatten(1).sum(1).clamp(min=1)
+        smallest = torch.finfo(self.like.dtype).tiny ** 0.5
+        self._secant = (3 * energy(change).detach() / seen).clamp(min=smallest)
+
+    def _is_same_for_all(self) -> bool:
         """Whether each image of a batch, wherever it is in it, has the measurements that it has alone."""
-        x, whole = self._different_images(shape, like)
+        x, whole = self._different_images()
         try:
             rolled, alone = measure(x.roll(1, 0), self.physics), measure(x[:1], self.physics)
             return _agree(_roll(whole), rolled) and _agree(take(whole, torch.arange(1)), alone)
@@ -88,12 +125,11 @@ class Operator:
             raise_out_of_memory(error)
             return False
 
-    def _has_tensors_of_its_images(self, shape: tuple[int, ...], like: Tensor) -> bool:
+    def _has_tensors_of_its_images(self) -> bool:
         """Whether what differs between the images are tensors of the physics, and then, which."""
-        x, whole = self._different_images(shape, like)
-        tensors = [*self.members.named_parameters(), *self.members.named_buffers()]
-        self.tensors = {name: t.detach() for name, t in tensors if t.ndim and len(t) == self.batch}
-        rows = torch.arange(self.batch, device=like.device)
+        x, whole = self._different_images()
+        self.tensors = self._tensors_of_images(of_noise=False)
+        rows = torch.arange(self.batch, device=self.like.device)
         try:
             rolled = self.apply(lambda: measure(x.roll(1, 0), self.physics), rows.roll(1))
             alone = self.apply(lambda: measure(x[:1], self.physics), rows[:1])
@@ -104,15 +140,28 @@ class Operator:
         self.tensors = {}
         return False
 
-    def _different_images(self, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Measurements]:
+    def _tensors_of_images(self, *, of_noise: bool) -> dict[str, Tensor]:
+        """Tensors of the physics, or of its noise model, that may be one for each of the images."""
+        tensors = [*self.members.named_parameters(), *self.members.named_buffers()]
+        return {
+            name: t.detach()
+            for name, t in tensors
+            if t.ndim and len(t) == self.batch and ("noise_model" in name) == of_noise and t.device == self.like.device
+        }
+
+    def _different_images(self) -> tuple[Tensor, Measurements]:
         """At least two images, no two the same, and their measurements."""
-        rng = torch.Generator("cpu").manual_seed(1)
-        x = torch.rand((max(shape[0], 2), *shape[1:]), generator=rng, device="cpu").to(like)
+        x = self._random_images(max(self.batch, 2), seed=1)
         try:
             return x, measure(x, self.physics)
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
-            return x[: shape[0]], measure(x[: shape[0]], self.physics)
+            return x[: self.batch], measure(x[: self.batch], self.physics)
+
+    def _random_images(self, n: int, seed: int) -> Tensor:
+        """Images of independent pixels in [0, 1], the same at every call."""
+        rng = torch.Generator("cpu").manual_seed(seed)
+        return torch.rand((n, *self.like.shape[1:]), generator=rng, device="cpu").to(self.like)
 
 
 class _Members(nn.Module):
@@ -134,25 +183,3 @@ def _agree(a: Measurements, b: Measurements) -> bool:
 
 def _roll(y: Measurements) -> Measurements:
     return take(y, torch.arange(len(parts(y)[0])).roll(1))
-
-
-def _reached(physics: Physics, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Number of real measurements of each image that change with it, (B,); refuses a physics without a gradient."""
-    rng = torch.Generator("cpu").manual_seed(0)
-    image = torch.rand(shape[1:], generator=rng, device="cpu").to(like)
-    x = image.repeat(shape[0], 1, 1, 1)
-    with torch.enable_grad():
-        measured = measure(x.requires_grad_(), physics)
-        if not any(t.requires_grad for t in parts(measured)):
-            raise ValueError(
-                "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
-            )
-        change = measured - measure(1 - x.detach(), physics)
-        (gradient,) = torch.autograd.grad(energy(change).sum(), x)
-    values = [(torch.view_as_real(t) if t.is_complex() else t).flatten(1) for t in parts(change)]
-    if any(v.any() for v in values) and not gradient.any():
-        raise ValueError(
-            "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; use a "
-            "smooth function in place of them"
-        )
-    return torch.stack([(v != 0).sum(1) for v in values]).sum(0).clamp(min=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import hypot
 from typing import NamedTuple
 
@@ -99,11 +99,7 @@ class Prior(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-    def noise(self, shape: tuple[int, ...], draws: Draws, num_samples: int = 1) -> Tensor:
-        """The next standard normal draw for a batch of images, on the prior's device, (S * B, C, H, W)."""
-        return draws(shape, num_samples).to(self.device)
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator | int = 0, *, num_layers: int = 50) -> Tensor:
@@ -116,7 +112,7 @@ class Prior(nn.Module):
         """
         if self.image_shape is None:
             raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
-        z = self.levels(num_layers)[0].spread * self.noise((1, *self.image_shape), Draws(rng), n)
+        z = self.levels(num_layers)[0].spread * Draws(rng)((1, *self.image_shape), n).to(self.device)
         with self.frozen():
             return self.decode(self(z, num_layers)).clamp(0, 1)
 

@@ -13,6 +13,8 @@ from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.problem import Problem, Variables
 
+SLOWER = "lower latent_lr (or lr, step_size), or use float32 weights"
+FLOOR = "physics.A or its gradient may be infinite there: give a power or logarithm a floor, such as x.clamp(min=1e-3)"
 STEPS_BETWEEN_CHECKS = 50  # of the objective: a look at the device costs a GPU its queue of work
 #: the paper's learning rate of the deviations
 DEVIATION_LR = 1e-3
@@ -49,7 +51,7 @@ class LBFGS:
     :param int steps: passes that a problem may take; None: its share of ``max_passes``, or where that is not given
         either, 20.
     :param float tolerance: a row is done when a step lowers its objective by less than this fraction of what one
-        standard deviation of every unknown is worth.
+        standard deviation of every unknown is worth (with ``Chain``: of the objective itself).
     """
 
     steps: int | None = None
@@ -70,7 +72,9 @@ class LBFGS:
             unit=problem.unit,
             check_every=check_every,
         )
-        check_finite(value, steps)
+        if not torch.isfinite(value).all():
+            row = int((~torch.isfinite(value)).nonzero()[0])
+            raise FloatingPointError(f"the objective of row {row} is nowhere finite, from the first step on; {FLOOR}")
         return Solution(flat.unpack(z), value, passes)
 
 
@@ -146,5 +150,5 @@ def check_finite(values: Tensor, step: int) -> None:
         k, row = (int(i) for i in bad.nonzero()[0])
         raise FloatingPointError(
             f"the objective became {values.view(-1, values.shape[-1])[k, row].item()} in step "
-            f"{step - len(bad) + 1 + k} of row {row}"
+            f"{step - len(bad) + 1 + k} of row {row}; {SLOWER}"
         )

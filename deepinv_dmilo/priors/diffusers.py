@@ -229,6 +229,11 @@ class _TensorOutput(nn.Module):
         return self.prior.predict(z, t)
 
 
+def photos(**settings: Any) -> DiffusionPrior:
+    """The bundled prior of colour photographs; ``settings`` are those of ``DiffusionPrior.from_pretrained``."""
+    return DiffusionPrior.from_pretrained("photos", **settings)
+
+
 def digits(**settings: Any) -> DiffusionPrior:
     """The bundled prior of 32 x 32 digits; ``settings`` are those of ``DiffusionPrior.from_pretrained``."""
     return DiffusionPrior.from_pretrained("digits", **settings)

@@ -84,9 +84,15 @@ class PriorReconstructor(Reconstructor):
         :param overrides: settings that replace the preset's, e.g. ``outer_steps=2``.
         :return: the reconstructor.
         """
-        if name not in cls.presets:
+        preset = cls.presets.get(name.replace("-", "_"))
+        if preset is None:
             raise ValueError(f"no preset {name!r} for {cls.__name__}; type one of {', '.join(cls.presets)}")
-        return cls._from_flat(prior, {**cls.presets[name], **overrides})
+        if parts := overrides.keys() & {"schedule", "solver"}:
+            raise TypeError(
+                f"from_preset sets {' and '.join(sorted(parts))} itself; type names of their settings, such as "
+                f"outer_steps=2, inner_steps=50, or {cls.__name__}(prior, ...)"
+            )
+        return cls._from_flat(prior, {**preset, **overrides})
 
     @classmethod
     def _from_flat(cls: type[_Model], prior: Prior, settings: dict[str, Any]) -> _Model:
@@ -146,10 +152,12 @@ class PriorReconstructor(Reconstructor):
             if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
                 given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
                 raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
-            run = Run(self, y.clone(), physics, shape, init, x_gt, compute_metrics)  # a plain tensor, whatever y is
-            samples = run.last_of(self._iterates)
-            images = run.observation.mean(samples)
-            run.observation.warn_if_unexplained(images)
+            y = y.clone()  # a plain tensor, whatever the caller's is
+            with torch.autocast(self.prior.device.type, enabled=False):  # the caller's; the prior has its own
+                run = Run(self, y, physics, shape, init, x_gt, compute_metrics)
+                samples = run.last_of(self._iterates)
+                images = run.observation.mean(samples)
+                run.observation.warn_if_unexplained(images)
         result: list[Any] = [images]
         if return_std:
             result.append(samples.view(self.num_samples, *shape).std(0))
@@ -195,4 +203,5 @@ class PriorReconstructor(Reconstructor):
 
     def extra_repr(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prior"}
-        return ", ".join(f"{k}={v!r}" for k, v in shown.items() if not isinstance(v, torch.Generator))
+        shown = {k: f"a generator on {v.device}" if isinstance(v, torch.Generator) else v for k, v in shown.items()}
+        return ", ".join(f"{k}={v!r}" for k, v in shown.items())

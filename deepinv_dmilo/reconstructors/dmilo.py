@@ -31,6 +31,8 @@ MOVED = {
     **dict.fromkeys(("inner_steps", "steps"), "type solver=LBFGS(steps=...), or solver=Adam(steps=...)"),
     "sparsity": "type schedule=Levels(deviation_threshold=...), or with chains from pure noise Chain(sparsity=...)",
     "latent_penalty": "with levels it follows the noise; with chains from pure noise type Chain(latent_penalty=...)",
+    "step_size": "it is of DMILOPGD",
+    "gradient_steps": "it is of DMILOPGD",
     "layers_per_level": "a level has one layer; type schedule=Chain(num_layers=...) for more",
 }
 
@@ -109,6 +111,11 @@ class DMILO(PriorReconstructor):
             if not isinstance(getattr(self, name), kinds):
                 first, second = (kind.__name__ for kind in kinds)
                 raise TypeError(f"{name}={getattr(self, name)!r}: type {name}={first}(...) or {name}={second}(...)")
+        if self.data_fidelity is not None and not isinstance(self.data_fidelity, DataFidelity):
+            raise TypeError(
+                f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "
+                "deepinv.optim.L2(sigma=0.05)"
+            )
         if self.noise_level is not None:
             check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
         self._check_together()

@@ -60,6 +60,8 @@ class DMPlug(PriorReconstructor):
         "nonlinear_deblurring": {"steps": 10000, "lr": 1e-2},
     }
 
+    moved: ClassVar[dict[str, str]] = {"latent_lr": "type lr=...", "inner_steps": "type steps=..."}
+
     num_layers: int = 3
     steps: int = 300
     lr: float = 1e-2

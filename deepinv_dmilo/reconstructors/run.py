@@ -20,9 +20,7 @@ from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level
 from deepinv_dmilo.core.problem import Problem, Variables
-from deepinv_dmilo.core.solvers import Solution
-
-ADVICE = "lower latent_lr (or lr, step_size), or use float32 weights"
+from deepinv_dmilo.core.solvers import SLOWER, Solution
 
 
 class Run:
@@ -77,13 +75,19 @@ class Run:
         return level.spread * self.noise() if self.init is None else self.init
 
     def descend(self, x: Tensor, *, step_size: float | str = "auto", pull: Tensor | None = None, **how: Any) -> Tensor:
-        """Gradient steps of images x, (S * B, C, H, W), on the measurements; "auto": of size ``1 / ||A||^2``."""
+        """
+        Gradient steps of images x, (S * B, C, H, W), on the measurements.
+
+        What they descend is half of ``||A(x) - y||^2``, or a data fidelity in its place. "auto": steps of size
+        ``1 / ||A||^2`` where that is known, else found by backtracking.
+        """
+        misfit = self.observation.misfit
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
-            return gradient_steps(x, self.observation.data.energy, size=size, pull=pull, **how)
-        norm = self.observation.operator.squared_norm
+            return gradient_steps(x, misfit, size=size, pull=pull, **how)
+        norm = None if self.observation.data_fidelity else self.observation.operator.squared_norm
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
-        return gradient_steps(x, self.observation.data.energy, size=auto, pull=pull, standstill=STANDSTILL, **how)
+        return gradient_steps(x, misfit, size=auto, pull=pull, standstill=STANDSTILL, **how)
 
     def outer_steps(self, chains: list[tuple[Level, ...]]) -> Iterator[tuple[tuple[Level, ...], bool]]:
         """The chain of each outer step, and whether it is the last."""
@@ -98,13 +102,12 @@ class Run:
     def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
         """Go through the outer steps; the last images, checked."""
         try:
-            with torch.autocast(self.like.device.type, enabled=False):  # the caller's; the prior has its own
-                for x, cost in iterates(self):
-                    self.record(x, cost)
+            for x, cost in iterates(self):
+                self.record(x, cost)
         finally:
             self.bar.close()
         if not torch.isfinite(x).all():
-            raise FloatingPointError(f"the last step left NaN or infinite pixels; {ADVICE}")
+            raise FloatingPointError(f"the last step left NaN or infinite pixels; {SLOWER}")
         return x
 
     def solve(self, problem: Problem, start: Variables, watch: Callable[..., object] | None = None) -> Solution:
@@ -119,7 +122,7 @@ class Run:
         try:
             solution = self.model._solver()(problem, start, steps=self.steps, watch=look)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}, {problem.name}, outer step {self.outer}; {ADVICE}") from error
+            raise FloatingPointError(f"{problem.name}, outer step {self.outer}: {error}") from error
         self.bar.update(seen + self.steps - self.bar.n)  # what was not needed
         self.passes += solution.passes * self.model._passes_per_step()
         return solution

@@ -80,8 +80,10 @@ class Levels:
         """What the prior expects before any measurement, and gradient steps from there."""
         if run.init is not None:
             return run.init
-        a, b = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1]
-        x = run.in_parts(lambda z: run.prior.decode(run.prior.step(z, a, b)).clamp(0, 1), a.spread * run.noise())
+        a, b, z = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1], run.noise()
+        if a.sigma < START_NOISE / 4:  # the network knows no pure noise
+            return run.descend(run.grey(), steps=START_STEPS)
+        x = run.in_parts(lambda part: run.prior.decode(run.prior.step(part, a, b)).clamp(0, 1), a.spread * z)
         return run.descend(x, steps=START_STEPS)
 
     def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
@@ -100,6 +102,8 @@ class Levels:
 
     def pull(self, observation: Observation, x: Tensor) -> Tensor | None:
         """How strongly the gradient steps of DMILO-PGD are held at x: noise must not be taken for signal."""
+        if observation.data_fidelity is not None:
+            return torch.full_like(x[:, 0, 0, 0], 1 / IMAGE_ERROR**2)
         return observation.noise_variance(x) / IMAGE_ERROR**2
 
     def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
@@ -121,9 +125,10 @@ class Levels:
         if self.deviation_threshold is None:
             return x
         variance = observation.variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
-        weight = self.deviation_threshold / variance.sqrt()
+        # Noise alone has a gradient of this root mean square, at most, in a pixel.
+        slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
         fit = observation.likelihood(variance)
-        return (x + sparse_deviation(fit, x, weight, variance)).clamp(0, 1)
+        return (x + sparse_deviation(fit, x, self.deviation_threshold * slope, 1 / slope**2)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

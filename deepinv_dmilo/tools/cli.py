@@ -75,6 +75,7 @@ def _parser() -> _Parser:
     evaluate.add_argument("dataset", metavar="DATASET", help="folder of pictures, deepinv data set, or 'digits'")
     evaluate.add_argument("--out", type=Path, required=True, help="folder of pictures, records and summary")
     evaluate.add_argument("--data-root", type=Path, help="where deepinv keeps its data sets")
+    evaluate.add_argument("--size", type=int, help="pictures are resized and cropped to it (default: as trained)")
     evaluate.add_argument("--limit", type=int, help="only so many images, the first")
     evaluate.add_argument("--batch-size", type=int, default=8, help="images reconstructed together (default: 8)")
     evaluate.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
@@ -269,14 +270,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         prior = _prior(args, device)
         if prior.image_shape is None:
             raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
+        shape = prior.image_shape if args.size is None else (prior.image_shape[0], args.size, args.size)
         model = _model(args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch))
         if args.micro_batch is not None and not hasattr(model, "micro_batch"):
             raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
         with state.local_main_process_first():  # it may download
-            images, names = open_images(args.dataset, prior.image_shape, args.data_root)
-        physics = _physics(args, prior.image_shape, device)
+            images, names = open_images(args.dataset, shape, args.data_root)
+        shape = tuple(images.shape[1:]) if torch.is_tensor(images) else shape  # type: ignore[assignment]
+        physics = _physics(args, shape, device)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
-            model.check(measure(torch.zeros(1, *prior.image_shape, device=device), physics), physics)
+            model.check(measure(torch.zeros(1, *shape, device=device), physics), physics)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator
@@ -303,7 +306,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _check_evaluate(args: argparse.Namespace) -> None:
     """Refuse numbers that are none, and results among the pictures."""
-    for name, word in (("limit", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
+    for name, word in (("limit", ""), ("size", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
         value = getattr(args, name)
         if value is None or (name == "micro_batch" and value == "auto"):
             continue

@@ -15,7 +15,7 @@ from deepinv.loss.metric import LPIPS, PSNR, SSIM
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from deepinv_dmilo.core.measurements import Measurements, residual
+from deepinv_dmilo.core.measurements import Measurements, mean_energy, measure
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 
@@ -48,7 +48,8 @@ def score(
         torch.manual_seed(seed)
         x_hat = model(y, physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
-    columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": residual(x_hat, y, physics)}
+    misfit = mean_energy(measure(x_hat, physics) - y)
+    columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": misfit.sqrt()}
     if lpips is not None:
         columns["lpips"] = lpips(*(image.expand(-1, 3, -1, -1) for image in (x_hat, x)))
     costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
