@@ -20,6 +20,7 @@ import argparse
 import csv
 import datetime
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -280,7 +281,8 @@ def write_attribution(file: Path, rows: dict[str, dict[str, str]], names: list[s
     lines = ["# Pictures that the prior was trained or is evaluated on", "", "| file | package | author | licence |"]
     lines.append("|---|---|---|---|")
     for name in names:
-        cells = [" ".join(rows[name][column].replace("|", "/").split()) for column in ("package", "author", "licence")]
+        plain = {key: re.sub(r"<[^>]*>?", "", text.replace("|", "/")) for key, text in rows[name].items()}
+        cells = [" ".join(plain[column].split()) for column in ("package", "author", "licence")]  # no addresses
         lines.append(f"| {name} | {' | '.join(cells)} |")
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
