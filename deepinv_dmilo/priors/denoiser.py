@@ -45,7 +45,7 @@ class DenoiserPrior(Prior):
         return Level(1.0, min(ratio, 2 * self.max_noise))
 
     def levels(self, num_layers: int) -> tuple[Level, ...]:
-        """From ``max_noise`` to a fifth of it by equal factors, then the image."""
+        """From ``max_noise`` to about a fifth of it (ours) by equal factors, then the image."""
         most = 2 * self.max_noise
         inner = [most * 0.2 ** (i / num_layers) for i in range(num_layers)]
         return (*(Level(1.0, noise) for noise in inner), Level(1.0, 0.0))

@@ -16,7 +16,7 @@ from deepinv_dmilo.priors.padded import Padded
 from deepinv_dmilo.priors.pretrained import load_unet_and_scheduler
 from deepinv_dmilo.priors.variance_preserving import VariancePreserving
 
-LARGE = 4.0  # times the pixels of the training, from which on attention is told
+LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
 
 
 class DiffusionPrior(Prior):
@@ -76,7 +76,7 @@ class DiffusionPrior(Prior):
         self.family = VariancePreserving(scheduler)
         self.clip_sample = clip_sample
         self.autocast = autocast
-        self.compile_network = compile
+        self.compile_network, self.checkpointing = compile, checkpointing
         # Outside the modules, so that the state dict has one copy of the weights under their own names.
         self._compiled: tuple[nn.Module, Any] | None = None
         if checkpointing:
@@ -214,7 +214,8 @@ class DiffusionPrior(Prior):
         size = sum(p.numel() for p in self.parameters())
         return (
             f"{type(self).__name__}({self.name or type(self.network).__name__!r}, {size:,} parameters, "
-            f"prediction_type={self.family.prediction_type!r}, clip_sample={self.clip_sample})"
+            f"prediction_type={self.family.prediction_type!r}, clip_sample={self.clip_sample}, "
+            f"autocast={self.autocast}, compile={self.compile_network}, checkpointing={self.checkpointing})"
         )
 
 

@@ -202,6 +202,7 @@ class PriorReconstructor(Reconstructor):
             )
 
     def extra_repr(self) -> str:
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prior"}
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = {k: v for k, v in shown.items() if not isinstance(v, torch.nn.Module)}  # torch prints those itself
         shown = {k: f"a generator on {v.device}" if isinstance(v, torch.Generator) else v for k, v in shown.items()}
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())

@@ -94,10 +94,9 @@ class Run:
         for self.outer, levels in enumerate(chains, 1):
             yield levels, self.outer == len(chains)
 
-    def in_parts(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """A function of rows, of as many at a time as may go through the network."""
-        size = self.model.micro_batch or len(tensors[0])
-        return torch.cat([function(*part) for part in zip(*(t.split(size) for t in tensors), strict=True)])
+    def in_parts(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """A function of rows of latents, of as many at a time as may go through the network."""
+        return torch.cat([function(part) for part in z.split(self.model.micro_batch or len(z))])
 
     def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
         """Go through the outer steps; the last images, checked."""

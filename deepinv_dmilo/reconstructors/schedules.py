@@ -56,7 +56,7 @@ class Levels:
 
     :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
-        identity is measured by what is left above so many standard deviations of the noise; None: not at all.
+        identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
 
     sigmas: tuple[float, ...] = (1.0, 0.65, 0.37, 0.17, 0.055)
@@ -80,10 +80,11 @@ class Levels:
         """What the prior expects before any measurement, and gradient steps from there."""
         if run.init is not None:
             return run.init
-        a, b, z = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1], run.noise()
+        a, b = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1]
         if a.sigma < START_NOISE / 4:  # the network knows no pure noise
             return run.descend(run.grey(), steps=START_STEPS)
-        x = run.in_parts(lambda part: run.prior.decode(run.prior.step(part, a, b)).clamp(0, 1), a.spread * z)
+        z = a.spread * run.noise()
+        x = run.in_parts(lambda part: run.prior.decode(run.prior.step(part, a, b)).clamp(0, 1), z)
         return run.descend(x, steps=START_STEPS)
 
     def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
