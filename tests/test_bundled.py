@@ -201,3 +201,14 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.05])
+def test_plain_denoising_is_as_good_as_one_call_of_the_network(noise):
+    """Which is the mean of the images that go with y, and nothing has a smaller error."""
+    x = held_out_images("photos")[:2, :, 96:160, 96:160]
+    prior, physics = DiffusionPrior.from_pretrained("photos"), make_physics("denoising", (3, 64, 64), noise=noise)
+    y, psnr = physics(x), dinv.loss.metric.PSNR()
+    with torch.no_grad():
+        best = psnr(prior.denoiser()(y, noise), x).mean()
+    assert psnr(DMILO(prior, max_passes=10)(y, physics), x).mean() > best - 0.4

@@ -308,7 +308,7 @@ def test_printing_shows_every_setting(method, prior):
     text = repr(METHODS[method](prior, num_samples=3, micro_batch=2, rng=7))
     assert all(part in text for part in ("num_samples=3", "micro_batch=2", "rng=7", "verbose=False", "max_passes=None"))
     if method == "dmilo-pgd":
-        assert "schedule=Levels(sigmas=(1.0, 0.2), deviation_threshold=5.0)" in text
+        assert "schedule=Levels(sigmas=(1.0, 0.2), skip=True, mean=True, deviation_threshold=5.0)" in text
         assert "step_size='auto', gradient_steps=10, normalize_gradient=False" in text
 
 
@@ -316,7 +316,7 @@ def test_the_likelihood_that_is_given_is_the_one_that_is_fitted(prior, inpaintin
     """Gaussian noise as a data fidelity of deepinv, and as a noise level, are the same images."""
     physics, y = inpainting
     exact = toy_prior(ConvNet())
-    plain = Levels((1.0, 0.2), deviation_threshold=None)
+    plain = Levels((1.0, 0.2), skip=False, mean=False, deviation_threshold=None)
     level, fidelity = (
         DMILO(exact, **{**SHORT, "schedule": plain}, **s)(y.double(), physics.double())
         for s in ({"noise_level": 0.1}, {"data_fidelity": dinv.optim.L2(sigma=0.1)})
@@ -365,7 +365,8 @@ def test_a_robust_likelihood_is_what_all_steps_follow(method):
     y = x.clone()
     y[:, :, 5] = 1.0
     prior = toy_prior(AffineNet(0.1, 0.0), prediction_type="sample")  # of images about mid-grey
-    settings = {"schedule": Levels((0.5, 0.1), deviation_threshold=None), "max_passes": 40}
+    schedule = Levels((0.5, 0.1), skip=False, mean=False, deviation_threshold=None)
+    settings = {"schedule": schedule, "max_passes": 40}
     errors = {}
     for name, likelihood in (("robust", {"data_fidelity": Robust()}), ("squares", {"noise_level": 0.1})):
         x_hat = method(prior, **settings, **likelihood)(y, dinv.physics.Denoising())

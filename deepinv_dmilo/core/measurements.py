@@ -44,6 +44,14 @@ def parts(y: Measurements) -> list[Tensor]:
     return [t for part in y for t in parts(part)] if isinstance(y, TensorList) else [y]
 
 
+def like_parts(y: Measurements, tensors: list[Tensor]) -> Measurements:
+    """Tensors as the parts of measurements that are built like y."""
+    if not isinstance(y, TensorList):
+        return tensors[0]
+    rest = iter(tensors)
+    return TensorList([like_parts(part, [next(rest) for _ in parts(part)]) for part in y])
+
+
 def take(y: Measurements, rows: Tensor) -> Measurements:
     """The measurements of some samples."""
     return TensorList([take(part, rows) for part in y]) if isinstance(y, TensorList) else y[rows]

@@ -14,7 +14,9 @@ from deepinv_dmilo.core.measurements import (
     SHAPE_ERRORS,
     Measurements,
     as_input,
+    like_parts,
     operators,
+    parts,
     raise_out_of_memory,
     take,
 )
@@ -57,6 +59,18 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
             "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)"
         )
     return energies / operator.reached
+
+
+def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
+    """Gaussian noise for every row of measurements, of a standard deviation (n,): the same numbers times that."""
+    rng = torch.Generator("cpu").manual_seed(seed)
+    noises = []
+    for t in parts(y):
+        shape = (*t.shape[1:], 2) if t.is_complex() else t.shape[1:]
+        noise = torch.randn(shape, generator=rng, device="cpu").to(t.device, t.real.dtype)
+        noise = torch.view_as_complex(noise) if t.is_complex() else noise
+        noises.append(std.view(-1, *[1] * noise.ndim) * noise)
+    return like_parts(y, noises)
 
 
 def _warn(message: str) -> None:

@@ -174,7 +174,7 @@ class PriorReconstructor(Reconstructor):
         return False
 
     def _solves(self) -> int:
-        """How many problems ``_iterates`` solves."""
+        """How many problems ``_iterates`` solves, at most."""
         raise NotImplementedError
 
     def _passes_per_step(self) -> int:
@@ -184,17 +184,17 @@ class PriorReconstructor(Reconstructor):
     def _solver(self) -> Solver:
         raise NotImplementedError
 
-    def _steps(self) -> int:
-        """Steps of the solver that each problem may take."""
+    def _steps(self, solves: int) -> int:
+        """Steps of the solver that each of so many problems may take."""
         solver = self._solver()
         if self.max_passes is None:
             return solver.steps or 20
-        share = self.max_passes // (self.num_samples * self._solves() * self._passes_per_step())
+        share = self.max_passes // (self.num_samples * solves * self._passes_per_step())
         return share if solver.steps is None else min(solver.steps, share)
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem."""
-        if self.max_passes is not None and self._steps() < 1:
+        if self.max_passes is not None and self._steps(self._solves()) < 1:
             needed = self.num_samples * self._solves() * self._passes_per_step()
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "

@@ -149,16 +149,19 @@ class DMILO(PriorReconstructor):
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 1."""
         x, state = self.schedule.first_image(run), None
-        for levels, is_last in run.outer_steps(self.schedule.chains(run.prior)):
+        chains = self.schedule.chains(run.prior)
+        for levels, is_last in run.outer_steps(chains, self.schedule.first_steps(run, x, chains)):
             fit = self.schedule.fit(run.observation, x)
             state = self.schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, state, fit)
-            x = self.schedule.finish(run.observation, x) if is_last else x
+            x, cost = self._pass(run, state, fit, x)
+            x = self.schedule.finish(run, x) if is_last else x
             yield x, cost
 
-    def _pass(self, run: Run, state: State, fit: Fit) -> tuple[Tensor, Tensor]:
-        """The layers from the image back to the noise, then forward; the image and the objective of its layer."""
-        costs = []
+    def _pass(self, run: Run, state: State, fit: Fit, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The layers from the image back to the noise, then forward; the images, and the objectives of their layer."""
+        if not len(run.rows):
+            return x, x.new_zeros(0)
+        fit, costs = fit.select(run.rows), []
         for i in reversed(range(len(state.variables))):
             problem = self.schedule.problem(run, state, i, fit)
             solution = run.solve(problem, state.variables[i])
@@ -166,7 +169,7 @@ class DMILO(PriorReconstructor):
             costs.append(solution.value)
             fit = LatentFit(solution.variables["latent"])
         u = state.run(run)
-        return run.prior.decode(u).clamp(0, 1), costs[0]
+        return x.index_copy(0, run.rows, run.prior.decode(u).clamp(0, 1)), costs[0]
 
     def _draws_after_init(self) -> bool:
         return isinstance(self.schedule, Levels)

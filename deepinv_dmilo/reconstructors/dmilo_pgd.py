@@ -108,20 +108,24 @@ class DMILOPGD(DMILO):
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 2."""
         x, state = self.schedule.first_image(run), None
-        for levels, is_last in run.outer_steps(self.schedule.chains(run.prior)):
+        chains = self.schedule.chains(run.prior)
+        for levels, is_last in run.outer_steps(chains, self.schedule.first_steps(run, x, chains)):
             before, x = x, self._descend(run, x)
             fit = self.schedule.fit_after(run.observation, before, x)
             state = self.schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, state, fit)
-            x = self.schedule.finish(run.observation, x) if is_last else x
+            x, cost = self._pass(run, state, fit, x)
+            x = self.schedule.finish(run, x) if is_last else x
             yield x, cost
 
     def _descend(self, run: Run, x: Tensor) -> Tensor:
-        """The gradient steps on the measurements."""
-        return run.descend(
+        """The gradient steps on the measurements, of the images that take part."""
+        if not len(run.rows):
+            return x
+        moved = run.descend(
             x,
             step_size=self.step_size,
             pull=self.schedule.pull(run.observation, x),
             steps=self.gradient_steps,
             normalize=self.normalize_gradient,
         )
+        return x.index_copy(0, run.rows, moved[run.rows])

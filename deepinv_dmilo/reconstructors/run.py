@@ -51,10 +51,14 @@ class Run:
         #: the start of every sample, where the caller gave one
         self.init = None if init is None else init.detach().to(self.like).repeat(model.num_samples, 1, 1, 1)
         self.x_gt, self.compute_metrics = x_gt, compute_metrics
-        self.steps, self.outer = model._steps(), 1
+        #: the rows that take part in the present outer step
+        self.rows = torch.arange(rows, device=self.like.device)
+        #: steps of the solver that a problem of each row may take
+        self.steps = torch.full((rows,), model._steps(model._solves()), device=self.like.device)
+        self.outer = 1
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
         self.metrics: dict[str, list[list[float]]] = {}
-        total = self.steps * model._solves()
+        total = int(self.steps[0]) * model._solves()
         self.bar = tqdm(total=total, desc=type(model).__name__, unit="step", disable=not model.verbose)
 
     @property
@@ -74,14 +78,22 @@ class Run:
         """Where a chain starts: what the caller gave, or pure noise."""
         return level.spread * self.noise() if self.init is None else self.init
 
-    def descend(self, x: Tensor, *, step_size: float | str = "auto", pull: Tensor | None = None, **how: Any) -> Tensor:
+    def descend(
+        self,
+        x: Tensor,
+        *,
+        step_size: float | str = "auto",
+        misfit: Callable[[Tensor], Tensor] | None = None,
+        pull: Tensor | None = None,
+        **how: Any,
+    ) -> Tensor:
         """
         Gradient steps of images x, (S * B, C, H, W), on the measurements.
 
-        What they descend is half of ``||A(x) - y||^2``, or a data fidelity in its place. "auto": steps of size
-        ``1 / ||A||^2`` where that is known, else found by backtracking.
+        What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or of a data fidelity in its place.
+        "auto": steps of size ``1 / ||A||^2`` where that is known, else found by backtracking.
         """
-        misfit = self.observation.misfit
+        misfit = misfit or self.observation.misfit
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
             return gradient_steps(x, misfit, size=size, pull=pull, **how)
@@ -89,10 +101,27 @@ class Run:
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
         return gradient_steps(x, misfit, size=auto, pull=pull, standstill=STANDSTILL, **how)
 
-    def outer_steps(self, chains: list[tuple[Level, ...]]) -> Iterator[tuple[tuple[Level, ...], bool]]:
-        """The chain of each outer step, and whether it is the last."""
-        for self.outer, levels in enumerate(chains, 1):
+    def outer_steps(
+        self, chains: list[tuple[Level, ...]], first: Tensor | None = None
+    ) -> Iterator[tuple[tuple[Level, ...], bool]]:
+        """
+        The chain of each outer step, and whether it is the last.
+
+        :param torch.Tensor first: number of the outer step that each image begins with, (B,); None: they all take all.
+            The budget of an image is shared by those that it takes.
+        """
+        first = torch.zeros_like(self.rows) if first is None else first.repeat(self.num_samples)
+        solves = [len(levels) - 1 for levels in chains]
+        for start in first.unique().tolist():
+            self.steps[first == start] = self.model._steps(sum(solves[start:]))
+        self.bar.total = sum(int(self.steps[first <= k].unique().sum()) * n for k, n in enumerate(solves))
+        for k, levels in enumerate(chains):
+            self.outer, self.rows = k + 1, (first <= k).nonzero()[:, 0]
             yield levels, self.outer == len(chains)
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """The clean latents that the network sees in z."""
+        return self.in_parts(lambda part: self.prior.denoise(part, level), z)
 
     def in_parts(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """A function of rows of latents, of as many at a time as may go through the network."""
@@ -110,8 +139,20 @@ class Run:
         return x
 
     def solve(self, problem: Problem, start: Variables, watch: Callable[..., object] | None = None) -> Solution:
-        """The solution of a problem, its passes counted."""
+        """The solution of a problem of the present rows, its passes counted; those of one budget go together."""
+        budgets = self.steps[self.rows]
+        groups = [(budgets == steps).nonzero()[:, 0] for steps in budgets.unique()]
+        parts = [
+            self._solve(problem.select(g), {name: t[g] for name, t in start.items()}, int(budgets[g[0]]), watch)
+            for g in groups
+        ]
+        order = torch.cat(groups).argsort()
+        variables = {name: torch.cat([part.variables[name] for part in parts])[order] for name in start}
+        value, passes = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("value", "passes"))
+        self.passes[self.rows] += passes * self.model._passes_per_step()
+        return Solution(variables, value, passes)
 
+    def _solve(self, problem: Problem, start: Variables, steps: int, watch: Callable[..., object] | None) -> Solution:
         def look(v: Variables | None, value: Tensor | None) -> None:
             if watch is not None:
                 watch(v, value)
@@ -119,27 +160,27 @@ class Run:
 
         seen = self.bar.n
         try:
-            solution = self.model._solver()(problem, start, steps=self.steps, watch=look)
+            solution = self.model._solver()(problem, start, steps=steps, watch=look)
         except FloatingPointError as error:
             raise FloatingPointError(f"{problem.name}, outer step {self.outer}: {error}") from error
-        self.bar.update(seen + self.steps - self.bar.n)  # what was not needed
-        self.passes += solution.passes * self.model._passes_per_step()
+        self.bar.update(seen + steps - self.bar.n)  # what was not needed
         return solution
 
     def record(self, x: Tensor, cost: Tensor) -> None:
-        """Keep the metrics of iterates (S * B, C, H, W), where somebody looks at them."""
-        if not self.is_watched:
+        """Keep the metrics of images (S * B, C, H, W), of those that take part now, where somebody looks at them."""
+        if not self.is_watched or not len(self.rows):
             return
         mean = self.observation.mean
-        images = mean(x)
-        residual = self.observation.images.rms(images)
+        images = mean(x[self.rows])
+        numbers = self.rows[: len(images)]
+        residual = self.observation.images.select(numbers).rms(images)
         self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}")
         if self.compute_metrics:
-            passes = self.passes.view(-1, len(images)).sum(0)
+            passes = self.passes[self.rows].view(-1, len(images)).sum(0)
             values = {"cost": mean(cost), "residual": residual, "passes": passes}
             if self.x_gt is not None:
-                values["psnr"] = PSNR()(images, self.x_gt.to(x))
+                values["psnr"] = PSNR()(images, self.x_gt.to(x)[numbers])
             for name, value in values.items():
-                curves = self.metrics.setdefault(name, [[] for _ in images])
-                for curve, v in zip(curves, value.tolist(), strict=True):
-                    curve.append(v)
+                curves = self.metrics.setdefault(name, [[] for _ in range(self.shape[0])])
+                for number, v in zip(numbers.tolist(), value.tolist(), strict=True):
+                    curves[number].append(v)

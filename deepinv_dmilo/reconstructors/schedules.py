@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
+from deepinv_dmilo.core.left_open import left_open
+from deepinv_dmilo.core.noise import same_noise
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
@@ -20,16 +22,20 @@ from deepinv_dmilo.reconstructors.run import Run
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
 # gradient steps from there: ours.
 START_NOISE, START_STEPS = 10.0, 10
-IMAGE_ERROR = 0.1  # that the projection of DMILO-PGD assumes the image so far to have, in [0, 1]: ours
+# An image begins with the lowest level that is so many times what its measurements leave open; measured in
+# docs/defaults.md.
+COVER = 1.6
+IMAGE_ERROR = 0.1  # that gradient steps towards the measurements assume the image so far to have, in [0, 1]: ours
+LAST_STEPS = 10  # of gradient descent, before the last call of the network: ours
 
 
 @dataclass
 class State:
-    """The variables of every layer of a chain, the layer next to the noise first."""
+    """The variables of every layer of a chain, the layer next to the noise first, of the rows that take part."""
 
     levels: tuple[Level, ...]
     variables: list[Variables]
-    center: Tensor | None = None  # of the latents, (S * B, C, H, W)
+    center: Tensor | None = None  # of the latents, (n, C, H, W)
 
     def run(self, run: Run) -> Tensor:
         """The chain from its first latent with the deviations, every latent kept; returns its output."""
@@ -55,11 +61,19 @@ class Levels:
     the maximum a posteriori estimate of z given the image so far: fitted to the noise, not below it.
 
     :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
+    :param bool skip: an image begins with the level whose noise hides, at every spatial frequency, what its
+        measurements leave open (ours; asks the physics alone), and its budget is shared by the levels from there on;
+        False: all images take all levels.
+    :param bool mean: after the last level, gradient steps towards the measurements and one call of the network as a
+        denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
+        ``data_fidelity``.
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
 
     sigmas: tuple[float, ...] = (1.0, 0.65, 0.37, 0.17, 0.055)
+    skip: bool = True
+    mean: bool = True
     deviation_threshold: float | None = 5.0
 
     def __post_init__(self) -> None:
@@ -76,6 +90,16 @@ class Levels:
         last = prior.levels(1)[-1]
         return [(level, last) for level in dict.fromkeys(prior.level(2 * sigma) for sigma in self.sigmas)]
 
+    def first_steps(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor | None:
+        """The number of the level that each image begins with, (B,)."""
+        if not self.skip:
+            return None
+        images = run.observation.images
+        n = len(images.rows)
+        needed = COVER * left_open(images, x[:n], run.observation.variance(x)[:n])
+        sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
+        return (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0)
+
     def first_image(self, run: Run) -> Tensor:
         """What the prior expects before any measurement, and gradient steps from there."""
         if run.init is not None:
@@ -91,7 +115,7 @@ class Levels:
         """Fresh noise on the image so far."""
         level, u = levels[0], run.prior.encode(x)
         z = level.signal * u + level.noise * run.noise()
-        return State(levels, [{"latent": z}], center=level.signal * u)
+        return State(levels, [{"latent": z[run.rows]}], center=level.signal * u[run.rows])
 
     def fit(self, observation: Observation, x: Tensor) -> Fit:
         """The negative log-likelihood; where the noise is not known, the residual of x stands in for it."""
@@ -121,15 +145,42 @@ class Levels:
             name="layer 1 of 1",
         )
 
-    def finish(self, observation: Observation, x: Tensor) -> Tensor:
-        """The last image, with its sparse deviation."""
+    def finish(self, run: Run, x: Tensor) -> Tensor:
+        """The last image: a mean instead of a mode, and its sparse deviation."""
+        x = self._mean_from_mode(run, x) if self.mean and run.observation.data_fidelity is None else x
         if self.deviation_threshold is None:
             return x
+        return self._with_deviation(run.observation, x, self.deviation_threshold)
+
+    def _mean_from_mode(self, run: Run, x: Tensor) -> Tensor:
+        """
+        Gradient steps towards the measurements, and the noise that they let through denoised by one call.
+
+        The levels end at a most probable image, which is less than the mean of the images that go with y: the network
+        as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise.
+        """
+        data, variance = run.observation.data, run.observation.variance(x)
+        noisier_data = replace(data, y=data.y + same_noise(data.y, variance.sqrt()))
+        noisy, noisier = (
+            run.descend(x, misfit=d.energy, pull=variance / IMAGE_ERROR**2, steps=LAST_STEPS)
+            for d in (data, noisier_data)
+        )
+        noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
+        levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
+        means = x.clone()
+        for level in set(levels):
+            rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
+            z = level.signal * run.prior.encode(noisy[rows])
+            means[rows] = run.prior.decode(run.denoise(z, level)).clamp(0, 1)
+        return means
+
+    def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:
+        """The image with its sparse deviation."""
         variance = observation.variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
         fit = observation.likelihood(variance)
-        return (x + sparse_deviation(fit, x, self.deviation_threshold * slope, 1 / slope**2)).clamp(0, 1)
+        return (x + sparse_deviation(fit, x, threshold * slope, 1 / slope**2)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -158,6 +209,9 @@ class Chain:
     def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
         """The same chain in every outer step."""
         return [prior.levels(self.num_layers)] * self.outer_steps
+
+    def first_steps(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> None:
+        """All images take all outer steps."""
 
     def first_image(self, run: Run) -> Tensor:
         """Mid-grey; it is the first latent that is drawn, or given."""
@@ -199,6 +253,6 @@ class Chain:
             name=f"layer {i + 1} of {self.num_layers}",
         )
 
-    def finish(self, observation: Observation, x: Tensor) -> Tensor:
+    def finish(self, run: Run, x: Tensor) -> Tensor:
         """Nothing is left to do."""
         return x

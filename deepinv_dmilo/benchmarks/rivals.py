@@ -1,0 +1,247 @@
+"""
+Rivals that deepinv does not have, written by us from their papers, and total variation as the classic.
+
+The papers work on images u in [-1, 1], and so do these inside. They were not compared with their authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from deepinv.optim import FISTA, L2, TVPrior
+from deepinv.physics import Physics
+from torch import Tensor, nn
+
+from deepinv_dmilo.core.descent import value_and_gradient
+from deepinv_dmilo.core.measurements import energy, measure
+from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.prior import Level, Prior
+
+
+class Rival(nn.Module):
+    """
+    What they share: the prior as a denoiser, measurements of images in [-1, 1], noise levels from high to low.
+
+    :param Prior prior: the prior.
+    :param tuple shape: (C, H, W) of the images.
+    :param float noise: standard deviation of the measurements' noise, for images in [0, 1].
+    :param float weight: what of the method is tuned.
+    """
+
+    highest, lowest = 100.0, 0.1  # noise levels of DAPS, and of FAST-DIPS after it
+
+    def __init__(self, prior: Prior, shape: tuple[int, ...], noise: float, weight: float) -> None:
+        super().__init__()
+        self.prior: Prior = prior
+        self.shape, self.noise, self.weight = shape, 2 * noise, weight
+
+    def clean(self, u: Tensor, s: float) -> Tensor:
+        """The clean image in one with noise s."""
+        level = self.prior.level(s)
+        return self.prior.denoise(level.signal * u, level)
+
+    def measured(self, u: Tensor, physics: Physics) -> Tensor:
+        """What is measured of images, on the scale where y is 2 y."""
+        return 2 * measure((u + 1) / 2, physics)
+
+    def misfit(self, u: Tensor, y: Tensor, physics: Physics) -> Tensor:
+        """``||A(u) - 2 y||^2``, (n,)."""
+        return energy(self.measured(u, physics) - 2 * y)
+
+    def levels(self, count: int) -> list[float]:
+        """So many noise levels down from the highest that the prior has, and 0, spaced as by Karras et al. (2022)."""
+        return spaced(min(self.highest, self.prior.levels(1)[0].ratio), self.lowest, count)
+
+    def pure_noise(self, y: Tensor) -> Tensor:
+        """Standard normal noise for every image, (B, C, H, W)."""
+        return torch.randn(len(y), *self.shape, device=y.device)
+
+
+def spaced(high: float, low: float, count: int) -> list[float]:
+    """So many numbers from high to low, evenly spaced in their seventh roots, and 0."""
+    a, b = high ** (1 / 7), low ** (1 / 7)
+    return [(a + k / max(1, count - 1) * (b - a)) ** 7 for k in range(count)] + [0.0]
+
+
+class SITCOM(Rival):
+    """
+    Step-wise triple-consistent sampling (Alkhouri et al., ICML 2025).
+
+    At each of N noise levels one latent is optimised through the network until its image fits the measurements to the
+    noise; fresh noise takes the image to the next level. The weight is Adam's rate.
+
+    :param int steps: N (paper: 20).
+    :param int inner: K, steps of Adam at each (paper: 20 to 40).
+    """
+
+    pull, slack = 1.0, 1.0  # of the latent to where it started (paper: lambda); misfit that is enough, by the noise's
+
+    def __init__(
+        self, prior: Prior, shape: tuple[int, ...], noise: float, weight: float, *, steps: int, inner: int
+    ) -> None:
+        super().__init__(prior, shape, noise, weight)
+        self.steps, self.inner = steps, inner
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images in [0, 1], (B, C, H, W)."""
+        levels = self.prior.levels(self.steps)
+        z = levels[0].spread * self.pure_noise(y)
+        enough = self.slack * self.noise**2 * y[0].numel()
+        for level, after in pairwise(levels):
+            v = self.solve(z, level, enough, y, physics)
+            u = self.prior.denoise(v, level).clamp(-1, 1)
+            z = after.signal * u + after.noise * torch.randn_like(u)
+        return (u + 1) / 2
+
+    def solve(self, z: Tensor, level: Level, enough: float, y: Tensor, physics: Physics) -> Tensor:
+        """The latent next to z whose image fits the measurements; a row that fits them is left alone."""
+        v, moving = z.clone(), torch.ones_like(z[:, 0, 0, 0], dtype=torch.bool)
+        adam = torch.optim.Adam([v], lr=self.weight)
+        for _ in range(self.inner):
+            with torch.enable_grad():
+                w = v.detach().requires_grad_()
+                misfit = self.misfit(self.prior.denoise(w, level), y, physics)
+                (v.grad,) = torch.autograd.grad((misfit + self.pull * energy(w - z)).sum(), w)
+            moving &= misfit.detach() > enough
+            if not moving.any():
+                break
+            before = v.clone()
+            adam.step()
+            v.copy_(torch.where(moving.view(-1, 1, 1, 1), v, before))
+        return v
+
+
+class DAPS(Rival):
+    """
+    Decoupled annealing posterior sampling (Zhang et al., CVPR 2025).
+
+    At each noise level a few Euler steps of the probability flow give an image, Langevin steps take it to the
+    measurements, and fresh noise takes it to the next level. The weight is the Langevin rate, relative to the
+    steepest curvature of the data term.
+
+    :param int steps: noise levels (paper: 50 or 200).
+    :param int flow: Euler steps at each (paper: 2 or 5).
+    """
+
+    langevin = 100  # steps (paper)
+    end = 0.01  # of the flow, and fraction of the rate at the lowest level (paper)
+
+    def __init__(
+        self, prior: Prior, shape: tuple[int, ...], noise: float, weight: float, *, steps: int, flow: int
+    ) -> None:
+        super().__init__(prior, shape, noise, weight)
+        self.steps, self.flow = steps, flow
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images in [0, 1], (B, C, H, W)."""
+        levels, steepest = self.levels(self.steps), self.steepest(y, physics)
+        u = levels[0] * self.pure_noise(y)
+        for k, (s, after) in enumerate(pairwise(levels)):
+            anchor = self.probability_flow(u, s)
+            rate = self.weight * (1 - k / self.steps * (1 - self.end)) / (steepest + 1 / s**2)
+            u = anchor
+            for _ in range(self.langevin):
+                _, gradient = value_and_gradient(lambda v: self.misfit(v, y, physics) / (2 * self.noise**2), u)
+                gradient = gradient + (u - anchor) / s**2
+                u = u - rate * gradient + (2 * rate).sqrt() * torch.randn_like(u)
+            u = u.clamp(-1, 1) + after * torch.randn_like(u)
+        return (u + 1) / 2
+
+    def steepest(self, y: Tensor, physics: Physics) -> Tensor:
+        """The largest curvature of the data term in u, about, (1, 1, 1, 1)."""
+        like = self.pure_noise(y)[:1]
+        gain = Operator(physics, tuple(like.shape), like, single=True).squared_gain
+        return gain.view(1, 1, 1, 1) / self.noise**2
+
+    def probability_flow(self, u: Tensor, s: float) -> Tensor:
+        """Euler steps from noise s to none."""
+        for a, b in pairwise(spaced(s, min(self.end, s), self.flow)):
+            clean = self.clean(u, a)
+            u = clean + b / a * (u - clean)
+        return u
+
+
+class FASTDIPS(Rival):
+    """
+    FAST-DIPS (Kim, Shin and Lim, ICLR 2026): no backward pass through the network.
+
+    At each noise level the network's clean image is moved to where it fits the measurements to the noise, as little
+    as possible: a few rounds of ADMM with a projection onto the ball of the noise and steepest descent of exact step
+    length. The weight is the radius of the ball, relative to the noise.
+
+    :param int steps: noise levels, a call each (paper: 75).
+    """
+
+    rounds, penalty = 3, 200.0  # of ADMM, and its rho (paper: K and rho, with S = 1 gradient step)
+
+    def __init__(self, prior: Prior, shape: tuple[int, ...], noise: float, weight: float, *, steps: int) -> None:
+        super().__init__(prior, shape, noise, weight)
+        self.steps = steps
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images in [0, 1], (B, C, H, W)."""
+        levels = self.levels(self.steps)
+        u = levels[0] * self.pure_noise(y)
+        for s, after in pairwise(levels):
+            u = self.corrected(self.clean(u, s), s, y, physics)
+            u = u + after * torch.randn_like(u)
+        return (u + 1) / 2
+
+    def corrected(self, anchor: Tensor, s: float, y: Tensor, physics: Physics) -> Tensor:
+        """The image nearest to the anchor whose measurements are in the ball of the noise, about."""
+        radius = self.weight * self.noise * y[0].numel() ** 0.5
+        u, dual = anchor, torch.zeros_like(y)
+        for _ in range(self.rounds):
+            away = self.measured(u, physics) + dual - 2 * y
+            inside = (radius / energy(away).sqrt().clamp(min=1e-12)).clamp(max=1)
+            split = 2 * y + inside.view(-1, *[1] * (y.ndim - 1)) * away
+            goal = split - dual
+
+            def objective(v: Tensor, goal: Tensor = goal) -> Tensor:
+                fit = energy(self.measured(v, physics) - goal)
+                return energy(v - anchor) / (2 * s**2) + self.penalty / 2 * fit
+
+            u = self.descended(u, objective, s, physics)
+            dual = dual + self.measured(u, physics) - split
+        return u
+
+    def descended(self, u: Tensor, objective: Callable[[Tensor], Tensor], s: float, physics: Physics) -> Tensor:
+        """A step down the gradient, as long as the linearised A asks for, halved until it descends."""
+        value, gradient = value_and_gradient(objective, u)
+        size = energy(gradient).clamp(min=1e-20)
+        probe = 1e-2 * (u[0].numel() / size).sqrt()
+        change = self.measured(u + _column(probe) * gradient, physics) - self.measured(u, physics)
+        length = size / (size / s**2 + self.penalty * energy(change) / probe**2)
+        for _ in range(10):
+            good = objective(u - _column(length) * gradient) <= value
+            if good.all():
+                break
+            length = torch.where(good, length, length / 2)
+        return u - _column(length) * gradient
+
+
+class TotalVariation(nn.Module):
+    """
+    Least squares with total variation, solved by deepinv's FISTA; no network.
+
+    :param float weight: of the total variation.
+    """
+
+    steps, inner = 200, 20  # of FISTA, and of the proximal operator in each
+
+    def __init__(self, shape: tuple[int, ...], weight: float) -> None:
+        super().__init__()
+        self.shape, self.weight = shape, weight
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images in [0, 1], (B, C, H, W)."""
+        like = torch.zeros(1, *self.shape, device=y.device)
+        norm = Operator(physics, tuple(like.shape), like, single=True).squared_gain.item()
+        solver = FISTA(L2(), TVPrior(n_it_max=self.inner), self.weight, 1 / (1.02 * norm), max_iter=self.steps)
+        return solver(y, physics)
+
+
+def _column(t: Tensor) -> Tensor:
+    return t.view(-1, 1, 1, 1)

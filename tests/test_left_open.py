@@ -1,0 +1,109 @@
+"""What the measurements leave open: a closed form, an order of the tasks, one image at a time; and what follows."""
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise
+from toys import AffineNet, ConvNet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Levels
+from deepinv_dmilo.core.data import Data
+from deepinv_dmilo.core.left_open import SPREAD, left_open
+from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.tools.tasks import make_physics
+
+IMAGE = (3, 24, 40)
+
+
+def leaves_open(physics, *, noise, images=1, shape=IMAGE):
+    x = torch.full((images, *shape), 0.5).double()
+    data = Data(physics.A(x), Operator(physics, tuple(x.shape), x, single=images == 1), torch.arange(images))
+    return left_open(data, x, torch.full((images,), noise**2).double())
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
+    rows, columns = torch.fft.fftfreq(24) * 40, torch.fft.fftfreq(40) * 40
+    power = 1 / (rows[:, None] ** 2 + columns**2 + 1)
+    power = SPREAD**2 * power / power.mean()
+    error = (power * noise**2 / (power + noise**2)).sqrt()
+    # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
+    assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
+
+
+def test_the_less_is_measured_the_more_is_left_open():
+    tasks = [("denoising", {}), ("motion-deblurring", {}), ("deblurring", {}), ("super-resolution", {})]
+    tasks += [("inpainting", {}), ("inpainting", {"missing": 0.9})]
+    values = [leaves_open(make_physics(task, IMAGE, **options).double(), noise=0.005).item() for task, options in tasks]
+    assert values == sorted(values)
+    assert values[0] < 0.01
+    assert values[-1] > 0.5
+
+
+def test_a_nonlinear_operator_is_linearised():
+    """A power of the image near mid-grey is as good as denoising with its slope."""
+    slope = 0.45 * 0.5**-0.55
+    nonlinear = dinv.physics.Physics(A=lambda x: x.clamp(min=1e-3) ** 0.45)
+    expected = leaves_open(dinv.physics.Denoising(), noise=0.02 / slope)
+    torch.testing.assert_close(leaves_open(nonlinear, noise=0.02), expected, rtol=0.02, atol=0)
+
+
+def test_complex_measurements_count_by_real_and_imaginary_part():
+    """All frequencies with twice the noise's variance in all, the half that they are redundant by."""
+    fourier = dinv.physics.LinearPhysics(
+        A=lambda x: torch.fft.fft2(x, norm="ortho"), A_adjoint=lambda y: torch.fft.ifft2(y, norm="ortho").real
+    )
+    expected = leaves_open(dinv.physics.Denoising(), noise=0.02)
+    torch.testing.assert_close(leaves_open(fourier, noise=0.02), expected, rtol=0.2, atol=0)  # other random numbers
+
+
+def test_each_image_has_its_own_whatever_the_batch():
+    kernels = torch.rand(3, 1, 3, 5).double() ** torch.tensor([1.0, 8.0, 30.0]).view(3, 1, 1, 1)
+    blur = dinv.physics.Blur(kernels, padding="circular")
+    together = leaves_open(blur, noise=0.01, images=3)
+    alone = [leaves_open(dinv.physics.Blur(k[None], padding="circular"), noise=0.01) for k in kernels]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-8, atol=0)
+    assert len(set(together.tolist())) == 3
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_images_of_a_batch_begin_each_at_its_own_level(method, num_samples):
+    """A mask for each image, from all pixels to few: each begins where it does alone, with the same noise."""
+    masks = (torch.rand(3, *IMAGE) < torch.tensor([1.0, 0.9, 0.1]).view(3, 1, 1, 1)).double()
+    x = torch.rand(3, *IMAGE).double()
+    model = method(toy_prior(ConvNet()), max_passes=20, num_samples=num_samples, noise_level=0.02)
+
+    def reconstruct(rows):
+        physics = dinv.physics.Inpainting(IMAGE, mask=masks[rows], noise_model=GaussianNoise(0.0)).double()
+        return model(physics.A(x[rows]), physics, compute_metrics=True)
+
+    together, metrics = reconstruct([0, 1, 2])
+    levels = [len(curve) for curve in metrics["passes"]]
+    assert levels[0] < levels[2] == 5
+    for n in range(3):
+        alone, alone_metrics = reconstruct([n])
+        torch.testing.assert_close(together[n], alone[0], rtol=0, atol=1e-9)
+        assert metrics["passes"][n] == alone_metrics["passes"][0]
+
+
+def test_a_budget_goes_to_the_levels_that_are_taken():
+    y = torch.rand(1, *IMAGE).double()
+    model = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, solver=LBFGS(tolerance=0.0))
+    _, metrics = model(y, dinv.physics.Denoising(), compute_metrics=True)
+    assert metrics["passes"] == [[30]]
+    full = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, schedule=Levels(skip=False))
+    assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == 5
+
+
+def test_the_last_call_denoises_what_the_steps_let_through():
+    """Plain denoising: the level of the call is the noise that the proximal point of y keeps."""
+    prior = toy_prior(AffineNet(0.0, 0.0), prediction_type="sample")
+    asked, level = [], prior.level
+    prior.level = lambda ratio: asked.append(ratio / 2) or level(ratio)
+    y = 0.5 + 0.05 * torch.randn(1, *IMAGE, generator=torch.Generator().manual_seed(0)).double()
+    DMILO(prior, schedule=Levels((0.5,), skip=False, deviation_threshold=None), noise_level=0.05)(
+        y, dinv.physics.Denoising()
+    )
+    kept = 0.1**2 / (0.1**2 + 0.05**2) * 0.05
+    assert asked[-1] == pytest.approx(kept, rel=0.05)  # of 2,880 random numbers
