@@ -97,8 +97,8 @@ def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Fig
     return figure
 
 
-def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Figure:
-    """PSNR against network passes (forward calls count a third of one), a panel for each task."""
+def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str], against: str = "passes") -> Figure:
+    """PSNR against ``passes`` of the network (a call counts a third of one) or ``seconds``, a panel for each task."""
     columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(WIDTH, 1.2 + 2.2 * lines), layout="constrained")
@@ -109,11 +109,11 @@ def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]
             ax.set_visible(False)
             continue
         for family, style in styles(families).items():
-            if points := _points(rows, tasks[k], families[family]):
+            if points := _points(rows, tasks[k], families[family], against):
                 ax.plot(*zip(*points, strict=True), label=family, **style)
         ax.set_title(tasks[k], fontsize=9)
         ax.set_xscale("log")
-        ax.set_xlabel("passes (log)" if k + columns >= len(tasks) else "", fontsize=8)
+        ax.set_xlabel(f"{against} (log)" if k + columns >= len(tasks) else "", fontsize=8)
         ax.set_ylabel("PSNR (dB)" if k % columns == 0 else "", fontsize=8)
         ax.tick_params(labelsize=8)
         ax.grid(alpha=0.3)
@@ -123,13 +123,15 @@ def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]
     return figure
 
 
-def _points(rows: Sequence[Row], task: str, methods: list[str]) -> list[tuple[float, float]]:
-    """Passes and PSNR of the methods that did the task, by passes; no pass is drawn as one."""
+def _points(rows: Sequence[Row], task: str, methods: list[str], against: str) -> list[tuple[float, float]]:
+    """Cost and PSNR of the methods that did the task, by cost; no pass is drawn as one."""
     points = []
     for method in methods:
-        psnr, passes, calls = (_mean(rows, name, task=task, method=method) for name in ("psnr", "passes", "calls"))
+        psnr, passes, calls, seconds = (
+            _mean(rows, name, task=task, method=method) for name in ("psnr", "passes", "calls", "seconds")
+        )
         if psnr > -math.inf:
-            points.append((max(passes + calls / 3, 1.0), psnr))
+            points.append((seconds if against == "seconds" else max(passes + calls / 3, 1.0), psnr))
     return sorted(points)
 
 

@@ -1,87 +1,84 @@
-r"""
-The side-by-side report: every method on the same prior, held-out digits and measurements, in one command.
+"""
+The report: every method on the same prior, pictures and measurements, in one command.
 
-    python -m deepinv_dmilo.benchmarks.report --out docs/report
-
-tunes the rivals' weights on digits that are not reported, runs what is still missing, appends one line per image to
-``results.csv`` and writes ``report.md`` and a picture of PSNR against passes for each noise level. Stop it at any
-moment and start it again: finished lines are kept. ``--quick`` is a size for continuous integration.
+It tunes the rivals on other pictures, and goes on where it was when it is cut off.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
+from deepinv.loss.metric import LPIPS
 from torch import Tensor
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
-from deepinv_dmilo.benchmarks.methods import METHODS, TUNING, Method
+from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
-from deepinv_dmilo.priors.diffusers import DiffusionPrior
-from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.benchmarks.studies import REPORT_TASKS, Preset, Study, measurements
+from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import score
-from deepinv_dmilo.tools.tasks import make_physics
 
-NOISES = (0.005, 0.05)
-REPORT_TASKS = {
-    "super-resolution": ("super-resolution", {}),
-    "inpainting-70": ("inpainting", {"missing": 0.7}),
-    "inpainting-90": ("inpainting", {"missing": 0.9}),
-    "box-inpainting": ("box-inpainting", {}),
-    "deblurring": ("deblurring", {}),
-    "motion-deblurring": ("motion-deblurring", {}),
-    "nonlinear-deblurring": ("nonlinear-deblurring", {}),
-    "compressed-sensing": ("compressed-sensing", {"ratio": 100 / 1024}),
-    "denoising": ("denoising", {}),
-    "phase-retrieval": ("phase-retrieval", {}),
-}
-TUNING_DIGITS = slice(240, 244)  # held-out digits that no report uses
-CHUNK = 8  # images in a batch
 OURS = "DMILO, 100 passes"  # the default, which the others are compared with
-CAVEAT = """A tuned rival has a weight for each task and noise level, found on four other digits; DMILO and DMILO-PGD at
+TUNED_ON = 10_000  # numbers of the tuning pictures, from which their noise follows, start here
+FLAT = 0.02  # dB that make no difference
+MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
+QUICK = {
+    "methods": ("pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "FAST-DIPS, 75 calls", "DiffPIR", "DDRM"),
+    "tasks": ("super-resolution", "inpainting-70"),
+    "noises": (0.005,),
+    "limit": 1,
+}
+CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
-MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
+PAPER = "What the paper reports on its own pictures and network (Zheng et al., 2025); not measured here."
 
 
 def reconstruct(
-    prior: DiffusionPrior, method: Method, task: str, noise: float, weight: float, images: slice
+    study: Study,
+    method: Method,
+    task: str,
+    noise: float,
+    weight: float,
+    x: Tensor,
+    first: int,
+    lpips: LPIPS | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Reconstructions of some held-out digits, and what each is worth and costs."""
-    name, options = REPORT_TASKS[task]
-    digits = held_out_images("digits").to(prior.device)
-    physics = make_physics(name, (1, 32, 32), noise=noise, device=prior.device, **options)  # type: ignore[arg-type]
-    # All measurements are drawn at once, so that an image's do not depend on the chunk it is in.
-    y = physics(digits)[images]
-    return score(method.make(prior, task, noise, weight), digits[images], y, physics, seed=images.start)
+    """Reconstructions of pictures x, numbered from ``first`` on, and what each is worth and costs."""
+    physics = study.physics(task, noise)
+    y = measurements(x, range(first, first + len(x)), physics)
+    shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
+    model = method.make(Case(study.prior, shape, task, noise, weight))
+    return score(model, x, y, physics, seed=first, lpips=lpips)
 
 
-def applies(method: Method, task: str) -> bool:
+def applies(study: Study, method: Method, task: str) -> bool:
     """Whether a method takes the physics of a task."""
-    name, options = REPORT_TASKS[task]
-    return isinstance(make_physics(name, (1, 32, 32), **options), method.physics)  # type: ignore[arg-type]
+    return isinstance(study.physics(task, 0.0), method.physics)
 
 
-def tune(prior: DiffusionPrior, method: str, task: str, noise: float, file: Path, images: slice) -> float:
+def tune(study: Study, method: str, task: str, noise: float, file: Path) -> float:
     """
     The rival's best weight; the grid grows until the best is inside it, or it has a dozen.
 
     What the package has on record is not tried again; what is new is appended to ``file``.
     """
-    rival = METHODS[method]
-    known = read_lines(Trial, TUNING) + read_lines(Trial, file)
+    rival, record = METHODS[method], study.preset.record
+    known = ([] if record is None else read_lines(Trial, record)) + read_lines(Trial, file)
     trials = {t.weight: t.psnr for t in known if (t.task, t.noise, t.method) == (task, noise, method)}
     while missing := _untried(rival, trials):
         for weight in missing:
-            _, scores = reconstruct(prior, rival, task, noise, weight, images)
+            scores = []
+            for start in range(0, len(study.tuning), study.preset.batch_size):
+                x = study.tuning[start : start + study.preset.batch_size]
+                scores += reconstruct(study, rival, task, noise, weight, x, TUNED_ON + start)[1]
             trials[weight] = mean(s["psnr"] for s in scores)
             append_lines([Trial(task, noise, method, weight, trials[weight])], file)
     return max(trials, key=lambda w: trials[w])
@@ -92,41 +89,42 @@ def _untried(rival: Method, trials: dict[float, float]) -> list[float]:
     missing = sorted(set(rival.grid) - trials.keys())
     if missing or not rival.scale or len(trials) >= MOST_TRIALS:
         return missing
-    best = max(trials, key=lambda w: trials[w])
-    if best == max(trials):
+    weights = sorted(trials)
+    best = max(weights, key=lambda w: trials[w])
+    # At an edge where the last step changed nothing, no other will.
+    if best == weights[-1] and trials[best] > trials[weights[-2]] + FLAT:
         return [best * rival.scale]
-    return [best / rival.scale] if best == min(trials) else []
+    return [best / rival.scale] if best == weights[0] and trials[best] > trials[weights[1]] + FLAT else []
 
 
-def cells(
-    names: list[str], tasks: list[str], noises: list[float], count: int
-) -> Iterator[tuple[str, str, float, slice]]:
-    """What is to be run, (method, task, noise, images): all methods on the first images before any on the next."""
-    for start in range(0, count, CHUNK):
-        for method in names:
-            for noise in noises:
-                for task in tasks:
-                    chunk = slice(start, min(start + CHUNK, count))
-                    if METHODS[method].first_only and (start or noise != NOISES[0]):
+def cells(study: Study, names: Sequence[str]) -> Iterator[tuple[str, str, float, slice]]:
+    """What is to be run, (method, task, noise, pictures): all methods on the first pictures before any on the next."""
+    preset, count = study.preset, len(study.pictures)
+    for start in range(0, count, preset.batch_size):
+        for name in names:
+            for noise in preset.noises:
+                for task in preset.tasks:
+                    if METHODS[name].first_only and (start or noise != preset.noises[0]):
                         continue
-                    yield method, task, noise, chunk
+                    yield name, task, noise, slice(start, min(start + preset.batch_size, count))
 
 
-def run(prior: DiffusionPrior, todo: list[tuple[str, str, float, slice]], out: Path, tuning: slice) -> None:
+def run(study: Study, names: Sequence[str], out: Path, lpips: LPIPS | None = None) -> None:
     """Run what is missing and append it to ``results.csv``."""
     results, trials = out / "results.csv", out / "tuning.csv"
     done = {(r.method, r.task, r.noise, r.image) for r in read_lines(Row, results)}
-    bar = tqdm(todo, desc="report", unit="cell")
-    for name, task, noise, images in bar:
-        bar.set_postfix_str(f"{name}, {task}, {noise}, images {images.start}-{images.stop - 1}")
-        method = METHODS[name]
+    bar = tqdm(list(cells(study, names)), desc="report", unit="cell")
+    for name, task, noise, chosen in bar:
+        bar.set_postfix_str(f"{name}, {task}, {noise}, images {chosen.start}-{chosen.stop - 1}")
+        method, numbers = METHODS[name], range(chosen.start, chosen.stop)
         for label, weight in _settings(name, method):
-            if not applies(method, task) or {(label, task, noise, i) for i in _numbers(images)} <= done:
+            if not applies(study, method, task) or {(label, task, noise, i) for i in numbers} <= done:
                 continue
             if weight is None:
-                weight = tune(prior, name, task, noise, trials, tuning)
-            _, scores = reconstruct(prior, method, task, noise, weight, images)
-            rows = [Row(task, noise, label, weight, i, **s) for i, s in zip(_numbers(images), scores, strict=True)]
+                weight = tune(study, name, task, noise, trials)
+            x = study.pictures[chosen]
+            _, scores = reconstruct(study, method, task, noise, weight, x, chosen.start, lpips)
+            rows = [Row(task, noise, label, weight, i, **s) for i, s in zip(numbers, scores, strict=True)]
             append_lines([row for row in rows if (label, task, noise, row.image) not in done], results)
 
 
@@ -138,17 +136,14 @@ def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
     return tuned if method.recommended is None else [(f"{name}, recommended", method.recommended), *tuned]
 
 
-def _numbers(images: slice) -> range:
-    return range(images.start, images.stop)
-
-
-def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
+def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str = "cpu") -> None:
     """The tables and pictures of what has been run."""
-    text = ["# Report", "", __doc__.split("\n\n")[0].strip(), ""]
+    size = "" if preset.size is None else f", {preset.size} x {preset.size}"
+    text = [f"# {preset.title}", "", str(__doc__).strip(), ""]
     text.append(
-        f"Run by `python -m deepinv_dmilo.benchmarks.report --out {out}`, in as many sittings as it took; tables of"
+        f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, in as many sittings as it"
     )
-    text += [f"{sentence(provenance(device))}.", "", CAVEAT]
+    text += [f"took; tables of {sentence(provenance(device))}.", "", CAVEAT]
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         done: dict[str, dict[str, int]] = {}  # images by method and task
@@ -161,49 +156,38 @@ def write(rows: list[Row], out: Path, device: str = "cpu") -> None:
             methods = [m for m, images in finished.items() if images >= count]
             shared = [r for r in level if r.image < count and r.method in methods]
             tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
-            text += ["", f"## Noise {noise}, {count} digits", "", quality_table(shared, tasks, methods)]
+            text += [
+                "",
+                f"## Noise {noise}, {count} picture{'s' * (count > 1)}",
+                "",
+                quality_table(shared, tasks, methods),
+            ]
             if OURS in methods:
                 text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
             text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
-            name = f"noise-{noise}-{count}.png"
-            convergence_figure(shared, tasks, methods).savefig(out / name, dpi=DPI)
-            text += ["", f"![PSNR against passes]({name})"]
+            for against in ("passes", "seconds"):
+                name = f"noise-{noise}-{count}{'' if against == 'passes' else '-seconds'}.png"
+                convergence_figure(shared, tasks, methods, against).savefig(out / name, dpi=DPI)
+                text += ["", f"![PSNR against {against}]({name})"]
+    if preset.paper:
+        text += [
+            "",
+            "## The paper",
+            "",
+            PAPER,
+            "",
+            "| method, as reported | task | PSNR (dB) | SSIM |",
+            "|---|---|---|---|",
+        ]
+        text += [f"| {method} | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper]
     (out / "report.md").write_text("\n".join(text) + "\n")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deepinv_dmilo.benchmarks.report", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the results (default: report)")
-    parser.add_argument("--images", type=int, default=32, help="held-out digits (default: 32)")
-    parser.add_argument("--methods", nargs="+", help="only these methods, or those whose names start so")
-    parser.add_argument("--tasks", nargs="+", choices=REPORT_TASKS, default=list(REPORT_TASKS))
-    parser.add_argument("--noises", nargs="+", type=float, default=list(NOISES))
-    parser.add_argument("--quick", action="store_true", help="one digit, two tasks, one noise level, five methods")
-    parser.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    wanted = list(METHODS) if args.methods is None else args.methods
-    names = [m for m in METHODS if any(m == w or (w not in METHODS and m.startswith(w)) for w in wanted)]
+def chosen_methods(wanted: Sequence[str] | None) -> list[str]:
+    """The methods of these names, or whose names start so; None: all."""
+    names = [
+        m for m in METHODS if wanted is None or any(m == w or (w not in METHODS and m.startswith(w)) for w in wanted)
+    ]
     if not names:
-        parser.error(f"no method starts with {' or '.join(wanted)}; type one of: {'; '.join(METHODS)}")
-    tuning = TUNING_DIGITS
-    if args.quick:
-        names = ["pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR", "DDRM"]
-        args.images, args.tasks, args.noises, tuning = (
-            1,
-            ["super-resolution", "inpainting-70"],
-            [0.005],
-            slice(240, 241),
-        )
-    if not args.only_write:
-        prior = DiffusionPrior.from_pretrained("digits", device=args.device)
-        run(prior, list(cells(names, args.tasks, args.noises, args.images)), args.out, tuning)
-    write(read_lines(Row, args.out / "results.csv"), args.out, args.device)
-
-
-if __name__ == "__main__":
-    main()
+        raise InputError(f"no method starts with {' or '.join(wanted or ())}; type one of: {'; '.join(METHODS)}")
+    return names

@@ -14,7 +14,7 @@ import torch
 from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.figures import DPI, bar_figure, convergence_figure, cost_table, quality_table
 from deepinv_dmilo.benchmarks.records import Row
-from deepinv_dmilo.benchmarks.report import NOISES, REPORT_TASKS
+from deepinv_dmilo.benchmarks.studies import NOISES, REPORT_TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SUITES = {"digits": Path(__file__).parent / "digits"}
 #: benchopt solver for every reconstructor of the registry; also what deepinv's own benchmarks take
 SOLVER_FILE = SUITES["digits"] / "solvers" / "registry.py"
-QUICK = {"tasks": ("super-resolution", "inpainting-70"), "noises": (0.005,), "images": 1, "budgets": (25,)}
+QUICK = {"tasks": ("super-resolution", "inpainting-70"), "noises": (0.005,), "limit": 1, "budgets": (25,)}
 
 
 def run_suite(
@@ -35,7 +35,7 @@ def run_suite(
     *,
     tasks: Sequence[str] = tuple(REPORT_TASKS),
     noises: Sequence[float] = NOISES,
-    images: int = 8,
+    limit: int = 8,
     budgets: Sequence[int] = (25, 50, 100),
     solvers: Sequence[str] = (),
     parallel_config: Path | None = None,
@@ -49,7 +49,7 @@ def run_suite(
     :param pathlib.Path out: folder for ``results.parquet``, ``results.csv``, ``results.md``, two pictures, the cache.
     :param tasks: tasks of the suite.
     :param noises: standard deviations of the noise, images in [0, 1].
-    :param int images: how many of the prior's held-out images, from the first on.
+    :param int limit: how many of the prior's held-out images, from the first on.
     :param budgets: ``max_passes`` of the reconstructors of the registry.
     :param solvers: more benchopt solvers: names or files, with parameters in brackets.
     :param pathlib.Path parallel_config: benchopt's YAML file for running on many workers or machines.
@@ -64,8 +64,8 @@ def run_suite(
     if unknown := sorted(set(tasks) - REPORT_TASKS.keys()):
         raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
     most = len(held_out_images(suite))
-    if not 1 <= images <= most:
-        raise InputError(f"images={images}: type a number from 1 to {most}")
+    if not 1 <= limit <= most:
+        raise InputError(f"--limit {limit}: type a number from 1 to {most}")
     facts = provenance("cuda" if torch.cuda.is_available() else "cpu")
     # Results of other versions are not taken from the cache.
     versions = "-".join(value for name, value in facts.items() if name not in ("date", "machine"))
@@ -77,7 +77,7 @@ def run_suite(
             SUITES[suite],
             solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
             dataset_names=[
-                f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={images}]",
+                f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={limit}]",
             ],
             plot_result=False,
             timeout=math.inf,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepinv_dmilo.core.door import check_choice, check_settings
+from deepinv_dmilo.core.prior import Level
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.run import Run
 
@@ -27,8 +28,8 @@ class DMILOPGD(DMILO):
 
     As published (``from_preset``, ``schedule=Chain()``) it does so before each outer step, which then fits the
     measurements :math:`A(x)` of that image in place of :math:`y`. With a schedule of levels it does so before each
-    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of 0.1, so that
-    noise is not taken for signal; the level starts from that image and fits :math:`y` itself.
+    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of half the level's
+    noise, 0.1 at most, so that noise is not taken for signal; the level starts from that image and fits :math:`y` itself.
 
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
         is :math:`1/\|A\|^2` for linear physics (the paper's values for super-resolution and inpainting are that)
@@ -110,21 +111,21 @@ class DMILOPGD(DMILO):
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
         for levels, is_last in run.outer_steps(chains, self.schedule.first_steps(run, x, chains)):
-            before, x = x, self._descend(run, x)
+            before, x = x, self._descend(run, x, levels[0])
             fit = self.schedule.fit_after(run.observation, before, x)
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)
             x = self.schedule.finish(run, x) if is_last else x
             yield x, cost
 
-    def _descend(self, run: Run, x: Tensor) -> Tensor:
+    def _descend(self, run: Run, x: Tensor, level: Level) -> Tensor:
         """The gradient steps on the measurements, of the images that take part."""
         if not len(run.rows):
             return x
         moved = run.descend(
             x,
             step_size=self.step_size,
-            pull=self.schedule.pull(run.observation, x),
+            pull=self.schedule.pull(run.observation, x, level),
             steps=self.gradient_steps,
             normalize=self.normalize_gradient,
         )

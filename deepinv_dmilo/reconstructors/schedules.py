@@ -25,7 +25,9 @@ START_NOISE, START_STEPS = 10.0, 10
 # An image begins with the lowest level that is so many times what its measurements leave open; measured in
 # docs/defaults.md.
 COVER = 1.6
-IMAGE_ERROR = 0.1  # that gradient steps towards the measurements assume the image so far to have, in [0, 1]: ours
+IMAGE_ERROR = (
+    0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
+)
 LAST_STEPS = 10  # of gradient descent, before the last call of the network: ours
 
 
@@ -125,11 +127,16 @@ class Levels:
         """The data term after the gradient steps of DMILO-PGD took ``before`` to x."""
         return self.fit(observation, before)
 
-    def pull(self, observation: Observation, x: Tensor) -> Tensor | None:
-        """How strongly the gradient steps of DMILO-PGD are held at x: noise must not be taken for signal."""
+    def pull(self, observation: Observation, x: Tensor, level: Level) -> Tensor | None:
+        """
+        How strongly the gradient steps of DMILO-PGD before a level are held at x: noise must not be taken for signal.
+
+        The image so far is taken to have errors of half the level's noise, or less.
+        """
+        error = min(IMAGE_ERROR, level.sigma / 2)
         if observation.data_fidelity is not None:
-            return torch.full_like(x[:, 0, 0, 0], 1 / IMAGE_ERROR**2)
-        return observation.noise_variance(x) / IMAGE_ERROR**2
+            return torch.full_like(x[:, 0, 0, 0], 1 / error**2)
+        return observation.noise_variance(x) / error**2
 
     def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
         """The problem of the one layer."""
@@ -235,7 +242,7 @@ class Chain:
         """DMILO-PGD fits the measurements of its iterate."""
         return observation.mean_squares(x)
 
-    def pull(self, observation: Observation, x: Tensor) -> Tensor | None:
+    def pull(self, observation: Observation, x: Tensor, level: Level) -> Tensor | None:
         """The gradient steps are free."""
         return None
 

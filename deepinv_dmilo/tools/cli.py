@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -56,8 +57,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"deepinv-dmilo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="compare with deepinv's DPS and DiffPIR on held-out digits")
-    demo.add_argument("--images", type=int, default=2, help="number of digits (default: 2)")
+    demo = commands.add_parser("demo", help="four tasks on held-out photographs, beside deepinv's DiffPIR")
+    demo.add_argument("--digits", type=int, nargs="?", const=2, metavar="N", help="N held-out digits instead (2)")
     demo.add_argument("--out", type=_png, default=Path("demo.png"), help="comparison picture (default: demo.png)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=_demo)
@@ -83,7 +84,9 @@ def _parser() -> _Parser:
 
     for command in (reconstruct, evaluate):
         command.add_argument("--task", required=True, choices=TASKS)
-        command.add_argument("--prior", default="digits", help="installed or bundled name, pipeline folder or hub id")
+        command.add_argument(
+            "--prior", default="photos", help="installed or bundled name, pipeline folder or hub id (default: photos)"
+        )
         command.add_argument("--method", default="dmilo-pgd", choices=registry.available())
         command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
         command.add_argument("--max-passes", type=int, help="network passes that an image may take")
@@ -96,24 +99,36 @@ def _parser() -> _Parser:
         command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
         command.add_argument("--seed", type=int, default=0)
 
-    benchmark = commands.add_parser("benchmark", help="compare all installed methods with benchopt")
-    benchmark.add_argument("--suite", default="digits", choices=("digits",))
+    benchmark = commands.add_parser("benchmark", help="compare methods on the same prior, pictures and measurements")
+    benchmark.add_argument(
+        "--suite",
+        default="digits",
+        choices=("digits", "report"),
+        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures",
+    )
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
-    benchmark.add_argument("--quick", action="store_true", help="one digit, two tasks, 25 passes: a minute")
-    benchmark.add_argument("--images", type=int, help="held-out images (default: 8)")
+    benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
+    benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
     benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all ten)")
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
-    benchmark.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
-    benchmark.add_argument(
-        "-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]"
-    )
-    benchmark.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
-    benchmark.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
+    report = benchmark.add_argument_group("report")
+    report.add_argument("--preset", default="photos", help="digits, photos (default), faces: the paper's settings")
+    report.add_argument("--prior", help="installed or bundled name, pipeline folder or hub id (default: the preset's)")
+    report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
+    report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
+    report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
+    report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
+    report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
+    suite = benchmark.add_argument_group("digits")
+    suite.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
+    suite.add_argument("-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]")
+    suite.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
+    suite.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
     benchmark.set_defaults(run=_benchmark)
 
     priors = commands.add_parser("priors", help="list the bundled priors")
     priors.set_defaults(run=_priors)
-    for command in (demo, reconstruct, evaluate):
+    for command in (demo, reconstruct, evaluate, benchmark):
         command.add_argument("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
 
@@ -141,18 +156,22 @@ def _device(args: argparse.Namespace) -> str:
 def _demo(args: argparse.Namespace) -> None:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.pretrained import held_out_images
-    from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
+    from deepinv_dmilo.tools.demo import demo_digits, demo_photographs, format_table, run_demo, save_picture
     from deepinv_dmilo.tools.provenance import provenance, sentence
 
     with door():
-        device = _device(args)
-        digits = held_out_images("digits")
-        if not 1 <= args.images <= len(digits):
-            raise ValueError(f"--images {args.images}: type a number from 1 to {len(digits)}")
-        prior = DiffusionPrior.from_pretrained("digits", device=device)
-    rows, columns = run_demo(prior, digits[: args.images].to(device), verbose=not args.quiet)
+        device, count = _device(args), args.digits
+        if count is not None and not 1 <= count <= len(held_out_images("digits")):
+            raise ValueError(f"--digits {count}: type a number from 1 to {len(held_out_images('digits'))}")
+        prior = DiffusionPrior.from_pretrained("photos" if count is None else "digits", device=device)
+    if count is None:
+        scenes, methods = demo_photographs(prior, verbose=not args.quiet)
+    else:
+        scenes, methods = demo_digits(prior, count=count, verbose=not args.quiet)
+    rows, columns = run_demo(scenes, methods, verbose=not args.quiet)
     print(f"\n{format_table(rows)}\n")
-    print(f"{args.images} held-out digits, noise 0.005; {sentence(provenance(device))}")
+    shown = "a held-out photograph for each task" if count is None else f"{count} held-out digits"
+    print(f"{shown}, noise 0.005; {sentence(provenance(device))}")
     save_picture(columns, str(args.out))
     print(f"wrote {args.out}")
 
@@ -332,12 +351,47 @@ def _benchmark(args: argparse.Namespace) -> None:
     if args.solver_path:
         print(SOLVER_FILE)
         return
-    given = {name: getattr(args, name) for name in ("tasks", "noises", "images", "budgets")}
+    if args.suite == "report":
+        _report(args)
+        return
+    given = {name: getattr(args, name) for name in ("tasks", "noises", "limit", "budgets")}
     settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
     if args.parallel_config is not None and not args.parallel_config.is_file():
         raise InputError(f"--parallel-config {args.parallel_config}: no such file")
     run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
     print((args.out / "results.md").read_text())
+    print(f"wrote {args.out}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from deepinv_dmilo.benchmarks.methods import METHODS
+    from deepinv_dmilo.benchmarks.records import Row, read_lines
+    from deepinv_dmilo.benchmarks.report import QUICK, chosen_methods, run, write
+    from deepinv_dmilo.benchmarks.studies import PRESETS, Study
+    from deepinv_dmilo.tools.scoring import perceptual_metric
+
+    with door():
+        if args.preset not in PRESETS:
+            raise ValueError(f"--preset {args.preset}: type one of {', '.join(PRESETS)}")
+        device = _device(args)
+        names = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        settings = {**(QUICK if args.quick else {}), **given}
+        methods = chosen_methods(settings.pop("methods", None))
+        preset = PRESETS[args.preset].with_settings(**settings)
+        args.out.mkdir(parents=True, exist_ok=True)
+        study = None if args.only_write else Study.open(preset, device)
+    if study is not None:
+        lpips = perceptual_metric()
+        run(study, methods, args.out, None if lpips is None else lpips.to(device))
+    rows = read_lines(Row, args.out / "results.csv")
+    order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
+    rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
+    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", args.preset])
+    for name, value in given.items():
+        command += f" --{name.replace('_', '-')} {shlex.join(map(str, value)) if isinstance(value, list) else value}"
+    write(preset, rows, args.out, command, device)
+    print((args.out / "report.md").read_text())
     print(f"wrote {args.out}")
 
 

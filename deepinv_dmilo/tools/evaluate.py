@@ -57,6 +57,10 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{source} has two pictures named {twice[0]} but for their ending; rename one")
         return images, names
+    if source in bundled_priors():
+        pictures = held_out_images(source)
+        pictures = fit(pictures).clamp(0, 1) if pictures.shape[1:] != shape else pictures
+        return pictures, [f"{i:05d}" for i in range(len(pictures))]
     kind: Any = getattr(deepinv.datasets, source, None)
     known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
     if {"root", "download"} <= known.keys():
@@ -64,9 +68,6 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
         to_tensor = transforms.Compose([transforms.ToTensor(), fit])
         images = kind(root=str(root or Path("datasets") / source), download=True, transform=to_tensor, **held_out)
         return images, [f"{i:05d}" for i in range(len(images))]
-    if source in bundled_priors():
-        digits = held_out_images(source)
-        return digits, [f"{i:05d}" for i in range(len(digits))]
     raise FileNotFoundError(
         f"{source!r} is neither a folder of pictures, nor a data set of deepinv.datasets such as 'Set14HR', nor a "
         f"bundled prior ({', '.join(bundled_priors())})"

@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,6 +56,16 @@ def score(
     costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
     shared = {**{name: cost / len(x) for name, cost in costs.items()}, "memory_mb": meter.memory}
     return x_hat, [{**{name: c[i].item() for name, c in columns.items()}, **shared} for i in range(len(x))]
+
+
+@cache
+def perceptual_metric() -> LPIPS | None:
+    """LPIPS, or None where its weights cannot be had."""
+    try:
+        return LPIPS()
+    except Exception as error:
+        print(f"LPIPS is left out: {error}")
+        return None
 
 
 class Meter:

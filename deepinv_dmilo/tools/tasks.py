@@ -12,12 +12,16 @@ from deepinv.physics import (
     Inpainting,
     Physics,
     RandomPhaseRetrieval,
+    StructuredRandom,
+    StructuredRandomPhaseRetrieval,
 )
 from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
 from deepinv_dmilo.tools.task_names import TASKS
+
+DENSE = 10**8  # entries of a random matrix, at most; larger images have structured random operators
 
 
 class CameraResponseBlur(Physics):
@@ -45,6 +49,20 @@ class RealPhaseRetrieval(RandomPhaseRetrieval):
         return super().A(x.to(self.dtype), **kwargs)
 
 
+class RealStructuredPhaseRetrieval(StructuredRandomPhaseRetrieval):
+    """The same for deepinv's structured one."""
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        """Images in [0, 1], (B, C, H, W), to (B, C, H', W')."""
+        return super().A(x.to(self.dtype), **kwargs)
+
+
+def _resized(img_size: tuple[int, int, int], ratio: float) -> tuple[int, int, int]:
+    """About so many times as many pixels, in as many channels."""
+    height, width = (max(1, round(ratio**0.5 * side)) for side in img_size[1:])
+    return img_size[0], height, width
+
+
 def make_physics(
     task: str,
     img_size: tuple[int, int, int],
@@ -70,7 +88,8 @@ def make_physics(
     :param torch.Tensor mask: inpainting: the mask itself, 1 where known, shape (1 or C, H, W).
     :param float blur_sigma: deblurring, linear and nonlinear: standard deviation of the Gaussian kernel, in pixels.
         Motion deblurring draws its kernel, of a quarter of the image's side.
-    :param float ratio: measurements per unknown of compressed sensing (default 0.1) and phase retrieval (default 4).
+    :param float ratio: measurements per unknown of compressed sensing (default 0.1) and phase retrieval (default 4);
+        from 3 x 64 x 64 pixels on, about, their operators are structured: fast transforms with random phases.
     :param int seed: of the noise and the random operator; the global random state is never touched.
     :param str, torch.device device: where the physics lives.
     :return: the physics.
@@ -108,9 +127,20 @@ def make_physics(
         return Denoising(noise_model, device=device)
     pixels = img_size[0] * img_size[1] * img_size[2]
     if task == "compressed-sensing":
-        m = max(1, round((0.1 if ratio is None else ratio) * pixels))
+        ratio = 0.1 if ratio is None else ratio
+        m = max(1, round(ratio * pixels))
+        if m * pixels > DENSE:
+            size = _resized(img_size, ratio)
+            return StructuredRandom(img_size, size, n_layers=2, rng=rng, noise_model=noise_model, device=device)
         return CompressedSensing(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     if task == "phase-retrieval":
-        m = max(1, round((4.0 if ratio is None else ratio) * pixels))
+        ratio = 4.0 if ratio is None else ratio
+        m = max(1, round(ratio * pixels))
+        if m * pixels > DENSE:
+            with torch.random.fork_rng([device] if "cuda" in str(device) else []):
+                torch.manual_seed(seed + 1)  # its phases are drawn from the global random state
+                return RealStructuredPhaseRetrieval(
+                    img_size, _resized(img_size, ratio), n_layers=2, noise_model=noise_model, device=device
+                )
         return RealPhaseRetrieval(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     raise ValueError(f"no task {task!r}; type one of {', '.join(TASKS)}")

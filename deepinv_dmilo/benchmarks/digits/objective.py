@@ -1,22 +1,9 @@
 """benchopt objective: what a reconstructor makes of each digit, and what it costs."""
 
-from functools import cache
-
 import torch
 from benchopt import BaseObjective
-from deepinv.loss.metric import LPIPS
 
-from deepinv_dmilo.tools.scoring import score
-
-
-@cache
-def perceptual_metric():
-    """LPIPS, or None where its weights cannot be had."""
-    try:
-        return LPIPS()
-    except Exception as error:
-        print(f"LPIPS is left out: {error}")
-        return None
+from deepinv_dmilo.tools.scoring import perceptual_metric, score
 
 
 class Objective(BaseObjective):

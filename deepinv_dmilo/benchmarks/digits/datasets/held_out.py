@@ -4,7 +4,7 @@ import torch
 from benchopt import BaseDataset
 from deepinv.datasets import TensorDataset
 
-from deepinv_dmilo.benchmarks.report import REPORT_TASKS
+from deepinv_dmilo.benchmarks.studies import REPORT_TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.tasks import make_physics
 

@@ -5,7 +5,8 @@ import torch
 from benchopt import BaseSolver
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.methods import METHODS, tuned_weight
+from deepinv_dmilo.benchmarks.methods import METHODS, Case, tuned_weight
+from deepinv_dmilo.benchmarks.studies import PRESETS
 
 
 class Solver(BaseSolver):
@@ -27,8 +28,10 @@ class Solver(BaseSolver):
         device = dinv.utils.get_freer_gpu() if torch.cuda.is_available() else "cpu"
         prior = registry.load(self.prior, registry.PRIORS, optional={"device": device})
         task, noise = train_dataset.task, train_dataset.noise
-        weight = tuned_weight(self.method, task, noise) if self.weight == "tuned" else self.weight
-        self.model = METHODS[self.method].make(prior, task, noise, weight)
+        weight = self.weight
+        if weight == "tuned":
+            weight = tuned_weight(self.method, task, noise, PRESETS["digits"].record)
+        self.model = METHODS[self.method].make(Case(prior, prior.image_shape, task, noise, weight))
         self.model.device = device
 
     def run(self, _):

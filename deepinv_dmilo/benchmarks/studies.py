@@ -1,0 +1,149 @@
+"""What a report compares methods on: a prior, pictures of one size, tasks and noise levels; and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from deepinv_dmilo import registry
+from deepinv_dmilo.core.measurements import Measurements, join
+from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.tools.errors import InputError
+from deepinv_dmilo.tools.evaluate import open_images
+from deepinv_dmilo.tools.tasks import make_physics
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.priors.diffusers import DiffusionPrior
+
+#: tasks of the reports, by name: that of ``make_physics``, and its options
+REPORT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "super-resolution": ("super-resolution", {}),
+    "inpainting-70": ("inpainting", {"missing": 0.7}),
+    "inpainting-90": ("inpainting", {"missing": 0.9}),
+    "box-inpainting": ("box-inpainting", {}),
+    "deblurring": ("deblurring", {}),
+    "motion-deblurring": ("motion-deblurring", {}),
+    "nonlinear-deblurring": ("nonlinear-deblurring", {}),
+    "compressed-sensing": ("compressed-sensing", {"ratio": 100 / 1024}),
+    "denoising": ("denoising", {}),
+    "phase-retrieval": ("phase-retrieval", {}),
+}
+NOISES = (0.005, 0.05)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings of a report."""
+
+    title: str
+    prior: str
+    images: str  # as the command line's DATASET
+    size: int | None = None  # of the pictures; None: as they are, or as the prior was trained
+    limit: int = 12  # pictures that are reported, the first
+    tuning: tuple[int, int | None] = (-4, None)  # first and end of the pictures that rivals are tuned on
+    tasks: tuple[str, ...] = tuple(REPORT_TASKS)
+    noises: tuple[float, ...] = NOISES
+    batch_size: int = 4
+    record: Path | None = None  # what tuning found before
+    paper: tuple[tuple[str, str, float, float], ...] = ()  # method, task, PSNR, SSIM
+
+    def with_settings(self, **settings: Any) -> Preset:
+        """The same with other settings; on other pictures, rivals are tuned on the last four, from nothing."""
+        changed = replace(self, **settings)
+        if changed.prior == self.prior and changed.images == self.images and changed.size == self.size:
+            return changed
+        tuning = self.tuning if changed.images == self.images else (-4, None)
+        return replace(changed, title="Report", record=None, tuning=tuning)
+
+
+TUNING = Path(__file__).parent / "tuning"
+PRESETS = {
+    "digits": Preset(
+        "Digits",
+        "digits",
+        "digits",
+        limit=32,
+        tuning=(240, 244),
+        batch_size=8,
+        record=TUNING / "digits.csv",
+    ),
+    "photos": Preset("Photographs", "photos", "photos", size=128, tuning=(12, 16), record=TUNING / "photos.csv"),
+    # The paper's settings: noise of 0.01 for images in [-1, 1], and its figures; nonlinear deblurring is on FFHQ.
+    "faces": Preset(
+        "Faces",
+        "google/ddpm-celebahq-256",
+        "",
+        size=256,
+        limit=100,
+        tasks=("super-resolution", "inpainting-70", "deblurring", "motion-deblurring", "nonlinear-deblurring"),
+        noises=(0.005,),
+        batch_size=1,
+        paper=(
+            ("DMPlug", "super-resolution", 32.38, 0.875),
+            ("DMILO-PGD", "super-resolution", 33.58, 0.906),
+            ("DMPlug", "inpainting-70", 35.51, 0.935),
+            ("DMILO-PGD", "inpainting-70", 36.42, 0.952),
+            ("DMPlug", "motion-deblurring", 30.25, 0.824),
+            ("DMILO", "motion-deblurring", 34.15, 0.908),
+            ("DMPlug", "nonlinear-deblurring", 31.37, 0.866),
+            ("DMILO-PGD", "nonlinear-deblurring", 34.02, 0.919),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A prior, pictures in [0, 1], (N, C, H, W) each, and what is done with them."""
+
+    preset: Preset
+    prior: DiffusionPrior
+    pictures: Tensor  # that are reported
+    tuning: Tensor
+
+    @classmethod
+    def open(cls, preset: Preset, device: str) -> Study:
+        """
+        Load the prior and the pictures of a preset.
+
+        :raises InputError, ValueError, FileNotFoundError: what is wrong with them.
+        """
+        if unknown := sorted(set(preset.tasks) - REPORT_TASKS.keys()):
+            raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
+        if not preset.images:
+            raise InputError("no pictures: type --images FOLDER, or the name of a data set of deepinv.datasets")
+        prior = registry.load(preset.prior, registry.PRIORS, optional={"device": device}).to(device)
+        if prior.image_shape is None:
+            raise InputError(f"--prior {preset.prior}: its network does not tell its image size; give a UNet2DModel")
+        channels, height, width = prior.image_shape
+        shape = (channels, height, width) if preset.size is None else (channels, preset.size, preset.size)
+        if prior.for_images(*shape[1:]) is not prior:
+            raise InputError(f"--size {shape[1]}: the network takes multiples of a power of two; type 256, say")
+        images, names = open_images(preset.images, shape)
+        tuning = range(len(names))[slice(*preset.tuning)]
+        count = min(preset.limit, tuning.start if tuning.stop == len(names) else len(names))
+        if preset.limit < 1 or count < 1 or not tuning:
+            raise InputError(f"--limit {preset.limit}, {len(names)} pictures: give at least one, and one to tune on")
+        pictures, tuned_on = (torch.stack([images[i] for i in rows]).to(device) for rows in (range(count), tuning))
+        return cls(preset, prior, pictures, tuned_on)
+
+    def physics(self, task: str, noise: float) -> Physics:
+        """The operator of a task, the same at every call."""
+        name, options = REPORT_TASKS[task]
+        shape: tuple[int, int, int] = tuple(self.pictures.shape[1:])  # type: ignore[assignment]
+        return make_physics(name, shape, noise=noise, device=self.prior.device, **options)
+
+
+def measurements(x: Tensor, numbers: Sequence[int], physics: Physics) -> Measurements:
+    """Noisy measurements of pictures (n, C, H, W); the noise of a picture follows from its number alone."""
+    measured = []
+    for picture, number in zip(x.split(1), numbers, strict=True):
+        with seeded(picture, physics, number):
+            measured.append(physics(picture))
+    return join(measured)
