@@ -2,15 +2,22 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from deepinv.physics import Denoising
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
-from toys import ConvNet
+from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.benchmarks import figures, real_size, report, suite
-from deepinv_dmilo.benchmarks.methods import METHODS, Method, OneCall
+from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
+from deepinv_dmilo.benchmarks.rivals import FASTDIPS
+from deepinv_dmilo.benchmarks.studies import PRESETS, REPORT_TASKS, Study
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.scoring import Meter, score
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -18,6 +25,11 @@ from deepinv_dmilo.tools.tasks import make_physics
 @pytest.fixture(scope="module")
 def prior():
     return DiffusionPrior.from_pretrained("digits")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return Study.open(PRESETS["digits"], "cpu")
 
 
 def test_meter_tells_passes_from_calls():
@@ -53,7 +65,7 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
     assert [s["lpips"] for s in scores] == pytest.approx([0.1, 0.2], abs=1e-6)
     assert [s["residual"] for s in scores] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert all(s["passes"] == s["calls"] == 0 for s in scores)
-    _, (network,) = score(OneCall(prior, 0.1), x[:1], y[:1], physics)
+    _, (network,) = score(OneCall(Case(prior, (1, 32, 32), "denoising", 0.1, 0.0)), x[:1], y[:1], physics)
     assert (network["passes"], network["calls"]) == (0, 1)
 
 
@@ -61,30 +73,59 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
     ("method", "passes", "calls"),
     [
         ("pseudo-inverse", 0, 0),
-        ("DMILO, 25 passes", 25, 6),  # a call for the start, and for the image of each of five levels
-        ("DMILO-PGD, 25 passes", 25, 6),  # a call for the start, and for the image of each of five levels
+        ("TV", 0, 0),
+        ("DMILO, 25 passes", 25, 7),  # a call for the start, for the image of each of five levels, and for the mean
+        ("DMILO-PGD, 25 passes", 25, 7),
+        ("FAST-DIPS, 75 calls", 0, 75),
+        ("SITCOM, 10 x 10", None, 10),  # fewer than 100 passes where the measurements are fitted before
+        ("DAPS, 100 calls", 0, 100),
         ("DiffPIR", 0, 100),
         ("DDRM", 0, 100),
         ("PiGDM", 2, 0),
         ("DPS", 2, 0),
     ],
 )
-def test_methods_reconstruct_a_digit(method, passes, calls, prior, monkeypatch):
+def test_methods_reconstruct_a_digit(method, passes, calls, study, monkeypatch):
     monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.DPS_STEPS", 3)
     monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.PIGDM_STEPS", 3)
-    x_hat, (cost,) = report.reconstruct(prior, METHODS[method], "inpainting-70", 0.005, 0.5, slice(3, 4))
+    x, weight = study.pictures[:1], max(METHODS[method].grid[:1], default=0.5)
+    x_hat, (cost,) = report.reconstruct(study, METHODS[method], "inpainting-70", 0.005, weight, x, 0)
     assert x_hat.shape == (1, 1, 32, 32)
     assert x_hat.std() > 0.05
-    assert (cost["passes"], cost["calls"]) == (passes, calls)
+    assert cost["calls"] == calls
+    assert cost["passes"] == passes or (passes is None and 10 < cost["passes"] <= 100)
 
 
-def test_methods_are_asked_only_for_the_physics_that_they_take():
-    assert report.applies(METHODS["DDRM"], "deblurring")
-    assert not report.applies(METHODS["DDRM"], "super-resolution")
-    assert report.applies(METHODS["denoiser, one call"], "denoising")
-    assert not report.applies(METHODS["denoiser, one call"], "inpainting-70")
-    assert not report.applies(METHODS["PiGDM"], "phase-retrieval")
-    assert report.applies(METHODS["DMILO, 25 passes"], "phase-retrieval")
+@pytest.mark.parametrize("name", ["TV", "FAST-DIPS, 75 calls", "SITCOM, 10 x 10", "DAPS, 100 calls"])
+def test_our_versions_of_the_rivals_reconstruct(name, study):
+    """Far above the measurements' pseudo-inverse, with the weight in the middle of their grid."""
+    x = study.pictures[:2]
+    method = METHODS[name]
+    _, scores = report.reconstruct(study, method, "inpainting-70", 0.05, method.grid[1], x, 0)
+    _, naive = report.reconstruct(study, METHODS["pseudo-inverse"], "inpainting-70", 0.05, 0.0, x, 0)
+    gains = [a["psnr"] - b["psnr"] for a, b in zip(scores, naive, strict=True)]
+    assert min(gains) > 3
+
+
+def test_the_steps_of_fast_dips_descend_and_reach_the_ball():
+    """With a large penalty the image nearest to the anchor in the ball: for denoising, on the line to y."""
+    rival = FASTDIPS(toy_prior(ConvNet()), (3, 8, 8), 0.05, 1e4, steps=3)
+    rival.rounds = 50
+    anchor, y = torch.zeros(2, 3, 8, 8).double(), torch.rand(2, 3, 8, 8).double()
+    found = rival.corrected(anchor, 1.0, y, Denoising())
+    radius = rival.ball * 2 * 0.05 * (3 * 8 * 8) ** 0.5
+    far = (2 * y - 1 - anchor).flatten(1).norm(dim=1)
+    expected = anchor + (1 - radius / far).view(2, 1, 1, 1) * (2 * y - 1 - anchor)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
+
+def test_methods_are_asked_only_for_the_physics_that_they_take(study):
+    assert report.applies(study, METHODS["DDRM"], "deblurring")
+    assert not report.applies(study, METHODS["DDRM"], "super-resolution")
+    assert report.applies(study, METHODS["denoiser, one call"], "denoising")
+    assert not report.applies(study, METHODS["denoiser, one call"], "inpainting-70")
+    assert not report.applies(study, METHODS["PiGDM"], "phase-retrieval")
+    assert report.applies(study, METHODS["DMILO, 25 passes"], "phase-retrieval")
 
 
 @pytest.fixture
@@ -92,29 +133,37 @@ def fake(monkeypatch):
     """A method whose error is least at a weight of 64; ``calls`` collects the weights."""
     calls = []
 
-    def make(prior, task, noise, weight):
-        calls.append(weight)
-        return lambda y, physics: y + 0.01 * abs(torch.tensor(weight / 64).log2())
+    def make(case):
+        calls.append(case.weight)
+        return lambda y, physics: y + 0.01 * abs(torch.tensor(case.weight / 64).log2())
 
     monkeypatch.setitem(report.METHODS, "fake", Method(make, recommended=2.0, grid=(1.0, 2.0, 4.0)))
     return calls
 
 
-def test_tuning_grows_the_grid_until_the_best_is_inside_and_remembers(prior, fake, tmp_path):
+def test_tuning_grows_the_grid_until_the_best_is_inside_and_remembers(study, fake, tmp_path):
     file = tmp_path / "tuning.csv"
-    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert report.tune(study, "fake", "denoising", 0.005, file) == 64
     assert fake == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert report.tune(study, "fake", "denoising", 0.005, file) == 64
     assert len(fake) == 8
     # cut off after the grid, before it grew
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
-    assert report.tune(prior, "fake", "denoising", 0.005, file, slice(240, 241)) == 64
+    assert report.tune(study, "fake", "denoising", 0.005, file) == 64
     assert fake[8:] == [8, 16, 32, 64, 128]
 
 
-def test_a_run_that_was_cut_off_resumes(prior, fake, tmp_path):
-    todo = list(report.cells(["fake", "pseudo-inverse"], ["denoising"], [0.005], 2))
-    report.run(prior, todo, tmp_path, slice(240, 241))
+def test_tuning_ends_where_the_weight_makes_no_difference():
+    method = Method(PseudoInverse, grid=(1.0, 2.0, 4.0))
+    assert report._untried(method, {1.0: 20.0, 2.0: 20.5, 4.0: 20.51}) == []
+    assert report._untried(method, {1.0: 20.0, 2.0: 20.5, 4.0: 20.6}) == [8.0]
+    assert report._untried(method, {1.0: 20.6, 2.0: 20.5, 4.0: 20.1}) == [0.5]
+
+
+def test_a_run_that_was_cut_off_resumes(study, fake, tmp_path):
+    study = replace(study, preset=study.preset.with_settings(tasks=("denoising",), noises=(0.005,), limit=2))
+    study = replace(study, pictures=study.pictures[:2])
+    report.run(study, ["fake", "pseudo-inverse"], tmp_path)
     first = report.read_lines(report.Row, tmp_path / "results.csv")
     assert {(r.method, r.image) for r in first} == {
         (m, i) for m in ("fake, recommended", "fake, tuned", "pseudo-inverse") for i in (0, 1)
@@ -122,17 +171,56 @@ def test_a_run_that_was_cut_off_resumes(prior, fake, tmp_path):
     lines = (tmp_path / "results.csv").read_text().splitlines(keepends=True)
     (tmp_path / "results.csv").write_text("".join(lines[:-1]) + lines[-1][:30])
     before = len(fake)
-    report.run(prior, todo, tmp_path, slice(240, 241))
+    report.run(study, ["fake", "pseudo-inverse"], tmp_path)
     again = report.read_lines(report.Row, tmp_path / "results.csv")
     assert len(fake) == before
     assert [(r.method, r.image, r.psnr) for r in again] == [(r.method, r.image, r.psnr) for r in first]
 
 
-def test_measurements_do_not_depend_on_the_chunk(prior):
+def test_measurements_do_not_depend_on_the_chunk(study):
     pseudo_inverse = METHODS["pseudo-inverse"]
-    together, _ = report.reconstruct(prior, pseudo_inverse, "deblurring", 0.05, 0.0, slice(0, 4))
-    alone, _ = report.reconstruct(prior, pseudo_inverse, "deblurring", 0.05, 0.0, slice(2, 4))
+    together, _ = report.reconstruct(study, pseudo_inverse, "deblurring", 0.05, 0.0, study.pictures[:4], 0)
+    alone, _ = report.reconstruct(study, pseudo_inverse, "deblurring", 0.05, 0.0, study.pictures[2:4], 2)
     torch.testing.assert_close(alone, together[2:])
+
+
+def test_a_study_of_the_users_own_prior_and_pictures(tmp_path, capsys):
+    """The command that fills the report, on a folder of pictures and a pipeline folder, and what it writes."""
+    pictures, prior = tmp_path / "pictures", tmp_path / "prior"
+    pictures.mkdir()
+    for i in range(6):
+        as_png(torch.rand(3, 20, 30)).save(pictures / f"{i}.png")
+    DDPMPipeline(tiny_unet(3, 16), DDPMScheduler()).save_pretrained(prior)
+    out = tmp_path / "out"
+    command = ["benchmark", "--suite", "report", "--prior", str(prior), "--images", str(pictures), "--size", "24"]
+    command += ["--tasks", "denoising", "--noises", "0.1", "--methods", "DMILO, 25 passes", "FAST-DIPS", "--limit", "5"]
+    assert main([*command, "--out", str(out)]) == 0
+    rows = report.read_lines(report.Row, out / "results.csv")
+    # the last four are for tuning, so two of the six are left to report
+    assert {(r.method, r.image) for r in rows} == {
+        (m, i) for m in ("DMILO, 25 passes", "FAST-DIPS, 75 calls, tuned") for i in (0, 1)
+    }
+    assert len(report.read_lines(report.Trial, out / "tuning.csv")) >= 3
+    text = (out / "report.md").read_text()
+    assert f"--images {pictures} --size 24" in text
+    assert (out / "noise-0.1-2-seconds.png").exists()
+    first = (out / "results.csv").read_text()
+    assert main([*command, "--out", str(out), "--only-write"]) == 0
+    assert (out / "results.csv").read_text() == first
+
+
+def test_the_faces_preset_is_the_papers_settings(tmp_path):
+    preset = PRESETS["faces"]
+    assert (preset.size, preset.noises) == (256, (0.005,))
+    report.write(preset, [], tmp_path, "command")
+    assert "| DMILO-PGD, as reported | super-resolution | 33.58 | 0.906 |" in (tmp_path / "report.md").read_text()
+
+
+def test_other_pictures_or_sizes_are_not_tuned_with_the_records_of_the_preset():
+    preset = PRESETS["digits"]
+    assert preset.with_settings(limit=3).record == preset.record
+    assert preset.with_settings(size=64).record is None
+    assert preset.with_settings(images="folder").tuning == (-4, None)
 
 
 def test_tables_and_pictures(tmp_path):
@@ -143,7 +231,7 @@ def test_tables_and_pictures(tmp_path):
     rows += [row("a, 50 passes", "denoising", i, 22.0 + i, 50.0) for i in range(4)]
     rows += [row("b", "deblurring", i, 30.0, 100.0) for i in range(4)]
     rows += [row("long", "denoising", i, 24.0, 900.0) for i in range(2)]
-    report.write(rows, tmp_path)
+    report.write(PRESETS["digits"], rows, tmp_path, "command")
     text = (tmp_path / "report.md").read_text()
     assert "| a, 50 passes | - | **23.50** | 50 + 5 |" in text  # the mean of all four digits
     assert "| long | - | **24.00** | 900 + 5 |" in text  # beside the others on its two digits
@@ -154,7 +242,7 @@ def test_tables_and_pictures(tmp_path):
 def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
     labels = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
     looks = figures.styles(figures._families(labels))
-    assert len({look["color"] for look in looks.values()}) == len(looks) == 15
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 21
     many = figures.styles([*looks, *(f"method {i}" for i in range(100))])
     assert len({(look["color"], look["marker"]) for look in many.values()}) == len(many)
     ours = [looks.pop("DMILO"), looks.pop("DMILO-PGD")]
@@ -166,7 +254,7 @@ def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
 @pytest.mark.parametrize("draw", [figures.convergence_figure, figures.bar_figure])
 def test_the_legend_covers_nothing(draw):
     """Nor does anything cover a label: what is drawn beside the panels is apart from the legend."""
-    tasks, methods = list(report.REPORT_TASKS)[:4], [f"method {i}" for i in range(16)]
+    tasks, methods = list(REPORT_TASKS)[:4], [f"method {i}" for i in range(16)]
     rows = [report.Row(t, 0.05, m, 0.0, 0, 20.0, 0.9, 25.0, 0.0, 1.0, 10.0) for t in tasks for m in methods]
     figure = draw(rows, tasks, methods)
     figure.draw_without_rendering()

@@ -11,9 +11,18 @@ from PIL import Image
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.cli import main
-from deepinv_dmilo.tools.demo import format_table, run_demo, save_picture
+from deepinv_dmilo.tools.demo import (
+    PHOTOGRAPHS,
+    demo_digits,
+    demo_photographs,
+    format_table,
+    run_demo,
+    save_picture,
+)
 from deepinv_dmilo.tools.pictures import read_picture
 from deepinv_dmilo.tools.tasks import TASKS, make_physics
+
+DIGITS = ["--prior", "digits"]
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +110,11 @@ def test_tasks_are_repeatable_and_leave_the_global_state(task):
 
 def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
     monkeypatch.setattr("deepinv_dmilo.tools.demo.DPS_STEPS", 2)
-    rows, columns = run_demo(prior, held_out_images()[:1], verbose=False)
+    rows, columns = run_demo(*demo_digits(prior, count=1, verbose=False), verbose=False)
     assert len(rows) == 2 * 5
     evaluations = {row.method: row.evaluations for row in rows}
     assert evaluations["pseudo-inverse"] == 0
-    assert evaluations["DMILO"] == 1 + 5 * (2 + 1)  # the start, levels x (inner steps, the image)
+    assert evaluations["DMILO"] == 1 + 5 * (2 + 1) + 1  # the start, levels x (inner steps, the image), the mean
     assert evaluations["DiffPIR"] == 100
     assert format_table(rows).count("\n") == 11
     assert all(images.shape == (2, 1, 32, 32) for images in columns.values())
@@ -113,23 +122,37 @@ def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
     assert Image.open(tmp_path / "demo.png").size[0] > 500
 
 
+def test_the_demo_shows_a_photograph_for_each_of_four_tasks(monkeypatch, short):
+    scenes, methods = demo_photographs(DiffusionPrior.from_pretrained("photos"), size=32, verbose=False)
+    methods.pop("DiffPIR")
+    rows, columns = run_demo(scenes, methods, verbose=False)
+    assert [row.task for row in rows[::3]] == list(PHOTOGRAPHS)
+    assert all(images.shape == (4, 3, 32, 32) for images in columns.values())
+    truth = columns["ground truth"]
+    assert len({image.sum().item() for image in truth}) == 4
+    errors = {name: (images - truth).square().mean() for name, images in columns.items()}
+    assert errors["DMILO"] < 0.2 * errors["pseudo-inverse"]
+
+
 def test_reconstruct_simulated(digit, tmp_path, capsys, short):
     out = tmp_path / "out.png"
-    assert main(["reconstruct", str(digit), "--task", "deblurring", "--simulate", "--out", str(out)]) == 0
+    assert main(["reconstruct", str(digit), *DIGITS, "--task", "deblurring", "--simulate", "--out", str(out)]) == 0
     assert Image.open(out).size == (32, 32)
     assert "(pseudo-inverse) ->" in capsys.readouterr().out
     nonlinear = ["--task", "nonlinear-deblurring", "--max-passes", "5", "--method", "dmilo"]
-    assert main(["reconstruct", str(digit), *nonlinear, "--simulate", "--out", str(out)]) == 0
+    assert main(["reconstruct", str(digit), *DIGITS, *nonlinear, "--simulate", "--out", str(out)]) == 0
     assert "PSNR" in capsys.readouterr().out
 
 
 def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
     out, small, mask = tmp_path / "out.png", tmp_path / "small.png", tmp_path / "mask.png"
     Image.open(digit).resize((8, 8)).save(small)
-    assert main(["reconstruct", str(small), "--task", "super-resolution", "--out", str(out)]) == 0
+    assert main(["reconstruct", str(small), *DIGITS, "--task", "super-resolution", "--out", str(out)]) == 0
     assert Image.open(out).size == (32, 32)
     Image.new("L", (32, 32), 255).save(mask)
-    assert main(["reconstruct", str(digit), "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
+    assert (
+        main(["reconstruct", str(digit), *DIGITS, "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
+    )
 
 
 def test_a_sixteen_bit_picture_keeps_its_values(tmp_path):
@@ -177,7 +200,7 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path,
     pictures = {name: tmp_path / f"{name}.png" for name in ("colour", "text")}
     Image.new("RGB", (32, 32), (250, 3, 3)).save(pictures["colour"])
     pictures["text"].write_text("no picture")
-    options = {"--task": "denoising", "--out": str(tmp_path / "out.png"), **change}
+    options = {"--task": "denoising", "--prior": "digits", "--out": str(tmp_path / "out.png"), **change}
     image = options.pop("image", digit)
     argv = ["reconstruct", str(pictures.get(image, image))]
     argv += [part for pair in options.items() for part in pair if part is not None]

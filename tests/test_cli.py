@@ -19,7 +19,7 @@ def commands(tmp_path):
     as_png(held_out_images("digits")[0]).save(picture)
     options = ["--task", "denoising", "--device", "cpu"]
     return {
-        "reconstruct": ["reconstruct", str(picture), *options, "--out", str(tmp_path / "out.png")],
+        "reconstruct": ["reconstruct", str(picture), "--prior", "digits", *options, "--out", str(tmp_path / "out.png")],
         "evaluate": ["evaluate", "digits", *options, "--limit", "1", "--out", str(tmp_path / "out")],
     }
 
@@ -79,7 +79,13 @@ def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):
     ("more", "told"),
     [
         (["--tasks", "deblur"], "no task 'deblur'"),
-        (["--images", "501"], "images=501: type a number"),
+        (["--limit", "501"], "--limit 501: type a number"),
+        (["--suite", "report", "--preset", "cats"], "type one of digits, photos, faces"),
+        (["--suite", "report", "--preset", "faces"], "type --images FOLDER"),
+        (["--suite", "report", "--tasks", "deblur"], "no task 'deblur'"),
+        (["--suite", "report", "--methods", "XYZ"], "no method starts with XYZ"),
+        (["--suite", "report", "--size", "100"], "--size 100: the network takes multiples"),
+        (["--suite", "report", "--limit", "0"], "--limit 0, 16 pictures"),
         (["--parallel-config", "nowhere.yml"], "no such file"),
     ],
 )

@@ -80,7 +80,17 @@ def test_attention_tells_what_a_large_picture_costs():
 def test_the_command_line_keeps_the_size_of_a_picture(tmp_path):
     tall = torch.cat([held_out_images()[0], held_out_images()[1]], 1)[:, 3:, 1:]  # 61 x 31
     as_png(tall).save(tmp_path / "tall.png")
-    command = ["reconstruct", str(tmp_path / "tall.png"), "--task", "inpainting", "--simulate", "--max-passes", "5"]
+    command = [
+        "reconstruct",
+        str(tmp_path / "tall.png"),
+        "--prior",
+        "digits",
+        "--task",
+        "inpainting",
+        "--simulate",
+        "--max-passes",
+        "5",
+    ]
     assert main([*command, "--out", str(tmp_path / "out.png")]) == 0
     assert read_picture(tmp_path / "out.png").shape == (3, 61, 31)
 
@@ -89,5 +99,6 @@ def test_evaluate_takes_pictures_at_a_size_of_the_users(tmp_path):
     (tmp_path / "pictures").mkdir()
     as_png(torch.rand(1, 50, 40)).save(tmp_path / "pictures" / "noise.png")
     command = ["evaluate", str(tmp_path / "pictures"), "--task", "denoising", "--max-passes", "5", "--device", "cpu"]
+    command += ["--prior", "digits"]
     assert main([*command, "--size", "38", "--out", str(tmp_path / "out")]) == 0
     assert read_picture(tmp_path / "out" / "images" / "noise.png").shape == (3, 38, 38)

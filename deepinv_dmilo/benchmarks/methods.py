@@ -174,7 +174,7 @@ RIVALS = {
 #: every method by name, in the order in which the report runs and shows them
 METHODS = {
     "pseudo-inverse": Method(PseudoInverse),
-    "TV": Method(_total_variation, LinearPhysics, grid=(0.001, 0.004, 0.016), scale=4.0),
+    "TV": Method(_total_variation, LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0),
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),

@@ -176,10 +176,12 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
             "",
             PAPER,
             "",
-            "| method, as reported | task | PSNR (dB) | SSIM |",
+            "| method | task | PSNR (dB) | SSIM |",
             "|---|---|---|---|",
         ]
-        text += [f"| {method} | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper]
+        text += [
+            f"| {method}, as reported | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper
+        ]
     (out / "report.md").write_text("\n".join(text) + "\n")
 
 

@@ -231,7 +231,7 @@ class TotalVariation(nn.Module):
     :param float weight: of the total variation.
     """
 
-    steps, inner = 100, 10  # of FISTA, and of the proximal operator in each
+    steps, inner = 200, 20  # of FISTA, and of the proximal operator in each
 
     def __init__(self, shape: tuple[int, ...], weight: float) -> None:
         super().__init__()

@@ -28,8 +28,9 @@ class DMILOPGD(DMILO):
 
     As published (``from_preset``, ``schedule=Chain()``) it does so before each outer step, which then fits the
     measurements :math:`A(x)` of that image in place of :math:`y`. With a schedule of levels it does so before each
-    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of half the level's
-    noise, 0.1 at most, so that noise is not taken for signal; the level starts from that image and fits :math:`y` itself.
+    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of half the
+    level's noise, 0.1 at most, so that noise is not taken for signal; the level starts from that image and fits
+    :math:`y` itself.
 
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
         is :math:`1/\|A\|^2` for linear physics (the paper's values for super-resolution and inpainting are that)

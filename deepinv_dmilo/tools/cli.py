@@ -81,12 +81,12 @@ def _parser() -> _Parser:
     evaluate.add_argument("--batch-size", type=int, default=8, help="images reconstructed together (default: 8)")
     evaluate.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
     evaluate.set_defaults(run=_evaluate)
+    what = "installed or bundled name, pipeline folder or hub id"
+    reconstruct.add_argument("--prior", default="photos", help=f"{what} (default: photos)")
+    evaluate.add_argument("--prior", help=f"{what} (default: the data set's own, else photos)")
 
     for command in (reconstruct, evaluate):
         command.add_argument("--task", required=True, choices=TASKS)
-        command.add_argument(
-            "--prior", default="photos", help="installed or bundled name, pipeline folder or hub id (default: photos)"
-        )
         command.add_argument("--method", default="dmilo-pgd", choices=registry.available())
         command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
         command.add_argument("--max-passes", type=int, help="network passes that an image may take")
@@ -278,9 +278,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from deepinv_dmilo.core.measurements import measure
+    from deepinv_dmilo.priors.pretrained import bundled_priors
     from deepinv_dmilo.tools.evaluate import evaluate, open_images
 
     auto = args.micro_batch == "auto"
+    if args.prior is None:
+        args.prior = args.dataset if args.dataset in bundled_priors() else "photos"
     with door():
         _check_evaluate(args)
         # One process may wait long for another's last batch.
