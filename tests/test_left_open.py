@@ -80,7 +80,7 @@ def test_images_of_a_batch_begin_each_at_its_own_level(method, num_samples):
 
     together, metrics = reconstruct([0, 1, 2])
     levels = [len(curve) for curve in metrics["passes"]]
-    assert levels[0] < levels[2] == 5
+    assert levels[0] < levels[2] == len(Levels().sigmas)
     for n in range(3):
         alone, alone_metrics = reconstruct([n])
         torch.testing.assert_close(together[n], alone[0], rtol=0, atol=1e-9)
@@ -93,7 +93,16 @@ def test_a_budget_goes_to_the_levels_that_are_taken():
     _, metrics = model(y, dinv.physics.Denoising(), compute_metrics=True)
     assert metrics["passes"] == [[30]]
     full = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, schedule=Levels(skip=False))
-    assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == 5
+    assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == len(Levels().sigmas)
+
+
+def test_a_budget_below_the_number_of_levels_goes_to_the_last():
+    y = torch.rand(1, *IMAGE).double()
+    schedule = Levels(skip=False)
+    _, metrics = DMILO(toy_prior(ConvNet()), max_passes=3, noise_level=0.02, schedule=schedule)(
+        y, dinv.physics.Denoising(), compute_metrics=True
+    )
+    assert metrics["passes"] == [[1, 2, 3]]
 
 
 def test_the_last_call_denoises_what_the_steps_let_through():

@@ -19,6 +19,7 @@ from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
 
+PASSES = 100  # of the network for a sample, where neither a budget nor the solver's steps are given: ours
 _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
@@ -177,6 +178,10 @@ class PriorReconstructor(Reconstructor):
         """How many problems ``_iterates`` solves, at most."""
         raise NotImplementedError
 
+    def _least_solves(self) -> int:
+        """How many problems it cannot do without."""
+        return self._solves()
+
     def _passes_per_step(self) -> int:
         """Passes of the network that a step of the solver takes."""
         return 1
@@ -187,18 +192,19 @@ class PriorReconstructor(Reconstructor):
     def _steps(self, solves: int) -> int:
         """Steps of the solver that each of so many problems may take."""
         solver = self._solver()
-        if self.max_passes is None:
-            return solver.steps or 20
-        share = self.max_passes // (self.num_samples * solves * self._passes_per_step())
+        if self.max_passes is None and solver.steps is not None:
+            return solver.steps
+        passes = PASSES if self.max_passes is None else self.max_passes // self.num_samples
+        share = passes // (solves * self._passes_per_step())
         return share if solver.steps is None else min(solver.steps, share)
 
     def _check_budget(self) -> None:
-        """Refuse a budget that is no step for each problem."""
-        if self.max_passes is not None and self._steps(self._solves()) < 1:
-            needed = self.num_samples * self._solves() * self._passes_per_step()
+        """Refuse a budget that is no step for each problem that must be solved."""
+        if self.max_passes is not None and self._steps(self._least_solves()) < 1:
+            needed = self.num_samples * self._least_solves() * self._passes_per_step()
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "
-                f"{needed}, or fewer levels, outer_steps or num_samples"
+                f"{needed}, or fewer outer_steps or num_samples"
             )
 
     def extra_repr(self) -> str:

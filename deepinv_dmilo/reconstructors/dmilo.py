@@ -67,7 +67,8 @@ class DMILO(PriorReconstructor):
     :param deepinv.optim.DataFidelity data_fidelity: with levels: the negative log-likelihood, e.g.
         ``dinv.optim.L2(sigma=0.05)``; None: that of Gaussian noise of the level above.
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
-        together, shared equally by the layer problems; None: no limit beyond the steps of the solver.
+        together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
+        are not given, 100 for a sample.
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned,
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
@@ -176,6 +177,9 @@ class DMILO(PriorReconstructor):
 
     def _solver(self) -> Solver:
         return self.solver
+
+    def _least_solves(self) -> int:
+        return 1 if isinstance(self.schedule, Levels) else self._solves()
 
     def _solves(self) -> int:
         return sum(len(levels) - 1 for levels in self.schedule.chains(self.prior))

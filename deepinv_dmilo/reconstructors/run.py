@@ -108,10 +108,13 @@ class Run:
         The chain of each outer step, and whether it is the last.
 
         :param torch.Tensor first: number of the outer step that each image begins with, (B,); None: they all take all.
-            The budget of an image is shared by those that it takes.
+            The budget of an image is shared by those that it takes, of schedules of levels the last that it is a pass
+            for each of.
         """
         first = torch.zeros_like(self.rows) if first is None else first.repeat(self.num_samples)
         solves = [len(levels) - 1 for levels in chains]
+        if self.model.max_passes is not None:
+            first = first.clamp(min=len(chains) - self.model.max_passes // self.num_samples)
         for start in first.unique().tolist():
             self.steps[first == start] = self.model._steps(sum(solves[start:]))
         self.bar.total = sum(int(self.steps[first <= k].unique().sum()) * n for k, n in enumerate(solves))

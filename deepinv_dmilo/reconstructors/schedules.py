@@ -63,9 +63,9 @@ class Levels:
     the maximum a posteriori estimate of z given the image so far: fitted to the noise, not below it.
 
     :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
-    :param bool skip: an image begins with the level whose noise hides, at every spatial frequency, what its
+    :param bool skip: an image begins with the lowest level whose noise hides, at every spatial frequency, what its
         measurements leave open (ours; asks the physics alone), and its budget is shared by the levels from there on;
-        False: all images take all levels.
+        False: all images take all levels that their budget is a pass for each of.
     :param bool mean: after the last level, gradient steps towards the measurements and one call of the network as a
         denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
         ``data_fidelity``.
@@ -73,7 +73,7 @@ class Levels:
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
 
-    sigmas: tuple[float, ...] = (1.0, 0.65, 0.37, 0.17, 0.055)
+    sigmas: tuple[float, ...] = (5.0, 2.2, 1.0, 0.65, 0.37, 0.17, 0.055)
     skip: bool = True
     mean: bool = True
     deviation_threshold: float | None = 5.0

@@ -14,17 +14,18 @@ and on request their standard deviation, a map of where they disagree.
 import deepinv as dinv
 import torch
 from deepinv.utils import plot
+from torchvision.transforms.functional import resize
 
 from deepinv_dmilo import DMILO, DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 
-prior = DiffusionPrior.from_pretrained("digits")
-x = held_out_images("digits")[2:5]
+prior = DiffusionPrior.from_pretrained("photos")
+x = resize(held_out_images("photos")[[2]], [128, 128], antialias=True).clamp(0, 1)
 shape = tuple(x.shape[1:])
 noise_level = 0.005
 
 box = torch.ones(shape)
-box[:, 10:22, 10:22] = 0
+box[:, 40:72, 48:80] = 0
 random = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3).float()
 problems = {
     name: dinv.physics.Inpainting(
@@ -39,11 +40,11 @@ problems = {
 # Four samples of each image
 # --------------------------
 #
-# The samples of an image share its budget: 200 passes are 50 for each. They go through the network in one batch;
+# The samples of an image share its budget: 100 passes are 25 for each. They go through the network in one batch;
 # ``micro_batch`` would bound how many at once.
 
-model = DMILO(prior, num_samples=4, max_passes=200)
-single = DMILO(prior, max_passes=50)
+model = DMILO(prior, num_samples=4, max_passes=100)
+single = DMILO(prior, max_passes=25)
 psnr = dinv.metric.PSNR()
 results = {}
 print(f"{'mask':8} {'measurements':>14} {'one sample':>12} {'mean of 4':>12}   PSNR (dB)")
@@ -67,7 +68,7 @@ def show(name):
     y, one, mean, std = results[name]
     columns = {"measurements": y, "one sample": one, "mean of 4": mean, "standard\ndeviation": std / std.amax()}
     columns |= {"error of\nthe mean": (mean - x).abs(), "ground truth": x}
-    plot(columns, rescale_mode="clip", figsize=(9, 5), dpi=100, fontsize=9)
+    plot(columns, rescale_mode="clip", figsize=(11, 2.6), dpi=100, fontsize=9)
 
 
 show("random")
@@ -76,7 +77,7 @@ show("random")
 # A box hidden in the middle
 # --------------------------
 #
-# Here the prior has to invent: several digits go with the frame that is left, and the samples differ.
+# Here the prior has to invent what the box hides, and the samples differ.
 
 show("box")
 
