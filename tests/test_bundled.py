@@ -190,7 +190,7 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
-        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 30"),
+        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 15"),
         ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
         ({"--task": "motion-deblurring"}, "type --simulate and a clean one"),
         ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),

@@ -149,7 +149,7 @@ def short_samplers(monkeypatch):
 
 
 def test_our_suite_writes_tables_and_pictures_and_goes_on_where_it_was_cut_off(tmp_path, short_samplers):
-    settings = {"tasks": ["denoising"], "noises": [0.05], "images": 2, "budgets": [5, 6]}
+    settings = {"tasks": ["denoising"], "noises": [0.05], "limit": 2, "budgets": [5, 6]}
     rows = run_suite("digits", tmp_path, **settings)
     methods = {r.method for r in rows}
     assert {"dmilo, 5 passes", "dmilo-pgd, 6 passes", "dmplug, 5 passes", "DPS", "DDRM", "pseudo-inverse"} <= methods
@@ -177,7 +177,7 @@ def test_suite_runs_methods_of_other_packages_and_keeps_settings_apart(tmp_path,
     get, available = registry.get, registry.available
     monkeypatch.setattr(registry, "get", lambda name, *group: Backprojection if name == "other" else get(name, *group))
     monkeypatch.setattr(registry, "available", lambda *group: ["dmilo", "other"] if not group else available(*group))
-    settings = {"tasks": ["denoising"], "noises": [0.05], "images": 1, "budgets": [5]}
+    settings = {"tasks": ["denoising"], "noises": [0.05], "limit": 1, "budgets": [5]}
     rows = run_suite("digits", tmp_path, solvers=["deepinv[method=DPS,weight=5.0]"], **settings)
     psnr = {r.method: r.psnr for r in rows}
     assert len(psnr) == len(rows)
@@ -188,8 +188,8 @@ def test_suite_runs_methods_of_other_packages_and_keeps_settings_apart(tmp_path,
 def test_suite_refuses_what_it_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="no task 'deblur'; type some of super-resolution"):
         run_suite("digits", tmp_path, tasks=["deblur"])
-    with pytest.raises(ValueError, match="images=501: type a number from 1 to 500"):
-        run_suite("digits", tmp_path, images=501)
+    with pytest.raises(ValueError, match="--limit 501: type a number from 1 to 500"):
+        run_suite("digits", tmp_path, limit=501)
 
 
 def test_suite_reports_the_rest_where_a_solver_fails(tmp_path, short_samplers, capsys):
@@ -202,7 +202,7 @@ def test_suite_reports_the_rest_where_a_solver_fails(tmp_path, short_samplers, c
         "    def run(self, _): raise ArithmeticError('by design')\n"
         "    def get_result(self): return {}\n"
     )
-    settings = {"tasks": ["denoising"], "noises": [0.05], "images": 1, "budgets": [5]}
+    settings = {"tasks": ["denoising"], "noises": [0.05], "limit": 1, "budgets": [5]}
     methods = {r.method for r in run_suite("digits", tmp_path / "out", solvers=[str(broken)], **settings)}
     assert "dmilo, 5 passes" in methods
     assert "broken" not in methods

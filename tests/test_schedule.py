@@ -309,7 +309,7 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
         ({"max_passes": 25}, 25),
         ({"max_passes": 200}, 200),
         ({"max_passes": 200, "num_samples": 2}, 200),
-        ({"max_passes": 200, "solver": LBFGS(7, tolerance=0.0)}, 35),
+        ({"max_passes": 200, "solver": LBFGS(7, tolerance=0.0)}, 7 * 6),
         ({"schedule": Chain(), "solver": Adam(200), "max_passes": 150}, 150),
     ],
 )

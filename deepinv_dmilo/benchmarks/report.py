@@ -26,7 +26,7 @@ OURS = "DMILO, 100 passes"  # the default, which the others are compared with
 TUNED_ON = 10_000  # numbers of the tuning pictures, from which their noise follows, start here
 FLAT = 0.02  # dB that make no difference
 MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
-QUICK = {
+QUICK_REPORT = {
     "methods": ("pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "FAST-DIPS, 75 calls", "DiffPIR", "DDRM"),
     "tasks": ("super-resolution", "inpainting-70"),
     "noises": (0.005,),

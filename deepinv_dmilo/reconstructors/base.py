@@ -19,7 +19,7 @@ from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
 
-PASSES = 100  # of the network for a sample, where neither a budget nor the solver's steps are given: ours
+PASSES_OF_A_SAMPLE = 100  # of the network for a sample, where neither a budget nor the solver's steps are given: ours
 _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
@@ -194,7 +194,7 @@ class PriorReconstructor(Reconstructor):
         solver = self._solver()
         if self.max_passes is None and solver.steps is not None:
             return solver.steps
-        passes = PASSES if self.max_passes is None else self.max_passes // self.num_samples
+        passes = PASSES_OF_A_SAMPLE if self.max_passes is None else self.max_passes // self.num_samples
         share = passes // (solves * self._passes_per_step())
         return share if solver.steps is None else min(solver.steps, share)
 

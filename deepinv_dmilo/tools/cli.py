@@ -369,7 +369,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from deepinv_dmilo.benchmarks.methods import METHODS
     from deepinv_dmilo.benchmarks.records import Row, read_lines
-    from deepinv_dmilo.benchmarks.report import QUICK, chosen_methods, run, write
+    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, run, write
     from deepinv_dmilo.benchmarks.studies import PRESETS, Study
     from deepinv_dmilo.tools.scoring import perceptual_metric
 
@@ -379,7 +379,7 @@ def _report(args: argparse.Namespace) -> None:
         device = _device(args)
         names = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
         given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        settings = {**(QUICK if args.quick else {}), **given}
+        settings = {**(QUICK_REPORT if args.quick else {}), **given}
         methods = chosen_methods(settings.pop("methods", None))
         preset = PRESETS[args.preset].with_settings(**settings)
         args.out.mkdir(parents=True, exist_ok=True)
