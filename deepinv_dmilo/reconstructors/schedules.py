@@ -24,7 +24,7 @@ from deepinv_dmilo.reconstructors.run import Run
 START_NOISE, START_STEPS = 10.0, 10
 # An image begins with the lowest level that is so many times what its measurements leave open; measured in
 # docs/defaults.md.
-COVER = 1.6
+COVER = 1.5
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 )
