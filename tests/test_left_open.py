@@ -72,7 +72,7 @@ def test_images_of_a_batch_begin_each_at_its_own_level(method, num_samples):
     """A mask for each image, from all pixels to few: each begins where it does alone, with the same noise."""
     masks = (torch.rand(3, *IMAGE) < torch.tensor([1.0, 0.9, 0.1]).view(3, 1, 1, 1)).double()
     x = torch.rand(3, *IMAGE).double()
-    model = method(toy_prior(ConvNet()), max_passes=20, num_samples=num_samples, noise_level=0.02)
+    model = method(toy_prior(ConvNet()), max_passes=35 * num_samples, num_samples=num_samples, noise_level=0.02)
 
     def reconstruct(rows):
         physics = dinv.physics.Inpainting(IMAGE, mask=masks[rows], noise_model=GaussianNoise(0.0)).double()
@@ -92,17 +92,17 @@ def test_a_budget_goes_to_the_levels_that_are_taken():
     model = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, solver=LBFGS(tolerance=0.0))
     _, metrics = model(y, dinv.physics.Denoising(), compute_metrics=True)
     assert metrics["passes"] == [[30]]
-    full = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, schedule=Levels(skip=False))
+    full = DMILO(toy_prior(ConvNet()), max_passes=35, noise_level=0.02, schedule=Levels(skip=False))
     assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == len(Levels().sigmas)
 
 
-def test_a_budget_below_the_number_of_levels_goes_to_the_last():
+def test_a_small_budget_goes_to_few_levels():
     y = torch.rand(1, *IMAGE).double()
     schedule = Levels(skip=False)
-    _, metrics = DMILO(toy_prior(ConvNet()), max_passes=3, noise_level=0.02, schedule=schedule)(
-        y, dinv.physics.Denoising(), compute_metrics=True
-    )
-    assert metrics["passes"] == [[1, 2, 3]]
+    settings = {"noise_level": 0.02, "schedule": schedule, "solver": LBFGS(tolerance=0.0)}
+    for passes, expected in ((3, [3]), (12, [6, 12]), (17, [5, 10, 15])):
+        model = DMILO(toy_prior(ConvNet()), max_passes=passes, **settings)
+        assert model(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"] == [expected]
 
 
 def test_the_last_call_denoises_what_the_steps_let_through():

@@ -192,11 +192,17 @@ class PriorReconstructor(Reconstructor):
     def _steps(self, solves: int) -> int:
         """Steps of the solver that each of so many problems may take."""
         solver = self._solver()
-        if self.max_passes is None and solver.steps is not None:
-            return solver.steps
-        passes = PASSES_OF_A_SAMPLE if self.max_passes is None else self.max_passes // self.num_samples
-        share = passes // (solves * self._passes_per_step())
+        budget = self._passes_of_a_sample()
+        if budget is None:
+            return solver.steps or 0
+        share = budget // (solves * self._passes_per_step())
         return share if solver.steps is None else min(solver.steps, share)
+
+    def _passes_of_a_sample(self) -> int | None:
+        """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
+        if self.max_passes is not None:
+            return self.max_passes // self.num_samples
+        return PASSES_OF_A_SAMPLE if self._solver().steps is None else None
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem that must be solved."""

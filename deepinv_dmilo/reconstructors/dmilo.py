@@ -151,7 +151,7 @@ class DMILO(PriorReconstructor):
         """Algorithm 1."""
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, self.schedule.first_steps(run, x, chains)):
+        for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
             fit = self.schedule.fit(run.observation, x)
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)

@@ -111,7 +111,7 @@ class DMILOPGD(DMILO):
         """Algorithm 2."""
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, self.schedule.first_steps(run, x, chains)):
+        for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
             before, x = x, self._descend(run, x, levels[0])
             fit = self.schedule.fit_after(run.observation, before, x)
             state = self.schedule.start(run, levels, x, state)

@@ -101,25 +101,30 @@ class Run:
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
         return gradient_steps(x, misfit, size=auto, pull=pull, standstill=STANDSTILL, **how)
 
+    @property
+    def budget(self) -> int | None:
+        """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
+        return self.model._passes_of_a_sample()
+
     def outer_steps(
-        self, chains: list[tuple[Level, ...]], first: Tensor | None = None
+        self, chains: list[tuple[Level, ...]], taken: Tensor | None = None
     ) -> Iterator[tuple[tuple[Level, ...], bool]]:
         """
         The chain of each outer step, and whether it is the last.
 
-        :param torch.Tensor first: number of the outer step that each image begins with, (B,); None: they all take all.
-            The budget of an image is shared by those that it takes, of schedules of levels the last that it is a pass
-            for each of.
+        :param torch.Tensor taken: which of them each image takes, and shares its budget among, (B, len(chains)); None:
+            all.
         """
-        first = torch.zeros_like(self.rows) if first is None else first.repeat(self.num_samples)
-        solves = [len(levels) - 1 for levels in chains]
-        if self.model.max_passes is not None:
-            first = first.clamp(min=len(chains) - self.model.max_passes // self.num_samples)
-        for start in first.unique().tolist():
-            self.steps[first == start] = self.model._steps(sum(solves[start:]))
-        self.bar.total = sum(int(self.steps[first <= k].unique().sum()) * n for k, n in enumerate(solves))
+        if taken is None:
+            taken = torch.ones(self.shape[0], len(chains), dtype=torch.bool, device=self.rows.device)
+        taken = taken.repeat(self.num_samples, 1)
+        solves = torch.tensor([len(levels) - 1 for levels in chains], device=taken.device)
+        for row in taken.unique(dim=0):
+            self.steps[(taken == row).all(1)] = self.model._steps(int(solves[row].sum()))
+        groups = [self.steps[part].unique().sum() for part in taken.T]
+        self.bar.total = int(sum(n * steps for n, steps in zip(solves, groups, strict=True)))
         for k, levels in enumerate(chains):
-            self.outer, self.rows = k + 1, (first <= k).nonzero()[:, 0]
+            self.outer, self.rows = k + 1, taken[:, k].nonzero()[:, 0]
             yield levels, self.outer == len(chains)
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:

@@ -25,6 +25,7 @@ START_NOISE, START_STEPS = 10.0, 10
 # An image begins with the lowest level that is so many times what its measurements leave open; measured in
 # docs/defaults.md.
 COVER = 1.5
+PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 )
@@ -65,7 +66,7 @@ class Levels:
     :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
     :param bool skip: an image begins with the lowest level whose noise hides, at every spatial frequency, what its
         measurements leave open (ours; asks the physics alone), and its budget is shared by the levels from there on;
-        False: all images take all levels that their budget is a pass for each of.
+        False: with the first. Of many levels a small budget takes as many as it has five passes for, evenly.
     :param bool mean: after the last level, gradient steps towards the measurements and one call of the network as a
         denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
         ``data_fidelity``.
@@ -92,15 +93,20 @@ class Levels:
         last = prior.levels(1)[-1]
         return [(level, last) for level in dict.fromkeys(prior.level(2 * sigma) for sigma in self.sigmas)]
 
-    def first_steps(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor | None:
-        """The number of the level that each image begins with, (B,)."""
-        if not self.skip:
-            return None
-        images = run.observation.images
-        n = len(images.rows)
-        needed = COVER * left_open(images, x[:n], run.observation.variance(x)[:n])
-        sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
-        return (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0)
+    def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor:
+        """Which levels each image takes, (B, len(chains)): evenly from where it begins, as many as are worth it."""
+        first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
+        if self.skip:
+            images, n = run.observation.images, len(first)
+            needed = COVER * left_open(images, x[:n], run.observation.variance(x)[:n])
+            sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
+            first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
+        taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
+        most = len(chains) if run.budget is None else max(1, run.budget // PASSES_OF_A_LEVEL)
+        for row, start in zip(taken, first.tolist(), strict=True):
+            last = len(chains) - 1
+            row[torch.linspace(start if most > 1 else last, last, min(most, last + 1 - start)).round().long()] = True
+        return taken.to(x.device)
 
     def first_image(self, run: Run) -> Tensor:
         """What the prior expects before any measurement, and gradient steps from there."""
@@ -217,7 +223,7 @@ class Chain:
         """The same chain in every outer step."""
         return [prior.levels(self.num_layers)] * self.outer_steps
 
-    def first_steps(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> None:
+    def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> None:
         """All images take all outer steps."""
 
     def first_image(self, run: Run) -> Tensor:
