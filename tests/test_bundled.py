@@ -114,7 +114,7 @@ def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
     assert len(rows) == 2 * 5
     evaluations = {row.method: row.evaluations for row in rows}
     assert evaluations["pseudo-inverse"] == 0
-    assert evaluations["DMILO"] == 1 + 5 * (2 + 1) + 1  # the start, levels x (inner steps, the image), the mean
+    assert evaluations["DMILO"] == 1 + 4 * (2 + 1) + 1  # the start, levels x (inner steps, the image), the mean
     assert evaluations["DiffPIR"] == 100
     assert format_table(rows).count("\n") == 11
     assert all(images.shape == (2, 1, 32, 32) for images in columns.values())

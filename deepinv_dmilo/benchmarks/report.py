@@ -27,7 +27,7 @@ TUNED_ON = 10_000  # numbers of the tuning pictures, from which their noise foll
 FLAT = 0.02  # dB that make no difference
 MOST_TRIALS = 12  # of a rival's weight: some methods hardly depend on theirs
 QUICK_REPORT = {
-    "methods": ("pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "FAST-DIPS, 75 calls", "DiffPIR", "DDRM"),
+    "methods": ("pseudo-inverse", "DMILO, 25 passes", "DMILO-PGD, 25 passes", "DiffPIR"),  # none that is tuned
     "tasks": ("super-resolution", "inpainting-70"),
     "noises": (0.005,),
     "limit": 1,
