@@ -65,7 +65,7 @@ dinv.utils.plot(
 
 folder = Path(tempfile.mkdtemp())
 with contextlib.redirect_stdout(io.StringIO()):
-    rows = run_suite("digits", folder, tasks=["inpainting-70"], noises=[0.05], images=1, budgets=[25])
+    rows = run_suite("digits", folder, tasks=["inpainting-70"], noises=[0.05], limit=1, budgets=[25])
 
 print(f"{'method':24} {'PSNR (dB)':>9} {'passes':>7} {'calls':>6}")
 for row in rows:
