@@ -207,6 +207,9 @@ def test_a_study_of_the_users_own_prior_and_pictures(tmp_path, capsys):
     first = (out / "results.csv").read_text()
     assert main([*command, "--out", str(out), "--only-write"]) == 0
     assert (out / "results.csv").read_text() == first
+    capsys.readouterr()
+    assert main([*command, "--out", str(out), "--size", "16"]) == 2
+    assert "type another --out" in capsys.readouterr().err
 
 
 def test_the_faces_preset_is_the_papers_settings(tmp_path):

@@ -6,6 +6,7 @@ It tunes the rivals on other pictures, and goes on where it was when it is cut o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -183,6 +184,16 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
             f"| {method}, as reported | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper
         ]
     (out / "report.md").write_text("\n".join(text) + "\n")
+
+
+def claim_folder(preset: Preset, out: Path) -> None:
+    """Refuse a folder with results of another prior, other pictures or another size; else note these there."""
+    ours = {"prior": preset.prior, "images": preset.images, "size": preset.size}
+    note = out / "study.json"
+    theirs = json.loads(note.read_text()) if note.exists() else ours
+    if theirs != ours:
+        raise InputError(f"{out} holds results of {theirs}, not of {ours}; type another --out")
+    note.write_text(json.dumps(ours) + "\n")
 
 
 def chosen_methods(wanted: Sequence[str] | None) -> list[str]:

@@ -369,7 +369,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from deepinv_dmilo.benchmarks.methods import METHODS
     from deepinv_dmilo.benchmarks.records import Row, read_lines
-    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, run, write
+    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, claim_folder, run, write
     from deepinv_dmilo.benchmarks.studies import PRESETS, Study
     from deepinv_dmilo.tools.scoring import perceptual_metric
 
@@ -383,6 +383,7 @@ def _report(args: argparse.Namespace) -> None:
         methods = chosen_methods(settings.pop("methods", None))
         preset = PRESETS[args.preset].with_settings(**settings)
         args.out.mkdir(parents=True, exist_ok=True)
+        claim_folder(preset, args.out)
         study = None if args.only_write else Study.open(preset, device)
     if study is not None:
         lpips = perceptual_metric()
