@@ -278,9 +278,9 @@ def test_gains_are_paired_by_image():
 
 
 def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):
-    for name in real_size.CONFIGURATIONS:
+    for name, passes in {**dict.fromkeys(real_size.CONFIGURATIONS, 6), "photograph, 25 passes": 1}.items():
         cell = real_size.cost_of(name, "cpu", 1, 6, tiny=True)
-        assert cell["passes"] == 6
+        assert cell["passes"] == passes
         assert 0.1 < cell["memory"] < 10  # gigabytes: at least torch itself
         assert 1e-5 < cell["seconds"] < 10
 

@@ -188,6 +188,8 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a whole number"),
         ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
+        ({"--factor": "2"}, "--factor goes with --task super-resolution, not denoising"),
+        ({"--task": "motion-deblurring", "--simulate": None, "--blur-sigma": "2"}, "--blur-sigma goes with --task deb"),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
         ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 15"),

@@ -24,6 +24,9 @@ def commands(tmp_path):
     }
 
 
+OTHER_FOLDER = {"reconstruct": [], "evaluate": ["--out", "elsewhere"]}
+
+
 def break_down(monkeypatch, error):
     def forward(self, y, physics):
         raise error
@@ -94,9 +97,12 @@ def test_wrong_options_of_the_benchmark_are_one_line(more, told, tmp_path, capsy
     assert told in capsys.readouterr().err
 
 
-def test_motion_deblurring_does_not_look_at_the_width_that_it_does_not_use(commands, monkeypatch, capsys):
-    monkeypatch.setattr(DMILOPGD, "forward", lambda self, y, physics: physics.A_adjoint(y))
-    width = ["--blur-sigma", "99"]
-    assert main([*commands["reconstruct"], *width, "--task", "motion-deblurring", "--simulate"]) == 0
-    assert main([*commands["reconstruct"], *width, "--task", "deblurring"]) == 2
-    assert "blur_sigma=99.0" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["reconstruct", "evaluate"])
+def test_bfloat16_is_what_the_network_computes_in(name, commands, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    computed = []
+    monkeypatch.setattr(
+        DMILOPGD, "forward", lambda self, y, physics: computed.append(self.prior.autocast) or physics.A_adjoint(y)
+    )
+    assert main(commands[name]) == main([*commands[name], "--bfloat16", *OTHER_FOLDER[name]]) == 0
+    assert computed == [None, torch.bfloat16]

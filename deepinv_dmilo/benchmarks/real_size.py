@@ -1,6 +1,7 @@
 r"""
-Memory and time at real size: a network of google/ddpm-celebahq-256's configuration (113.7 million parameters, random
-weights, 256 x 256 x 3), a few passes of each method, each in a process of its own.
+Memory and time at real size, each measurement in a process of its own: a few passes of each method on a network of
+google/ddpm-celebahq-256's configuration (113.7 million parameters, random weights, 256 x 256 x 3), and 4x
+super-resolution of a photograph of 256 x 256 with the bundled prior, as a user runs it.
 
     python -m deepinv_dmilo.benchmarks.real_size --out docs/real_size.md
     python -m deepinv_dmilo.benchmarks.real_size --device cuda --batches 1 4 16 --out docs/gpu.md
@@ -21,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepinv.physics import Downsampling
+from deepinv.physics import Downsampling, Physics
 from torch import Tensor
 
 from deepinv_dmilo.core.solvers import LBFGS
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmplug import DMPlug
 from deepinv_dmilo.reconstructors.schedules import Levels
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import Meter
+from deepinv_dmilo.tools.tasks import make_physics
 
 CELEBAHQ: dict[str, Any] = {
     "sample_size": 256,
@@ -52,7 +55,7 @@ TINY: dict[str, Any] = {
     "norm_num_groups": 4,
 }
 
-Reconstruct = Callable[[Tensor, Downsampling], object]
+Reconstruct = Callable[[Tensor, Any], object]
 
 
 def _bare(prior: DiffusionPrior, passes: int, *, frozen: bool) -> Reconstruct:
@@ -95,10 +98,19 @@ ON_A_GPU: dict[str, tuple[Callable[..., Reconstruct], dict[str, Any]]] = {
     "DMILO, bfloat16, compiled": (_short_dmilo, {"autocast": torch.bfloat16, "compile": True}),
     "DMILO, float32, compiled": (_short_dmilo, {"compile": True}),
 }
+#: the bundled prior as a user runs it: passes, and settings of the prior
+PHOTOGRAPH: dict[str, tuple[int, dict[str, Any]]] = {
+    "photograph, 25 passes": (25, {}),
+    "photograph, 25 passes, bfloat16": (25, {"autocast": torch.bfloat16}),
+    "photograph, 100 passes": (100, {}),
+    "photograph, 100 passes, bfloat16": (100, {"autocast": torch.bfloat16}),
+}
 
 
 def cost_of(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict[str, float]:
-    """Seconds per pass and image, passes, and peak memory in gigabytes, of a configuration; in this process."""
+    """Seconds per pass and image, and per image, passes, and peak memory in gigabytes; in this process."""
+    if name in PHOTOGRAPH:
+        return _cost_of_a_photograph(*PHOTOGRAPH[name], device, batch, tiny)
     from diffusers import DDPMScheduler, UNet2DModel
 
     method, settings = {**CONFIGURATIONS, **ON_A_GPU}[name]
@@ -109,14 +121,27 @@ def cost_of(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict
     size = configuration["sample_size"]
     physics = Downsampling((3, size, size), filter="bicubic", factor=4, device=device)
     y = physics.A(torch.rand(batch, 3, size, size, device=device))
-    run = method(prior, passes)
-    if device != "cpu":
+    return _measured(method(prior, passes), prior, y, physics)
+
+
+def _cost_of_a_photograph(
+    passes: int, settings: dict[str, Any], device: str, batch: int, tiny: bool
+) -> dict[str, float]:
+    prior = DiffusionPrior.from_pretrained("photos", device=device, **settings)
+    x = held_out_images("photos").repeat(batch, 1, 1, 1)[:batch].to(device)
+    physics = make_physics("super-resolution", (3, *x.shape[2:]), device=device)
+    return _measured(DMILO(prior, max_passes=1 if tiny else passes), prior, physics(x), physics)
+
+
+def _measured(run: Reconstruct, prior: DiffusionPrior, y: Tensor, physics: Physics) -> dict[str, float]:
+    if prior.device.type != "cpu":
         run(y, physics)  # kernels are chosen and compiled at the first call
-    with Meter(unet, torch.device(device)) as meter:
+    with Meter(prior.network, prior.device) as meter:
         run(y, physics)
     return {
         "seconds": meter.seconds / (meter.passes + meter.calls / 3),
-        "passes": meter.passes / batch,
+        "whole": meter.seconds / len(y),
+        "passes": meter.passes / len(y),
         "memory": meter.peak / 1e9,
     }
 
@@ -134,38 +159,40 @@ def main(argv: list[str] | None = None) -> None:
     if args.only:
         print(json.dumps(cost_of(args.only[0], args.device, int(args.only[1]), args.passes, args.tiny)))
         return
-    names = [*CONFIGURATIONS, *(ON_A_GPU if args.device != "cpu" else ())]
-    lines = [
-        "| | batch | seconds per pass and image | relative | peak memory (GB) | relative |",
-        "|---|---|---|---|---|---|",
+    names = [*CONFIGURATIONS, *(ON_A_GPU if args.device != "cpu" else ()), *PHOTOGRAPH]
+    header = [
+        "| | batch | seconds per pass and image | relative | seconds per image | peak memory (GB) | relative |",
+        "|---|---|---|---|---|---|---|",
     ]
+    lines = {False: [*header], True: [*header]}  # by whether it is the photograph
     for batch in args.batches:
-        first: dict[str, float] = {}
+        first: dict[bool, dict[str, float]] = {}
         for name in names:
             started = time.perf_counter()
+            table = name in PHOTOGRAPH
             command = [sys.executable, "-m", __spec__.name, "--out", str(args.out), "--only", name, str(batch)]
             command += ["--device", args.device, "--passes", str(args.passes), *(["--tiny"] if args.tiny else [])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                lines.append(f"| {name} | {batch} | {said[-1][:80]} | | | |")
+                lines[table].append(f"| {name} | {batch} | {said[-1][:80]} | | | | |")
                 continue
             cell = json.loads(done.stdout.splitlines()[-1])
-            first = first or cell
-            lines.append(
-                f"| {name} | {batch} | {cell['seconds']:.3g} | {cell['seconds'] / first['seconds']:.2f} | "
-                f"{cell['memory']:.2f} | {cell['memory'] / first['memory']:.2f} |"
+            to = first.setdefault(table, cell)
+            lines[table].append(
+                f"| {name} | {batch} | {cell['seconds']:.3g} | {cell['seconds'] / to['seconds']:.2f} | "
+                f"{cell['whole']:.3g} | {cell['memory']:.2f} | {cell['memory'] / to['memory']:.2f} |"
             )
-            print(lines[-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
+            print(lines[table][-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
     heading = f"# At real size\n\n{' '.join(str(__doc__).split(chr(10) * 2)[0].split())}\n\n"
     where = (
         f"`python -m deepinv_dmilo.benchmarks.real_size {' '.join(sys.argv[1:] if argv is None else argv)}` ; "
         f"{sentence(provenance(args.device))}. A pass is a forward "
         "and backward pass; a forward pass alone counts a third. Memory is that of the whole process on a CPU "
         "(weights, libraries and all), what torch allocated on a GPU. Relative: to the first line of the same "
-        "batch.\n\n"
+        "table and batch. Of the large network an image gets a few passes only.\n\n"
     )
-    args.out.write_text(heading + where + "\n".join(lines) + "\n")
+    args.out.write_text(heading + where + "\n".join([*lines[False], "", *lines[True]]) + "\n")
 
 
 if __name__ == "__main__":

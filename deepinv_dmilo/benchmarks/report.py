@@ -187,8 +187,8 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
 
 
 def claim_folder(preset: Preset, out: Path) -> None:
-    """Refuse a folder with results of another prior, other pictures or another size; else note these there."""
-    ours = {"prior": preset.prior, "images": preset.images, "size": preset.size}
+    """Refuse a folder with results of another prior, other pictures, size or precision; else note these there."""
+    ours = {name: getattr(preset, name) for name in ("prior", "images", "size", "bfloat16")}
     note = out / "study.json"
     theirs = json.loads(note.read_text()) if note.exists() else ours
     if theirs != ours:

@@ -11,11 +11,11 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo import registry
 from deepinv_dmilo.core.measurements import Measurements, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.evaluate import open_images
+from deepinv_dmilo.tools.options import open_prior
 from deepinv_dmilo.tools.tasks import make_physics
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Preset:
     tasks: tuple[str, ...] = tuple(REPORT_TASKS)
     noises: tuple[float, ...] = NOISES
     batch_size: int = 4
+    bfloat16: bool = False  # what the network computes in
     record: Path | None = None  # what tuning found before
     paper: tuple[tuple[str, str, float, float], ...] = ()  # method, task, PSNR, SSIM
 
@@ -118,7 +119,7 @@ class Study:
             raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
         if not preset.images:
             raise InputError("no pictures: type --images FOLDER, or the name of a data set of deepinv.datasets")
-        prior = registry.load(preset.prior, registry.PRIORS, optional={"device": device}).to(device)
+        prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)
         if prior.image_shape is None:
             raise InputError(f"--prior {preset.prior}: its network does not tell its image size; give a UNet2DModel")
         channels, height, width = prior.image_shape

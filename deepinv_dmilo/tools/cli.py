@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
+from deepinv_dmilo.benchmarks.cli import add_benchmark
 from deepinv_dmilo.tools.errors import InputError, door
-from deepinv_dmilo.tools.task_names import PICTURE_TASKS, TASK_PRESETS, TASKS
+from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device, open_prior
+from deepinv_dmilo.tools.task_names import PICTURE_TASKS, TASK_OPTIONS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
-    from deepinv.physics import Physics
     from torch import Tensor
 
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
@@ -93,43 +93,20 @@ def _parser() -> _Parser:
         command.add_argument(
             "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
         )
-        command.add_argument("--factor", type=int, default=4, help="super-resolution factor")
-        command.add_argument("--missing", type=float, default=0.7, help="inpainting: simulated missing fraction")
-        command.add_argument("--blur-sigma", type=float, default=1.5, help="deblurring: Gaussian kernel, pixels")
+        command.add_argument("--factor", type=int, help="super-resolution factor (4)")
+        command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
+        command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
         command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
         command.add_argument("--seed", type=int, default=0)
 
-    benchmark = commands.add_parser("benchmark", help="compare methods on the same prior, pictures and measurements")
-    benchmark.add_argument(
-        "--suite",
-        default="digits",
-        choices=("digits", "report"),
-        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures",
-    )
-    benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
-    benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
-    benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
-    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all ten)")
-    benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
-    report = benchmark.add_argument_group("report")
-    report.add_argument("--preset", default="photos", help="digits, photos (default), faces: the paper's settings")
-    report.add_argument("--prior", help="installed or bundled name, pipeline folder or hub id (default: the preset's)")
-    report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
-    report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
-    report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
-    report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
-    report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
-    suite = benchmark.add_argument_group("digits")
-    suite.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
-    suite.add_argument("-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]")
-    suite.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
-    suite.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
-    benchmark.set_defaults(run=_benchmark)
+    add_benchmark(commands)
 
     priors = commands.add_parser("priors", help="list the bundled priors")
     priors.set_defaults(run=_priors)
-    for command in (demo, reconstruct, evaluate, benchmark):
-        command.add_argument("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    for command in (reconstruct, evaluate):
+        add_bfloat16(command)
+    for command in (demo, reconstruct, evaluate):
+        add_device(command)
     return parser
 
 
@@ -142,17 +119,6 @@ def _png(text: str) -> Path:
     return file
 
 
-def _device(args: argparse.Namespace) -> str:
-    import torch
-
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]}); type --device cpu") from error
-    return name
-
-
 def _demo(args: argparse.Namespace) -> None:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.pretrained import held_out_images
@@ -160,7 +126,7 @@ def _demo(args: argparse.Namespace) -> None:
     from deepinv_dmilo.tools.provenance import provenance, sentence
 
     with door():
-        device, count = _device(args), args.digits
+        device, count = open_device(args.device), args.digits
         if count is not None and not 1 <= count <= len(held_out_images("digits")):
             raise ValueError(f"--digits {count}: type a number from 1 to {len(held_out_images('digits'))}")
         prior = DiffusionPrior.from_pretrained("photos" if count is None else "digits", device=device)
@@ -182,16 +148,18 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.physics import LinearPhysics
 
     from deepinv_dmilo.tools.pictures import as_png
+    from deepinv_dmilo.tools.tasks import FACTOR, make_physics
 
     with door():
         _check_pictures(args)
-        device = _device(args)
-        prior = _prior(args, device)
+        device = open_device(args.device)
+        prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
         channels = prior.image_shape[0] if prior.image_shape else 3
         picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
-        scale = args.factor if args.task == "super-resolution" and not args.simulate else 1
+        options = _task_options(args)
+        scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
         size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
-        physics = _physics(args, size, device, _mask(args, picture))
+        physics = make_physics(args.task, size, mask=_mask(args, picture), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
         model = _model(args, prior, verbose=True)
@@ -232,24 +200,14 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     return mask.expand(picture.shape[1], -1, -1)
 
 
-def _prior(args: argparse.Namespace, device: str) -> DiffusionPrior:
-    return registry.load(args.prior, registry.PRIORS, optional={"device": device}).to(device)
-
-
-def _physics(args: argparse.Namespace, size: tuple[int, int, int], device: str, mask: Tensor | None = None) -> Physics:
-    from deepinv_dmilo.tools.tasks import make_physics
-
-    return make_physics(
-        args.task,
-        size,
-        noise=args.noise,
-        factor=args.factor,
-        missing=args.missing,
-        mask=mask,
-        blur_sigma=args.blur_sigma,
-        seed=args.seed,
-        device=device,
-    )
+def _task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the task's physics; refuses what has no effect on it."""
+    given = {name: getattr(args, name) for name in TASK_OPTIONS if getattr(args, name) is not None}
+    for name in given:
+        if args.task not in TASK_OPTIONS[name]:
+            tasks = " or ".join(TASK_OPTIONS[name])
+            raise ValueError(f"--{name.replace('_', '-')} goes with --task {tasks}, not {args.task}; leave it out")
+    return {"noise": args.noise, "seed": args.seed, **given}
 
 
 def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
@@ -280,6 +238,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from deepinv_dmilo.core.measurements import measure
     from deepinv_dmilo.priors.pretrained import bundled_priors
     from deepinv_dmilo.tools.evaluate import evaluate, open_images
+    from deepinv_dmilo.tools.tasks import make_physics
 
     auto = args.micro_batch == "auto"
     if args.prior is None:
@@ -288,8 +247,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         _check_evaluate(args)
         # One process may wait long for another's last batch.
         state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
-        device = str(state.device) if args.device in (None, "cuda") and state.device.type == "cuda" else _device(args)
-        prior = _prior(args, device)
+        device = (
+            str(state.device)
+            if args.device in (None, "cuda") and state.device.type == "cuda"
+            else open_device(args.device)
+        )
+        prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
         if prior.image_shape is None:
             raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
         shape = prior.image_shape if args.size is None else (prior.image_shape[0], args.size, args.size)
@@ -299,7 +262,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         with state.local_main_process_first():  # it may download
             images, names = open_images(args.dataset, shape, args.data_root)
         shape = tuple(images.shape[1:]) if torch.is_tensor(images) else shape  # type: ignore[assignment]
-        physics = _physics(args, shape, device)
+        physics = make_physics(args.task, shape, device=device, **_task_options(args))
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(measure(torch.zeros(1, *shape, device=device), physics), physics)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
@@ -346,57 +309,6 @@ def _read(file: Path, channels: int, what: str) -> Tensor:
     if channels == 1 and not (picture == picture[:1]).all():
         raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
     return picture[None, :channels]
-
-
-def _benchmark(args: argparse.Namespace) -> None:
-    from deepinv_dmilo.benchmarks.suite import QUICK, SOLVER_FILE, run_suite
-
-    if args.solver_path:
-        print(SOLVER_FILE)
-        return
-    if args.suite == "report":
-        _report(args)
-        return
-    given = {name: getattr(args, name) for name in ("tasks", "noises", "limit", "budgets")}
-    settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
-    if args.parallel_config is not None and not args.parallel_config.is_file():
-        raise InputError(f"--parallel-config {args.parallel_config}: no such file")
-    run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
-    print((args.out / "results.md").read_text())
-    print(f"wrote {args.out}")
-
-
-def _report(args: argparse.Namespace) -> None:
-    from deepinv_dmilo.benchmarks.methods import METHODS
-    from deepinv_dmilo.benchmarks.records import Row, read_lines
-    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, claim_folder, run, write
-    from deepinv_dmilo.benchmarks.studies import PRESETS, Study
-    from deepinv_dmilo.tools.scoring import perceptual_metric
-
-    with door():
-        if args.preset not in PRESETS:
-            raise ValueError(f"--preset {args.preset}: type one of {', '.join(PRESETS)}")
-        device = _device(args)
-        names = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
-        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        settings = {**(QUICK_REPORT if args.quick else {}), **given}
-        methods = chosen_methods(settings.pop("methods", None))
-        preset = PRESETS[args.preset].with_settings(**settings)
-        args.out.mkdir(parents=True, exist_ok=True)
-        claim_folder(preset, args.out)
-        study = None if args.only_write else Study.open(preset, device)
-    if study is not None:
-        lpips = perceptual_metric()
-        run(study, methods, args.out, None if lpips is None else lpips.to(device))
-    rows = read_lines(Row, args.out / "results.csv")
-    order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
-    rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
-    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", args.preset])
-    for name, value in given.items():
-        command += f" --{name.replace('_', '-')} {shlex.join(map(str, value)) if isinstance(value, list) else value}"
-    write(preset, rows, args.out, command, device)
-    print((args.out / "report.md").read_text())
-    print(f"wrote {args.out}")
 
 
 def _priors(args: argparse.Namespace) -> None:

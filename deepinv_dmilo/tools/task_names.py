@@ -12,6 +12,12 @@ PICTURE_TASKS = (
 #: tasks whose measurements are no picture, or whose operator is drawn at random
 SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
 TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
+#: options of the command line, and the tasks that they have an effect on
+TASK_OPTIONS = {
+    "factor": ("super-resolution",),
+    "missing": ("inpainting",),
+    "blur_sigma": ("deblurring", "nonlinear-deblurring"),
+}
 #: the paper's settings (``from_preset``) for its tasks
 TASK_PRESETS = {
     "super-resolution": "super_resolution",

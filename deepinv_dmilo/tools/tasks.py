@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepinv_dmilo.tools.task_names import TASKS
 
+FACTOR = 4  # of super-resolution (paper)
 DENSE = 10**8  # entries of a random matrix, at most; larger images have structured random operators
 
 
@@ -68,7 +69,7 @@ def make_physics(
     img_size: tuple[int, int, int],
     *,
     noise: float = 0.005,
-    factor: int = 4,
+    factor: int = FACTOR,
     missing: float = 0.7,
     mask: Tensor | None = None,
     blur_sigma: float = 1.5,

@@ -1,0 +1,97 @@
+"""The command ``deepinv-dmilo benchmark``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from deepinv_dmilo.tools.errors import InputError, door
+from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
+
+
+def add_benchmark(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    benchmark = commands.add_parser("benchmark", help="compare methods on the same prior, pictures and measurements")
+    benchmark.add_argument(
+        "--suite",
+        default="digits",
+        choices=("digits", "report"),
+        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures",
+    )
+    benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
+    benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
+    benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
+    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all ten)")
+    benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
+    report = benchmark.add_argument_group("report")
+    report.add_argument("--preset", default="photos", help="digits, photos (default), faces: the paper's settings")
+    report.add_argument("--prior", help="installed or bundled name, pipeline folder or hub id (default: the preset's)")
+    report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
+    report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
+    report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
+    report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
+    add_bfloat16(report)
+    report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
+    suite = benchmark.add_argument_group("digits")
+    suite.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
+    suite.add_argument("-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]")
+    suite.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
+    suite.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
+    add_device(benchmark)
+    benchmark.set_defaults(run=_benchmark)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from deepinv_dmilo.benchmarks.suite import QUICK, SOLVER_FILE, run_suite
+
+    if args.solver_path:
+        print(SOLVER_FILE)
+        return
+    if args.suite == "report":
+        _report(args)
+        return
+    given = {name: getattr(args, name) for name in ("tasks", "noises", "limit", "budgets")}
+    settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
+    if args.parallel_config is not None and not args.parallel_config.is_file():
+        raise InputError(f"--parallel-config {args.parallel_config}: no such file")
+    run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
+    print((args.out / "results.md").read_text())
+    print(f"wrote {args.out}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from deepinv_dmilo.benchmarks.methods import METHODS
+    from deepinv_dmilo.benchmarks.records import Row, read_lines
+    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, claim_folder, run, write
+    from deepinv_dmilo.benchmarks.studies import PRESETS, Study
+    from deepinv_dmilo.tools.scoring import perceptual_metric
+
+    with door():
+        if args.preset not in PRESETS:
+            raise ValueError(f"--preset {args.preset}: type one of {', '.join(PRESETS)}")
+        device = open_device(args.device)
+        names = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        given |= {"bfloat16": True} if args.bfloat16 else {}
+        settings = {**(QUICK_REPORT if args.quick else {}), **given}
+        methods = chosen_methods(settings.pop("methods", None))
+        preset = PRESETS[args.preset].with_settings(**settings)
+        args.out.mkdir(parents=True, exist_ok=True)
+        claim_folder(preset, args.out)
+        study = None if args.only_write else Study.open(preset, device)
+    if study is not None:
+        lpips = perceptual_metric()
+        run(study, methods, args.out, None if lpips is None else lpips.to(device))
+    rows = read_lines(Row, args.out / "results.csv")
+    order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
+    rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
+    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", args.preset])
+    for name, value in given.items():
+        command += f" --{name.replace('_', '-')}"
+        if value is not True:
+            command += f" {shlex.join(map(str, value)) if isinstance(value, list) else value}"
+    write(preset, rows, args.out, command, device)
+    print((args.out / "report.md").read_text())
+    print(f"wrote {args.out}")
