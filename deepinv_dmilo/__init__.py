@@ -6,19 +6,38 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deepinv_dmilo.core.solvers import LBFGS, Adam
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.priors.latent import LatentPrior
+    from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Tiled
     from deepinv_dmilo.reconstructors.dmilo import DMILO
     from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
     from deepinv_dmilo.reconstructors.schedules import Chain, Levels
 
 __version__ = "0.2.0.dev0"
-__all__ = ["DMILO", "DMILOPGD", "LBFGS", "Adam", "Chain", "DMPlug", "DiffusionPrior", "Levels"]
+__all__ = [
+    "DMILO",
+    "DMILOPGD",
+    "LBFGS",
+    "Adam",
+    "Chain",
+    "Channelwise",
+    "Complex",
+    "DMPlug",
+    "DiffusionPrior",
+    "LatentPrior",
+    "Levels",
+    "Tiled",
+]
 
 _HOMES = {
     "DMILO": "reconstructors.dmilo",
     "DMILOPGD": "reconstructors.dmilo_pgd",
     "DMPlug": "reconstructors.dmplug",
     "DiffusionPrior": "priors.diffusers",
+    "LatentPrior": "priors.latent",
+    "Tiled": "priors.wrappers",
+    "Channelwise": "priors.wrappers",
+    "Complex": "priors.wrappers",
     "LBFGS": "core.solvers",
     "Adam": "core.solvers",
     "Levels": "reconstructors.schedules",

@@ -155,8 +155,8 @@ def test_frozen_restores_every_flag_also_after_an_error():
 def test_prints_its_settings():
     text = repr(toy_prior(ConvNet(), clip_sample=False))
     assert text == (
-        "DiffusionPrior('ConvNet', 443 parameters, prediction_type='epsilon', clip_sample=False, autocast=None, "
-        "compile=False, checkpointing=False)"
+        "DiffusionPrior('ConvNet', 443 parameters, VariancePreserving, prediction_type='epsilon', clip_sample=False, "
+        "autocast=None, compile=False, checkpointing=False)"
     )
 
 

@@ -290,7 +290,7 @@ def test_any_deepinv_denoiser_is_a_prior(inpainting):
 
 
 def test_levels_that_the_prior_does_not_tell_apart_are_one():
-    prior = DiffusionPrior.from_denoiser(dinv.models.TVDenoiser(), max_noise=0.2)
+    prior = DiffusionPrior.from_denoiser(dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1), max_noise=0.2)
     assert [chain[0].sigma for chain in Levels().chains(prior)] == [0.2, 0.17, 0.055]
 
 
@@ -415,6 +415,30 @@ def test_a_denoiser_is_tried_at_the_door(inpainting):
         DMILO(grey)(y, physics)
     colour = dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1)
     assert DMILO(colour, max_passes=4)(y[:1].double(), physics.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [dinv.models.TVDenoiser, dinv.models.WaveletDenoiser, dinv.models.BM3D])
+def test_a_denoiser_without_a_network_is_told_where_it_goes(kind):
+    with pytest.raises(TypeError, match=f"a {kind.__name__} has no network .* such as deepinv.optim.PGD"):
+        DMILO(kind())
+
+
+def test_a_denoiser_that_takes_a_gradient_itself_is_told(inpainting):
+    physics, y = inpainting
+    with pytest.raises(ValueError, match="GSPnP has no gradient that can be taken"):
+        DMILO(dinv.models.GSDRUNet(pretrained=None))(y, physics)
+
+
+def test_a_diffusion_model_of_deepinv_starts_at_the_noise_that_it_was_trained_up_to(inpainting):
+    """Also at a size that it does not take."""
+    torch.manual_seed(0)
+    net = dinv.models.NCSNpp(img_resolution=16, model_channels=32, num_blocks=1, pretrained=None)
+    model = DMILO(net, max_passes=4)
+    assert model.prior.level(1000.0).sigma == 40.0
+    physics = dinv.physics.Inpainting((3, 18, 16), mask=0.5)
+    assert model(physics(torch.rand(1, 3, 18, 16)), physics).shape == (1, 3, 18, 16)
+    wrapped = DiffusionPrior.from_pretrained("digits").denoiser()
+    assert DiffusionPrior.from_denoiser(wrapped).max_noise == pytest.approx(78.6, rel=0.01)
 
 
 def test_a_denoiser_starts_from_an_image_not_from_noise(inpainting):

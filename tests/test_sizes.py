@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from toys import AffineNet, ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
-from deepinv_dmilo.priors.padded import Padded
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.priors.wrappers import Padded
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 
@@ -22,9 +22,10 @@ METHODS = {
 
 
 @pytest.mark.parametrize(("height", "width"), [(37, 31), (32, 31), (3, 64), (64, 64)])
-def test_what_is_padded_is_cropped_exactly(height, width):
+def test_what_is_padded_is_cropped_exactly(height, width, monkeypatch):
+    monkeypatch.setattr(DiffusionPrior, "multiple", 8)
     prior = toy_prior(ConvNet())
-    padded = Padded(prior, height, width, 8)
+    padded = Padded(prior, height, width)
     x = torch.rand(2, 3, height, width).double()
     u = padded.encode(x)
     assert u.shape[2] % 8 == u.shape[3] % 8 == 0

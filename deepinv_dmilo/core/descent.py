@@ -21,7 +21,7 @@ Values = Callable[[Tensor], Tensor]
 
 
 def gradient_steps(
-    x: Tensor,  # (n, C, H, W) in [0, 1]
+    x: Tensor,  # (n, C, H, W)
     misfit: Values,  # ||A(x) - y||^2
     *,
     steps: int,
@@ -29,9 +29,10 @@ def gradient_steps(
     normalize: bool = False,
     pull: Tensor | None = None,  # (n,)
     standstill: float = 0.0,
+    limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     r"""
-    Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to [0, 1] after each step.
+    Descend :math:`\|A(x) - y\|^2 / 2` (``normalize``: :math:`\|A(x) - y\|`), clamped to ``limits`` after each step.
 
     With ``pull`` p, what is descended is :math:`\|A(x) - y\|^2 / 2 + p \|x - x_0\|^2 / 2`: the steps go towards its
     proximal point of the data term at x_0, the x that was given, instead of to the measurements themselves. An image
@@ -40,13 +41,13 @@ def gradient_steps(
     pull = torch.zeros_like(x[:, 0, 0, 0]) if pull is None else pull
     objective = partial(_objective, misfit=misfit, anchor=x, pull=pull)
     if size is None:
-        return _backtracking(objective, x, steps, standstill)
+        return _backtracking(objective, x, steps, standstill, limits)
     moving = torch.ones_like(pull, dtype=torch.bool)
     for _ in range(steps):
         value, gradient = value_and_gradient(objective, x)
         if normalize:
             gradient = gradient / _column(2 * value).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        moved = (x - _column(size / (1 + size * pull)) * gradient).clamp(0, 1)
+        moved = (x - _column(size / (1 + size * pull)) * gradient).clamp(*limits)
         moving, x = moving & (_rms(moved - x) > standstill), torch.where(_column(moving), moved, x)
         if not moving.any():
             break
@@ -121,7 +122,7 @@ def _objective(x: Tensor, misfit: Values, anchor: Tensor, pull: Tensor) -> Tenso
     return (misfit(x) + pull * energy(x - anchor)) / 2
 
 
-def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float) -> Tensor:
+def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float, limits: tuple[float, float]) -> Tensor:
     """
     Tries at a step of each image: one that does not decrease the objective enough is halved.
 
@@ -134,7 +135,7 @@ def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float) -
     step = torch.clamp(2 * value.abs() / slope, STANDSTILL * unit, unit)
     moving = energy(gradient) > 0
     for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
-        trial = (x - _column(step) * gradient).clamp(0, 1)
+        trial = (x - _column(step) * gradient).clamp(*limits)
         trial_value, trial_gradient = value_and_gradient(objective, trial)
         enough = trial_value <= value - DECREASE * (gradient * (x - trial)).flatten(1).sum(1)
         move = trial - x

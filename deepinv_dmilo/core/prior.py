@@ -9,6 +9,7 @@ from math import hypot
 from typing import NamedTuple
 
 import torch
+from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.draws import Draws
@@ -46,6 +47,11 @@ class Prior(nn.Module):
 
     :param torch.nn.Module network: the network whose passes are counted.
     """
+
+    #: whether latents are images in other units, so that noise of the one is noise of the other
+    affine: bool = True
+    #: the least and the largest value of a pixel
+    limits: tuple[float, float] = (0.0, 1.0)
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -89,12 +95,25 @@ class Prior(nn.Module):
         """Shape (C, H, W) of the images the network was trained on, None where it does not tell."""
         return None
 
+    @property
+    def multiple(self) -> int:
+        """That height and width of images must be multiples of."""
+        return 1
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise a ValueError where the network cannot take images of shape (B, C, H, W)."""
 
     def for_images(self, height: int, width: int) -> Prior:
         """The prior for images of a size; where the network cannot take it, one that pads them for it."""
         return self
+
+    def select(self, rows: Tensor) -> Prior:
+        """The prior of some rows of a batch, where images have conditions of their own."""
+        return self
+
+    def denoiser(self) -> nn.Module:
+        """The same network as a deepinv denoiser (images in [0, 1]), for deepinv's DPS, DiffPIR, DDRM and others."""
+        return AsDenoiser(self)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +133,7 @@ class Prior(nn.Module):
             raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
         z = self.levels(num_layers)[0].spread * Draws(rng)((1, *self.image_shape), n).to(self.device)
         with self.frozen():
-            return self.decode(self(z, num_layers)).clamp(0, 1)
+            return self.decode(self(z, num_layers)).clamp(*self.limits)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -133,3 +152,32 @@ class Prior(nn.Module):
                     parameter.requires_grad_(flag)
             for module, mode in modes:
                 module.training = mode
+
+
+class AsDenoiser(Denoiser):
+    """
+    A prior as a deepinv denoiser: images of noise sigma are latents of the level that is nearest to it.
+
+    :param Prior prior: the prior.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior: Prior = prior
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **kwargs: object) -> Tensor:
+        """
+        The clean images that the network sees.
+
+        :param torch.Tensor x: noisy images in [0, 1], (B, C, H, W).
+        :param torch.Tensor, float sigma: standard deviation of their noise, one for all or (B,).
+        """
+        sigmas = torch.as_tensor(sigma, dtype=torch.float64).flatten().cpu().expand(len(x)).tolist()
+        prior = self.prior.for_images(*x.shape[2:])
+        z, levels = prior.encode(x), [prior.level(2 * s) for s in sigmas]
+        order, clean = [], []
+        for level in dict.fromkeys(levels):
+            rows = torch.tensor([k for k, other in enumerate(levels) if other == level], device=x.device)
+            order.append(rows)
+            clean.append(prior.select(rows).denoise(level.signal * z[rows], level))
+        return prior.decode(torch.cat(clean)[torch.cat(order).argsort()])

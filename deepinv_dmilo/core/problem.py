@@ -66,7 +66,8 @@ class Problem:
 
     def select(self, rows: Tensor) -> Problem:
         """The same for some of the rows."""
-        return replace(self, fit=self.fit.select(rows), center=None if self.center is None else self.center[rows])
+        center = None if self.center is None else self.center[rows]
+        return replace(self, prior=self.prior.select(rows), fit=self.fit.select(rows), center=center)
 
     def gradients(self, v: Variables) -> tuple[Tensor, Variables]:
         """The objective of each row, (n,), and its gradients; one pass of the network."""

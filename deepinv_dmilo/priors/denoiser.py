@@ -9,10 +9,14 @@ from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
-from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.core.prior import AsDenoiser, Level, Prior
+from deepinv_dmilo.priors.wrappers import for_images
 
 # What deepinv's restoration networks (DRUNet, SCUNet, ...) are trained up to, in [0, 1].
 MAX_NOISE = 0.2
+# The same of its diffusion models, step 1000 of linear betas or sigma 80 of images in [-1, 1]; and what height and
+# width must be multiples of.
+DIFFUSION_MODELS = {"DiffUNet": (78.0, 32), "NCSNpp": (40.0, 8), "ADMUNet": (40.0, 8), "EDMPrecond": (40.0, 1)}
 
 
 class DenoiserPrior(Prior):
@@ -20,7 +24,9 @@ class DenoiserPrior(Prior):
     A deepinv denoiser D: :math:`\hat u = 2 D((z + 1) / 2, \sigma) - 1` at noise :math:`\sigma` for images in [0, 1].
 
     :param deepinv.models.Denoiser denoiser: called as ``denoiser(x, sigma)`` on images in [0, 1]; differentiable.
-    :param float max_noise: the largest ``sigma`` that it is good at; levels above it start there.
+    :param float max_noise: the largest ``sigma`` that it is good at; levels above it start there. None: 0.2 for
+        restoration networks, all that deepinv's diffusion models were trained on.
+    :raises TypeError, ValueError: it is no denoiser, or has no gradient (:meth:`check_shape`).
 
     :Examples:
 
@@ -30,11 +36,17 @@ class DenoiserPrior(Prior):
         0.05
     """
 
-    def __init__(self, denoiser: Denoiser, *, max_noise: float = MAX_NOISE) -> None:
+    def __init__(self, denoiser: Denoiser, *, max_noise: float | None = None) -> None:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(
                 f"denoiser is a {type(denoiser).__name__}; pass a deepinv.models.Denoiser, called as D(x, sigma)"
             )
+        if type(denoiser).__module__.startswith("deepinv.models") and not any(True for _ in denoiser.parameters()):
+            raise TypeError(
+                f"a {type(denoiser).__name__} has no network to optimise through; it goes with deepinv's own methods, "
+                "such as deepinv.optim.PGD, and here give a network, such as deepinv.models.DRUNet()"
+            )
+        max_noise = trained_up_to(denoiser) if max_noise is None else max_noise
         if not isinstance(max_noise, Real) or not max_noise > 0:
             raise ValueError(f"max_noise={max_noise!r}: type a number above 0, e.g. 0.2, for images in [0, 1]")
         super().__init__(denoiser)
@@ -55,10 +67,20 @@ class DenoiserPrior(Prior):
         dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
         return self.encode(self.network(self.decode(z).to(dtype), level.sigma).to(z.dtype))
 
+    @property
+    def multiple(self) -> int:
+        """What deepinv's diffusion models ask for; its other networks pad images themselves."""
+        return DIFFUSION_MODELS.get(type(self.network).__name__, (MAX_NOISE, 1))[1]
+
+    def for_images(self, height: int, width: int) -> Prior:
+        """Padded, where the denoiser does not take the size."""
+        return for_images(self, height, width)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse images that the denoiser does not take, and a denoiser that has no gradient there."""
         name = type(self.network).__name__
-        x = torch.full((1, *shape[1:]), 0.5, device=self.device)
+        height, width = (-(-side // self.multiple) * self.multiple for side in shape[2:])
+        x = torch.full((1, shape[1], height, width), 0.5, device=self.device)
         try:
             with torch.enable_grad():
                 output = self.denoise(x.requires_grad_(), self.levels(1)[0])
@@ -74,6 +96,14 @@ class DenoiserPrior(Prior):
                 f"{'with' if output.requires_grad else 'without'} a gradient; pass one that keeps the shape and is "
                 "written in torch, without no_grad() or detach()"
             )
+        try:
+            torch.autograd.grad(output, x, torch.ones_like(output))
+        except RuntimeError as error:
+            raise_out_of_memory(error)
+            raise ValueError(
+                f"the denoiser {name} has no gradient that can be taken ({error}); pass one that changes nothing in "
+                "place and takes no gradient itself"
+            ) from error
 
     def denoiser(self) -> nn.Module:
         """The denoiser that was given."""
@@ -82,3 +112,14 @@ class DenoiserPrior(Prior):
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.parameters())
         return f"DenoiserPrior({type(self.network).__name__!r}, {size:,} parameters, max_noise={self.max_noise})"
+
+
+def trained_up_to(denoiser: Denoiser) -> float:
+    """The largest noise of images in [0, 1] that a denoiser of deepinv was trained on; 0.2 where it does not tell."""
+    if isinstance(denoiser, AsDenoiser):
+        return min(denoiser.prior.levels(1)[0].sigma, 1e4)  # of pure noise there is no ratio
+    sigmas = getattr(denoiser, "sigma_t", None)
+    if torch.is_tensor(sigmas):  # a ScoreModelWrapper
+        sigmas = sigmas[torch.isfinite(sigmas)]
+        return sigmas.max().item() / (2 if getattr(denoiser, "_was_trained_on_minus_one_one", False) else 1)
+    return DIFFUSION_MODELS.get(type(denoiser).__name__, (MAX_NOISE, 1))[0]

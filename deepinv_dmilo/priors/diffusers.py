@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,10 +14,13 @@ from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.prior import Level, Prior
-from deepinv_dmilo.priors.denoiser import MAX_NOISE, DenoiserPrior
-from deepinv_dmilo.priors.padded import Padded
-from deepinv_dmilo.priors.pretrained import load_unet_and_scheduler
-from deepinv_dmilo.priors.variance_preserving import VariancePreserving
+from deepinv_dmilo.priors.denoiser import DenoiserPrior
+from deepinv_dmilo.priors.families import family_of
+from deepinv_dmilo.priors.latent import LatentPrior
+from deepinv_dmilo.priors.pretrained import load_pipeline
+from deepinv_dmilo.priors.wrappers import for_images
+
+Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
 
 LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
 
@@ -23,26 +29,28 @@ class DiffusionPrior(Prior):
     r"""
     A pretrained diffusion model: a network and the scheduler that it was trained with.
 
-    The clean image that the network sees in a latent, clamped to [-1, 1], and a deterministic step from one noise
-    level to the next, that of :footcite:t:`song2021ddim` without fresh noise:
+    The scheduler tells the family of the network (:doc:`/prior` has the table): variance preserving, variance
+    exploding, preconditioned as in EDM, rectified flow or consistency model. The clean image :math:`\hat u` that the
+    network sees in a latent is clamped to [-1, 1]; a step from level (a, s) to level (b, r) is deterministic, that of
+    :footcite:t:`song2021ddim` without fresh noise where signal and noise trade off:
 
     .. math::
 
-        z_{t} = \sqrt{\bar\alpha_t} u + \sqrt{1 - \bar\alpha_t} \epsilon, \qquad
-        g(z_t) = \sqrt{\bar\alpha_s}\, \hat u + \sqrt{1 - \bar\alpha_s}\,
-        \frac{z_t - \sqrt{\bar\alpha_t}\, \hat u}{\sqrt{1 - \bar\alpha_t}}.
+        z = a\, u + s\, \epsilon, \qquad g(z) = b\, \hat u + r\, \frac{z - a\, \hat u}{s}.
 
     :param torch.nn.Module network: called as ``network(z, t)`` with ``z`` of shape (B, C, H, W) and ``t`` of shape
-        (B,); returns a tensor, or an object with a ``sample`` (diffusers), of C channels, or of 2C (learned variance:
-        the first C, the mean, are used).
-    :param scheduler: a variance-preserving diffusers scheduler (``DDPMScheduler``, ``DDIMScheduler``): its
-        ``alphas_cumprod`` and ``config.prediction_type`` (epsilon, v_prediction or sample) are read.
+        (B,), by keyword where it names a ``timestep``; returns a tensor, or an object with a ``sample`` (diffusers), of
+        C channels, or of 2C (learned variance: the first C, the mean, are used).
+    :param scheduler: a diffusers scheduler, of which the family and its constants are read.
     :param bool clip_sample: clamp :math:`\hat u` to [-1, 1] in every step, as published.
+    :param dict conditioning: more arguments of the network, by name: tensors with a row for all images or a row for
+        each image of a batch, e.g. ``{"class_labels": torch.tensor([207])}`` or ``{"encoder_hidden_states": prompt}``.
     :param torch.dtype autocast: type the network computes in, e.g. ``torch.bfloat16``; its weights, the latents and
         the optimisation stay as they are. None: the type of its weights.
     :param bool compile: compile the network with ``torch.compile`` at its first call.
     :param bool checkpointing: keep only the inputs of the network's blocks and compute the rest again in the
         backward pass (diffusers' gradient checkpointing): less memory, more time.
+    :raises TypeError, ValueError: a network that wants a condition it does not get, an unknown scheduler.
 
     :Examples:
 
@@ -64,6 +72,7 @@ class DiffusionPrior(Prior):
         scheduler: Any,
         *,
         clip_sample: bool = True,
+        conditioning: Conditioning | None = None,
         autocast: torch.dtype | None = None,
         compile: bool = False,
         checkpointing: bool = False,
@@ -73,8 +82,10 @@ class DiffusionPrior(Prior):
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"autocast={autocast!r}: type torch.bfloat16, or None")
         super().__init__(network)
-        self.family = VariancePreserving(scheduler)
+        self.family = family_of(scheduler)
         self.clip_sample = clip_sample
+        self.conditioning = dict(conditioning or {})
+        _check_conditioning(network, self.conditioning)
         self.autocast = autocast
         self.compile_network, self.checkpointing = compile, checkpointing
         # Outside the modules, so that the state dict has one copy of the weights under their own names.
@@ -90,38 +101,47 @@ class DiffusionPrior(Prior):
         name: str,
         *,
         clip_sample: bool = True,
+        conditioning: Conditioning | None = None,
         autocast: torch.dtype | None = None,
         compile: bool = False,
         checkpointing: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> DiffusionPrior:
+    ) -> Any:
         r"""
-        The prior of a bundled model (``"digits"``), a diffusers pipeline folder or a hub id (``"owner/model"``).
+        The prior of a bundled model (``"photos"``), a diffusers pipeline folder or a hub id (``"owner/model"``).
 
-        A bundled name or folder is read offline, and weights from safetensors files only.
+        A bundled name or folder is read offline, and weights from safetensors files only. Of a pipeline only its
+        denoising network, scheduler and autoencoder are read: text encoders and the like are not.
 
         :param str name: bundled name, path of a folder with ``model_index.json``, or hub id.
-        :param bool clip_sample: see :class:`DiffusionPrior`, as are ``autocast``, ``compile`` and ``checkpointing``.
+        :param bool clip_sample: see :class:`DiffusionPrior`, as are ``conditioning``, ``autocast``, ``compile`` and
+            ``checkpointing``. Latents of an autoencoder are never clamped.
         :param str, torch.device device: where to put the network.
         :param torch.dtype dtype: type of the network's weights.
-        :return: the prior, in evaluation mode.
+        :return: the prior, in evaluation mode; a :class:`LatentPrior <deepinv_dmilo.priors.latent.LatentPrior>` where
+            the pipeline has an autoencoder.
         :raises FileNotFoundError: neither a bundled name, nor a pipeline folder, nor a hub id that can be reached.
-        :raises ValueError: a pipeline without safetensors weights, or of another kind than a pixel-space UNet.
+        :raises TypeError, ValueError: a pipeline without safetensors weights or of an unknown family, or a condition
+            that is missing.
         """
+        network, scheduler, autoencoder = load_pipeline(name)
         settings = {"autocast": autocast, "compile": compile, "checkpointing": checkpointing}
-        prior = cls(*load_unet_and_scheduler(name), clip_sample=clip_sample, **settings)  # type: ignore[arg-type]
+        clip_sample = clip_sample and autoencoder is None
+        prior: Prior = cls(network, scheduler, clip_sample=clip_sample, conditioning=conditioning, **settings)  # type: ignore[arg-type]
+        prior = prior if autoencoder is None else LatentPrior(prior, autoencoder)
         prior.name = str(name)
         # Convolutions are a sixth faster on the CPU in this order of memory.
         return prior.eval().to(device, dtype).to(memory_format=torch.channels_last)
 
     @staticmethod
-    def from_denoiser(denoiser: Denoiser, *, max_noise: float = MAX_NOISE) -> DenoiserPrior:
+    def from_denoiser(denoiser: Denoiser, *, max_noise: float | None = None) -> DenoiserPrior:
         """
         Any deepinv denoiser as a prior, such as ``dinv.models.DRUNet()``.
 
         :param deepinv.models.Denoiser denoiser: called as ``denoiser(x, sigma)`` on images in [0, 1].
-        :param float max_noise: the largest ``sigma`` that it is good at; levels above it start there.
+        :param float max_noise: the largest ``sigma`` that it is good at; levels above it start there. None: 0.2 for
+            restoration networks, all that deepinv's diffusion models were trained on.
         """
         return DenoiserPrior(denoiser, max_noise=max_noise)
 
@@ -134,19 +154,35 @@ class DiffusionPrior(Prior):
         return self.family.levels(num_layers)
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
-        """The clean image in [-1, 1] that the network sees in latents (n, C, H, W)."""
-        output = self.predict(z, torch.full((len(z),), int(level.time), device=z.device))
-        u = self.family.clean(z, level, output)
+        """The clean image in [-1, 1], or clean latent, that the network sees in latents (n, C, H, W)."""
+        dtype = torch.long if isinstance(level.time, int) else torch.promote_types(z.dtype, torch.float32)
+        t = torch.full((len(z),), level.time, dtype=dtype, device=z.device)
+        u = self.family.clean(z, level, self.predict(self.family.input(z, level), t))
         return u.clamp(-1, 1) if self.clip_sample else u
 
     def predict(self, z: Tensor, t: Tensor) -> Tensor:
-        """The network's output at training step t (0-dim or (B,)), without the learned variance, in z's dtype."""
+        """The network's output for its input and time (0-dim or (B,)), without the learned variance, in z's dtype."""
         dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
+
+        def condition(row: Tensor) -> Tensor:
+            row = row.to(z.device, dtype if row.is_floating_point() else row.dtype)
+            return row.expand(len(z), *row.shape[1:])
+
+        named = {"timestep": t.expand(len(z)), **_mapped(self.conditioning, condition)}
+        times = () if _names_timestep(self.network) else (named.pop("timestep"),)
         with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self._callable()(z.to(dtype), t.expand(len(z)))
+            output = self._callable()(z.to(dtype), *times, **named)
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
         return output[:, : z.shape[1]].to(z.dtype)
+
+    def select(self, rows: Tensor) -> DiffusionPrior:
+        """The prior of some rows of a batch, whose conditions go with them."""
+        if not self.conditioning:
+            return self
+        chosen = copy.copy(self)
+        chosen.conditioning = _mapped(self.conditioning, lambda row: row if len(row) == 1 else row[rows.to(row.device)])
+        return chosen
 
     def _callable(self) -> Any:
         """The network, compiled where asked for; another one that was put in its place is compiled anew."""
@@ -175,6 +211,15 @@ class DiffusionPrior(Prior):
                 f"images of shape {shape} do not fit the prior, which takes (B, {channels or 'C'}, H, W); "
                 "use a prior and a physics with the same number of channels"
             )
+        for name, row in _leaves(self.conditioning):
+            if len(row) not in (1, shape[0]):
+                raise ValueError(
+                    f"conditioning[{name!r}] has {len(row)} rows for a batch of {shape[0]}; give one for all images, "
+                    "or one for each"
+                )
+        kind = type(self.network).__name__
+        if kind == "DiTTransformer2DModel" and shape[2] != shape[3]:
+            raise ValueError(f"a {kind} takes square pictures; crop them, or give a UNet")
         self._warn_of_attention(shape[2] * shape[3])
 
     def _warn_of_attention(self, pixels: int) -> None:
@@ -191,44 +236,72 @@ class DiffusionPrior(Prior):
                 stacklevel=2,
             )
 
+    @property
+    def multiple(self) -> int:
+        """What the halvings of the network ask for; the size of a transformer's patches."""
+        config = getattr(self.network, "config", None)
+        return getattr(config, "patch_size", None) or 2 ** (len(getattr(config, "block_out_channels", (0,))) - 1)
+
     def for_images(self, height: int, width: int) -> Prior:
-        """The prior for images of a size, padded to what the halvings of the network ask for."""
-        multiple = 2 ** (len(getattr(getattr(self.network, "config", None), "block_out_channels", (0,))) - 1)
-        return Padded(self, height, width, multiple) if height % multiple or width % multiple else self
-
-    def denoiser(self) -> nn.Module:
-        """The same network as a deepinv denoiser (images in [0, 1]), for deepinv's DPS, DiffPIR, DDRM and others."""
-        from deepinv.models import ScoreModelWrapper
-
-        return ScoreModelWrapper(
-            _TensorOutput(self),
-            prediction_type=self.family.prediction_type,
-            clip_output=self.clip_sample,
-            scale_t=torch.tensor(self.family.alphas_cumprod, dtype=torch.float64).sqrt().float(),
-            variance_preserving=True,
-            takes_integer_time=True,
-            n_timesteps=len(self.family.alphas_cumprod),
-            device=self.device,
-        )
+        """The prior for images of a size, padded to its multiple."""
+        return for_images(self, height, width)
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.parameters())
+        shown = {"prediction_type": self.family.prediction_type} if hasattr(self.family, "prediction_type") else {}
+        shown |= {"clip_sample": self.clip_sample, "autocast": self.autocast, "compile": self.compile_network}
+        shown |= {"checkpointing": self.checkpointing}
+        settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return (
             f"{type(self).__name__}({self.name or type(self.network).__name__!r}, {size:,} parameters, "
-            f"prediction_type={self.family.prediction_type!r}, clip_sample={self.clip_sample}, "
-            f"autocast={self.autocast}, compile={self.compile_network}, checkpointing={self.checkpointing})"
+            f"{type(self.family).__name__}, {settings})"
         )
 
 
-class _TensorOutput(nn.Module):
-    """The prior's network as deepinv calls one: plain tensor out."""
+def _mapped(conditioning: Conditioning, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A function of every tensor."""
+    return {
+        name: _mapped(value, function) if isinstance(value, Mapping) else function(value)
+        for name, value in conditioning.items()
+    }
 
-    def __init__(self, prior: DiffusionPrior) -> None:
-        super().__init__()
-        self.prior: DiffusionPrior = prior
 
-    def forward(self, z: Tensor, t: Tensor, return_dict: bool = False) -> Tensor:
-        return self.prior.predict(z, t)
+def _leaves(conditioning: Conditioning) -> list[tuple[str, Any]]:
+    """What is no mapping, and its name."""
+    leaves = []
+    for name, value in conditioning.items():
+        leaves += _leaves(value) if isinstance(value, Mapping) else [(name, value)]
+    return leaves
+
+
+def _names_timestep(network: nn.Module) -> bool:
+    """Whether the network's time has diffusers' name; transformers of diffusers have it at other places than second."""
+    return "timestep" in inspect.signature(network.forward).parameters
+
+
+def _check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
+    """Refuse conditions that are no tensors, that the network does not know, or that it lacks."""
+    for name, row in _leaves(conditioning):
+        if not torch.is_tensor(row) or not row.ndim:
+            raise TypeError(
+                f"conditioning[{name!r}] is {row!r}; give a tensor with a row for all images or for each, such as "
+                "torch.tensor([207])"
+            )
+    known = inspect.signature(network.forward).parameters
+    kind, config = type(network).__name__, getattr(network, "config", None)
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    if unknown := conditioning.keys() - known.keys():
+        raise TypeError(f"{kind} takes no {min(unknown)!r}; type some of {', '.join(known)} in conditioning")
+    wanted = {name for name, p in list(known.items())[1:] if p.default is p.empty and name != "timestep"}
+    if "timestep" not in known:
+        wanted -= set(list(known)[1:2])  # it is given the time there
+    labels = ("num_class_embeds", "class_embed_type", "num_embeds_ada_norm")
+    if any(getattr(config, name, None) is not None for name in labels):
+        wanted.add("class_labels")
+    for name in sorted(wanted - conditioning.keys()):
+        example = "torch.tensor([207])" if name == "class_labels" else "tensor of shape (1, ...)"
+        raise TypeError(f"a {kind} wants {name}; type conditioning={{{name!r}: {example}}}")
 
 
 def photos(**settings: Any) -> DiffusionPrior:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 BUNDLED = Path(__file__).parent
+NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
+PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
 
 
 def bundled_priors() -> list[str]:
@@ -38,80 +41,104 @@ def held_out_images(name: str = "digits") -> Tensor:
         return torch.from_numpy(archive["images"]).float() / 255
 
 
-def load_unet_and_scheduler(name: str) -> tuple[Any, Any]:
-    """The UNet and the scheduler of a diffusers pipeline, from a bundled name, a folder or the hub."""
-    from diffusers import DiffusionPipeline, UNet2DModel
+def load_pipeline(name: str) -> tuple[Any, Any, Any]:
+    """
+    The denoising network, the scheduler and the autoencoder (None: in pixels) of a diffusers pipeline.
+
+    :param str name: bundled name, pipeline folder or hub id.
+    """
     from diffusers.utils import logging
 
     folder = prior_folder(name)
-    is_local = folder.exists()
-    if is_local:
-        _check_folder(folder)
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if not folder.exists():
+        folder = _from_the_hub(str(name))
+    parts = _parts(_index(folder), folder)
+    bar_was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a few files, no time
+    try:
+        loaded = {part: _load(folder, part, kind) for part, kind in parts.items()}
+    finally:
+        if bar_was_on:
+            logging.enable_progress_bar()
+    network = next(loaded[part] for part in NETWORKS if part in loaded)
+    return network, loaded["scheduler"], next((loaded[part] for part in AUTOENCODERS if part in loaded), None)
+
+
+def _from_the_hub(name: str) -> Path:
+    """The folder that a pipeline of the hub is kept in, without what is not read of it."""
+    from diffusers import DiffusionPipeline
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(
-            f"{str(name)!r} is neither a bundled prior ({', '.join(bundled_priors())}), nor a folder, "
+            f"{name!r} is neither a bundled prior ({', '.join(bundled_priors())}), nor a folder, "
             "nor a hub id like 'google/ddpm-celebahq-256'"
         )
-    bar_was_on = logging.is_progress_bar_enabled()
-    if is_local:
-        logging.disable_progress_bar()  # two files, no time
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder if is_local else name,
-            use_safetensors=True,
-            local_files_only=is_local,
-            low_cpu_mem_usage=False,
-        )
+        index = DiffusionPipeline.load_config(name)
+        left = {part: None for part in index if not part.startswith("_") and part not in PARTS}
+        return Path(DiffusionPipeline.download(name, use_safetensors=True, **left))
     except (OSError, RuntimeError, AttributeError) as error:
-        if is_local:
-            raise ValueError(f"{folder}: the pipeline cannot be read: {error}") from error
         raise FileNotFoundError(
             f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without safetensors "
             f"weights): {str(error).split('. ')[0]}. Offline, give a folder that was downloaded elsewhere, or "
             f"{' or '.join(bundled_priors())}"
         ) from error
-    finally:
-        if bar_was_on:
-            logging.enable_progress_bar()
-    if set(pipeline.components) != {"unet", "scheduler"}:
-        raise ValueError(
-            f"{name}: a {type(pipeline).__name__} is not supported; give a pipeline of a pixel-space 'unet' and a "
-            "'scheduler' alone, as DDPMPipeline and DDIMPipeline are"
-        )
-    if not isinstance(pipeline.unet, UNet2DModel):
-        raise ValueError(f"{name}: the network is a {type(pipeline.unet).__name__}; a UNet2DModel is needed")
-    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"{name}: the scheduler is a {type(pipeline.scheduler).__name__}; a variance-preserving one is "
-            "needed, such as DDPMScheduler or DDIMScheduler"
-        )
-    config = pipeline.unet.config  # type: ignore[attr-defined]
-    if config.num_class_embeds is not None or config.class_embed_type is not None:
-        raise ValueError(f"{name}: the network wants class labels; give an unconditional one")
-    return pipeline.unet, pipeline.scheduler
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is no pixel-space pipeline, or has no safetensors weights, before diffusers reads it."""
-    index_file = folder / "model_index.json"
-    if not index_file.exists():
+def _index(folder: Path) -> dict[str, Any]:
+    """What ``model_index.json`` says."""
+    file = folder / "model_index.json"
+    if not file.exists():
         raise FileNotFoundError(
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that "
             "pipeline.save_pretrained(FOLDER) or examples/train_prior.py wrote"
         )
     try:
-        index = dict(json.loads(index_file.read_text()))
+        return dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{index_file} is no pipeline index: {error}") from error
-    components = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    if components != {"unet", "scheduler"}:
+        raise ValueError(f"{file} is no pipeline index: {error}") from error
+
+
+def _parts(index: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The classes of the parts that are read, by their names in the index; only classes of diffusers are."""
+    named = {part: value for part, value in index.items() if part in PARTS and isinstance(value, list) and value[0]}
+    if broken := [part for part, value in named.items() if len(value) != 2]:
+        raise ValueError(f"{folder / 'model_index.json'} is no pipeline index: {broken[0]} is {named[broken[0]]}")
+    networks = [part for part in NETWORKS if part in named]
+    if len(networks) != 1 or "scheduler" not in named:
         raise ValueError(
-            f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a pixel-space 'unet' "
-            "and a 'scheduler', as DDPMPipeline and DDIMPipeline have"
+            f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a denoising network "
+            f"({' or '.join(NETWORKS)}), a scheduler and, of latents, an autoencoder ({' or '.join(AUTOENCODERS)})"
         )
-    weights = folder / "unet" if (folder / "unet").is_dir() else folder
-    if not list(weights.glob("*.safetensors")):
+    return {part: _diffusers_class(library, kind, part, folder) for part, (library, kind) in named.items()}
+
+
+def _diffusers_class(library: str, name: str, part: str, folder: Path) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, str(name), None)
+    if name == "KarrasVeScheduler":  # a dummy at the top, where transformers is not installed
+        from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler as kind
+    base = diffusers.SchedulerMixin if part == "scheduler" else diffusers.ModelMixin
+    if library not in ("diffusers", "deprecated") or not isinstance(kind, type) or not issubclass(kind, base):
         raise ValueError(
-            f"{weights} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
-            "UNet2DModel.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
+            f"{folder}: its {part} is a {name} of {library}, which is not read; give one of diffusers "
+            f"{version('diffusers')} (no code but that of diffusers is run)"
         )
+    return kind
+
+
+def _load(folder: Path, part: str, kind: Any) -> Any:
+    """A part from its own folder, or from the pipeline's where everything lies in one."""
+    inside = folder / part if (folder / part).is_dir() else folder
+    if part == "scheduler":
+        return kind.from_pretrained(inside, local_files_only=True)
+    if not list(inside.glob("*.safetensors")):
+        raise ValueError(
+            f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
+            f"{kind.__name__}.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
+        )
+    try:
+        return kind.from_pretrained(inside, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{inside}: the {kind.__name__} cannot be read: {error}") from error

@@ -170,7 +170,7 @@ class DMILO(PriorReconstructor):
             costs.append(solution.value)
             fit = LatentFit(solution.variables["latent"])
         u = state.run(run)
-        return x.index_copy(0, run.rows, run.prior.decode(u).clamp(0, 1)), costs[0]
+        return x.index_copy(0, run.rows, run.images(u)), costs[0]
 
     def _draws_after_init(self) -> bool:
         return isinstance(self.schedule, Levels)

@@ -78,7 +78,7 @@ class DMPlug(PriorReconstructor):
         problem = Problem(run.prior, levels, run.observation.mean_squares(), pull=0.0, micro_batch=self.micro_batch)
 
         def image(z: Tensor) -> Tensor:
-            return run.in_parts(lambda part: run.prior.decode(run.prior(part, self.num_layers)).clamp(0, 1), z)
+            return run.images(run.in_parts(lambda prior, part: prior(part, self.num_layers), z))
 
         def watch(v: Variables, value: Tensor) -> None:
             if run.is_watched:

@@ -18,7 +18,7 @@ from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.prior import Level
+from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.solvers import SLOWER, Solution
 
@@ -37,8 +37,9 @@ class Run:
         compute_metrics: bool,
     ) -> None:
         self.model, self.shape, self.num_samples = model, shape, model.num_samples
-        self.prior = model.prior.for_images(*shape[2:])
         rows = shape[0] * model.num_samples
+        #: for images of the size, its conditions repeated for each sample
+        self.prior: Prior = model.prior.for_images(*shape[2:]).select(torch.arange(shape[0]).repeat(model.num_samples))
         self.like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         noise_level: float | None = getattr(model, "noise_level", None)
         fidelity: DataFidelity | None = getattr(model, "data_fidelity", None)
@@ -68,7 +69,7 @@ class Run:
 
     def grey(self) -> Tensor:
         """Mid-grey images, (S * B, C, H, W)."""
-        return self.like.new_full((self.num_samples * self.shape[0], *self.shape[1:]), 0.5)
+        return self.like.new_full((self.num_samples * self.shape[0], *self.shape[1:]), sum(self.prior.limits) / 2)
 
     def noise(self) -> Tensor:
         """The next standard normal noise for every sample of every image, (S * B, C, H, W)."""
@@ -96,10 +97,11 @@ class Run:
         misfit = misfit or self.observation.misfit
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
-            return gradient_steps(x, misfit, size=size, pull=pull, **how)
+            return gradient_steps(x, misfit, size=size, pull=pull, limits=self.prior.limits, **how)
         norm = None if self.observation.data_fidelity else self.observation.operator.squared_norm
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
-        return gradient_steps(x, misfit, size=auto, pull=pull, standstill=STANDSTILL, **how)
+        how |= {"standstill": STANDSTILL, "limits": self.prior.limits}
+        return gradient_steps(x, misfit, size=auto, pull=pull, **how)
 
     @property
     def budget(self) -> int | None:
@@ -127,13 +129,19 @@ class Run:
             self.outer, self.rows = k + 1, taken[:, k].nonzero()[:, 0]
             yield levels, self.outer == len(chains)
 
-    def denoise(self, z: Tensor, level: Level) -> Tensor:
-        """The clean latents that the network sees in z."""
-        return self.in_parts(lambda part: self.prior.denoise(part, level), z)
+    def in_parts(self, function: Callable[[Prior, Tensor], Tensor], z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """
+        A function of the prior and latents, of as many at a time as may go through the network.
 
-    def in_parts(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        """A function of rows of latents, of as many at a time as may go through the network."""
-        return torch.cat([function(part) for part in z.split(self.model.micro_batch or len(z))])
+        :param torch.Tensor rows: whose latents these are; None: of those that take part in the present outer step.
+        """
+        rows, most = self.rows if rows is None else rows, self.model.micro_batch or len(z)
+        parts = zip(rows.split(most), z.split(most), strict=True)
+        return torch.cat([function(self.prior.select(some), part) for some, part in parts])
+
+    def images(self, u: Tensor) -> Tensor:
+        """The images of clean latents of the rows that take part, within the limits."""
+        return self.in_parts(lambda prior, part: prior.decode(part).clamp(*prior.limits), u)
 
     def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
         """Go through the outer steps; the last images, checked."""

@@ -45,7 +45,7 @@ class State:
         z = self.variables[0]["latent"]
         for (a, b), v in zip(pairwise(self.levels), self.variables, strict=True):
             v["latent"] = z
-            z = run.in_parts(lambda part, a=a, b=b: run.prior.step(part, a, b), z)  # type: ignore[misc]
+            z = run.in_parts(lambda prior, part, a=a, b=b: prior.step(part, a, b), z)  # type: ignore[misc]
             z = z + v["deviation"] if "deviation" in v else z
         return z
 
@@ -69,7 +69,7 @@ class Levels:
         False: with the first. Of many levels a small budget takes as many as it has five passes for, evenly.
     :param bool mean: after the last level, gradient steps towards the measurements and one call of the network as a
         denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
-        ``data_fidelity``.
+        ``data_fidelity``, nor where the latents are those of an autoencoder.
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
@@ -116,7 +116,7 @@ class Levels:
         if a.sigma < START_NOISE / 4:  # the network knows no pure noise
             return run.descend(run.grey(), steps=START_STEPS)
         z = a.spread * run.noise()
-        x = run.in_parts(lambda part: run.prior.decode(run.prior.step(part, a, b)).clamp(0, 1), z)
+        x = run.images(run.in_parts(lambda prior, part: prior.step(part, a, b), z))
         return run.descend(x, steps=START_STEPS)
 
     def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
@@ -148,7 +148,7 @@ class Levels:
         """The problem of the one layer."""
         level, z = state.levels[0], state.variables[0]["latent"]
         return Problem(
-            run.prior,
+            run.prior.select(run.rows),
             state.levels,
             fit,
             pull=1 / (2 * level.noise**2),
@@ -160,10 +160,11 @@ class Levels:
 
     def finish(self, run: Run, x: Tensor) -> Tensor:
         """The last image: a mean instead of a mode, and its sparse deviation."""
-        x = self._mean_from_mode(run, x) if self.mean and run.observation.data_fidelity is None else x
+        if self.mean and run.observation.data_fidelity is None and run.prior.affine:
+            x = self._mean_from_mode(run, x)
         if self.deviation_threshold is None:
             return x
-        return self._with_deviation(run.observation, x, self.deviation_threshold)
+        return self._with_deviation(run.observation, x, self.deviation_threshold).clamp(*run.prior.limits)
 
     def _mean_from_mode(self, run: Run, x: Tensor) -> Tensor:
         """
@@ -184,7 +185,8 @@ class Levels:
         for level in set(levels):
             rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
             z = level.signal * run.prior.encode(noisy[rows])
-            means[rows] = run.prior.decode(run.denoise(z, level)).clamp(0, 1)
+            u = run.in_parts(lambda prior, part, level=level: prior.denoise(part, level), z, rows)  # type: ignore[misc]
+            means[rows] = run.prior.decode(u).clamp(*run.prior.limits)
         return means
 
     def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:
@@ -193,7 +195,7 @@ class Levels:
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
         fit = observation.likelihood(variance)
-        return (x + sparse_deviation(fit, x, threshold * slope, 1 / slope**2)).clamp(0, 1)
+        return x + sparse_deviation(fit, x, threshold * slope, 1 / slope**2)
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Chain:
         """The problem of layer i."""
         pixels = state.variables[i]["latent"][0].numel()
         return Problem(
-            run.prior,
+            run.prior.select(run.rows),
             state.levels[i : i + 2],
             fit,
             pull=self.latent_penalty / pixels,

@@ -1,0 +1,268 @@
+"""Priors around a prior: pictures that its network cannot take in size or in channels."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+
+from deepinv_dmilo.core.prior import Level, Prior
+
+
+def for_images(prior: Prior, height: int, width: int) -> Prior:
+    """A prior for images of a size, padded to its multiple."""
+    return Padded(prior, height, width) if height % prior.multiple or width % prior.multiple else prior
+
+
+class Wrapper(Prior):
+    """
+    A prior around another, whose levels and network are its own; subclasses write what differs.
+
+    :param Prior prior: the one inside.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        if not isinstance(prior, Prior):
+            raise TypeError(f"prior is a {type(prior).__name__}; pass DiffusionPrior.from_pretrained(NAME), say")
+        super().__init__(prior.network)
+        self.prior: Prior = prior
+        self.name = prior.name
+        self.affine, self.limits = prior.affine, prior.limits
+
+    def level(self, ratio: float) -> Level:
+        """That of the prior inside."""
+        return self.prior.level(ratio)
+
+    def levels(self, num_layers: int) -> tuple[Level, ...]:
+        """Those of the prior inside."""
+        return self.prior.levels(num_layers)
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """Of latents of the prior inside."""
+        return self.prior.denoise(z, level)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """As the prior inside."""
+        return self.prior.encode(x)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """As the prior inside."""
+        return self.prior.decode(u)
+
+    def select(self, rows: Tensor) -> Prior:
+        """Around some rows of the prior inside."""
+        inside = self.prior.select(rows)
+        return self if inside is self.prior else self._around(inside)
+
+    @property
+    def multiple(self) -> int:
+        """That of the prior inside."""
+        return self.prior.multiple
+
+    def for_images(self, height: int, width: int) -> Prior:
+        """Padded, where it does not take the size."""
+        return for_images(self, height, width)
+
+    def _around(self, prior: Prior) -> Prior:
+        """The same around another prior."""
+        chosen = copy.copy(self)
+        chosen._modules = {**self._modules, "prior": prior}
+        return chosen
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """As the prior inside."""
+        self.prior.check_shape(shape)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """That of the prior inside."""
+        return self.prior.image_shape
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.prior!r})"
+
+
+class Padded(Wrapper):
+    """
+    A prior for images of one size, whose latents are padded to what its network takes.
+
+    Encoding mirrors the image at its right and lower edge, decoding crops it: the physics never sees the padding.
+
+    :param Prior prior: the prior.
+    :param int height: of the images, as is ``width``.
+    """
+
+    def __init__(self, prior: Prior, height: int, width: int) -> None:
+        super().__init__(prior)
+        multiple = prior.multiple
+        self.height, self.width = height, width
+        self.padding = (0, -width % multiple, 0, -height % multiple)
+
+    def for_images(self, height: int, width: int) -> Prior:
+        """Of another size."""
+        return self if (height, width) == (self.height, self.width) else self.prior.for_images(height, width)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images of the size to padded latents."""
+        inside = self.padding[1] < self.width and self.padding[3] < self.height
+        return self.prior.encode(pad(x, self.padding, mode="reflect" if inside else "replicate"))
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Padded latents to images of the size."""
+        return self.prior.decode(u)[..., : self.height, : self.width]
+
+
+class Tiled(Wrapper):
+    r"""
+    A prior whose network sees overlapping tiles of the latents, for pictures that it cannot take whole.
+
+    .. math::
+
+        \hat u(z) = \sum_k w_k \, \hat u(z_k),
+
+    with tiles :math:`z_k` and windows :math:`w_k` that fall off over the middle half of an overlap and add to one at
+    every pixel, so that there are no seams. A network that sees no farther than a quarter of the overlap gives what it
+    gives for the whole picture. The physics sees the whole picture, and in each pass only one tile's graph is alive,
+    at the price of a forward pass more.
+
+    :param Prior prior: a prior whose latents are images, or latents of an autoencoder: then the sizes are theirs.
+    :param int tile: height and width of a tile, a size that the network takes.
+    :param int overlap: of neighbouring tiles, at most half a tile.
+
+    :Examples:
+
+        >>> from deepinv_dmilo import DiffusionPrior, Tiled
+        >>> Tiled(DiffusionPrior.from_pretrained("photos"), tile=128, overlap=16).places(300)
+        [0, 86, 172]
+    """
+
+    def __init__(self, prior: Prior, tile: int = 256, overlap: int = 32) -> None:
+        super().__init__(prior)
+        for name, value, least in (("tile", tile, 2), ("overlap", overlap, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: type a whole number of at least {least}")
+        if 2 * overlap > tile:
+            raise ValueError(f"overlap={overlap}: type at most half of tile={tile}")
+        if tile % prior.multiple:
+            raise ValueError(f"tile={tile}: type a multiple of {prior.multiple}, as the network asks")
+        if not prior.affine:
+            raise ValueError("give the tiles to the network alone: LatentPrior(Tiled(prior), autoencoder)")
+        self.tile, self.overlap = tile, overlap
+
+    def places(self, length: int) -> list[int]:
+        """Where tiles begin along a side: evenly, overlapping by ``overlap`` at least; a short side is one tile."""
+        count = max(1, -(-(length - self.overlap) // (self.tile - self.overlap)))
+        return [round(k * (length - self.tile) / max(count - 1, 1)) for k in range(count)]
+
+    def windows(self, length: int) -> dict[int, Tensor]:
+        """The weights of the tiles along a side, by where they begin; they add to one."""
+        places, size = self.places(length), min(self.tile, length)
+        windows = {place: torch.ones(size, dtype=torch.float64) for place in places}
+        for before, after in pairwise(places):
+            shared = before + size - after
+            rising = torch.ones(size, dtype=torch.float64)
+            rising[:shared] = (2 * (torch.arange(shared) + 0.5) / shared - 0.5).clamp(0, 1)
+            windows[after] = windows[after] * rising
+            windows[before] = windows[before] * rising.flip(0)
+        total = torch.zeros(length, dtype=torch.float64)
+        for place, window in windows.items():
+            total[place : place + size] += window
+        return {place: window / total[place : place + size] for place, window in windows.items()}
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """The windowed sum of the tiles' clean latents."""
+        u = torch.zeros_like(z)
+        for top, down in self.windows(z.shape[2]).items():
+            for left, right in self.windows(z.shape[3]).items():
+                bottom, end = top + len(down), left + len(right)
+                clean = alone(self.prior.denoise, z[..., top:bottom, left:end], level)
+                frame = (left, z.shape[3] - end, top, z.shape[2] - bottom)
+                u = u + pad((down[:, None] * right).to(z) * clean, frame)
+        return u
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Of a tile."""
+        self.prior.check_shape((*shape[:2], min(shape[2], self.tile), min(shape[3], self.tile)))
+
+
+class Channelwise(Wrapper):
+    """
+    A prior of grey images for images of any number of channels, each channel by itself.
+
+    :param Prior prior: of images of one channel.
+    """
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """Every channel as an image of its own."""
+        return self._apart(z, lambda channels: self.prior.denoise(channels, level))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Every channel as an image of its own."""
+        return self._apart(x, self.prior.encode)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Every channel as an image of its own."""
+        return self._apart(u, self.prior.decode)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Of one channel."""
+        self.prior.check_shape((shape[0] * shape[1], 1, *shape[2:]))
+
+    @staticmethod
+    def _apart(images, function):  # type: ignore[no-untyped-def]
+        n, channels = images.shape[:2]
+        result = function(images.reshape(n * channels, 1, *images.shape[2:]))
+        return result.reshape(n, -1, *result.shape[2:])
+
+
+class Complex(Wrapper):
+    """
+    A prior of two channels for complex images: real and imaginary part as two channels in [-1, 1], as deepinv's MRI.
+
+    :param Prior prior: trained on such images, the two parts as its channels.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        channels = prior.image_shape[0] if prior.image_shape else 2
+        if channels != 2:
+            raise ValueError(
+                f"the prior has {channels} channel{'s' * (channels > 1)}, and complex images are two, real and "
+                "imaginary part; give a prior that was trained on both (magnitudes alone say nothing of the phase)"
+            )
+        self.limits = (-1.0, 1.0)
+
+    def level(self, ratio: float) -> Level:
+        """That of half the ratio, with half the signal: clean latents are twice those of the prior inside."""
+        return self._outside(self.prior.level(ratio / 2))
+
+    def levels(self, num_layers: int) -> tuple[Level, ...]:
+        """Those of the prior inside, likewise."""
+        return tuple(self._outside(level) for level in self.prior.levels(num_layers))
+
+    @staticmethod
+    def _outside(level: Level) -> Level:
+        return level._replace(signal=level.signal / 2)
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """Twice that of the prior inside."""
+        return 2 * self.prior.denoise(z, level._replace(signal=2 * level.signal))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """From parts in [-1, 1]."""
+        return 2 * self.prior.encode((x + 1) / 2)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """To parts in [-1, 1]."""
+        return 2 * self.prior.decode(u / 2) - 1
+
+
+def alone(function, z: Tensor, level: Level) -> Tensor:  # type: ignore[no-untyped-def]
+    """A function of latents whose graph is built again in the backward pass, alone."""
+    if torch.is_grad_enabled() and z.requires_grad:
+        return checkpoint(function, z, level, use_reentrant=False)
+    return function(z, level)

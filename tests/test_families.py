@@ -1,0 +1,454 @@
+"""Every family of networks: against the closed form of Gaussian images, against diffusers' own steps, as a folder."""
+
+import json
+from itertools import pairwise
+from math import exp
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KarrasVePipeline,
+    LDMPipeline,
+    PNDMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+    VQModel,
+)
+from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
+from toys import tiny_unet
+
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
+from deepinv_dmilo.core.prior import Level
+from deepinv_dmilo.priors.latent import LatentPrior
+
+SHAPE = (1, 4, 4)
+
+
+class GaussianImages:
+    """Images u in [-1, 1] of a known mean and covariance, and their mean given a noisy one."""
+
+    def __init__(self):
+        rng = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(16, 16, generator=rng, dtype=torch.float64))[0]
+        self.covariance = basis @ torch.diag(torch.linspace(0.02, 0.3, 16, dtype=torch.float64)) @ basis.T
+        self.mean = 0.3 * torch.randn(16, generator=rng, dtype=torch.float64)
+
+    def gain(self, a, s):
+        """Of the posterior mean: u = mean + gain (z - a mean), for z = a u + s eps."""
+        return a * self.covariance @ torch.linalg.inv(a**2 * self.covariance + s**2 * torch.eye(16).double())
+
+    def posterior_mean(self, z, a, s):
+        return (self.mean + (z.flatten(1) - a * self.mean) @ self.gain(a, s).T).view_as(z)
+
+
+GAUSSIAN = GaussianImages()
+
+
+class Exact(torch.nn.Module):
+    """The network of Gaussian images in a family's parametrisation; ``told`` is that written out, by hand."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+        self.weight = torch.nn.Parameter(torch.ones(()).double())
+
+    def forward(self, z, t):
+        return self.weight * self.told(z, t[0].item())
+
+
+def noise_preserving(scheduler, kind):
+    def told(z, t):
+        assert t == int(t)
+        abar = float(scheduler.alphas_cumprod[int(t)])
+        a, s = abar**0.5, (1 - abar) ** 0.5
+        u = GAUSSIAN.posterior_mean(z, a, s)
+        eps = (z - a * u) / s
+        return {"epsilon": eps, "v_prediction": a * eps - s * u, "sample": u}[kind]
+
+    return told
+
+
+def score(x, t):
+    """Of noisy images in [0, 1], by Tweedie's formula."""
+    u = GAUSSIAN.posterior_mean(2 * x - 1, 1, 2 * t)
+    return ((u + 1) / 2 - x) / t**2
+
+
+def edm(sign):
+    def told(z, t):
+        s = exp(4 * t)
+        z = z * (s**2 + 0.25) ** 0.5
+        u = GAUSSIAN.posterior_mean(z, 1, s)
+        return sign * (u - 0.25 / (s**2 + 0.25) * z) * (s**2 + 0.25) ** 0.5 / (0.5 * s)
+
+    return told
+
+
+def consistency(z, t):
+    s = exp(t / 250)
+    z = z * (s**2 + 0.25) ** 0.5
+    skip, out = 0.25 / ((s - 0.002) ** 2 + 0.25), (s - 0.002) * 0.5 / (s**2 + 0.25) ** 0.5
+    return (GAUSSIAN.posterior_mean(z, 1, s) - skip * z) / out
+
+
+def velocity(z, t):
+    s = t / 1000
+    u = GAUSSIAN.posterior_mean(z, 1 - s, s)
+    return (z - (1 - s) * u) / s - u
+
+
+VP = {
+    "linear": DDPMScheduler(),
+    "scaled linear": DDIMScheduler(beta_schedule="scaled_linear"),
+    "cosine": DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    "DPM-Solver": DPMSolverMultistepScheduler(),
+    "UniPC": UniPCMultistepScheduler(),
+    "PNDM": PNDMScheduler(),
+    "Euler": EulerDiscreteScheduler(),
+    "Heun": HeunDiscreteScheduler(),
+}
+FAMILIES = {f"{name}, epsilon": (s, noise_preserving(s, "epsilon")) for name, s in VP.items()}
+for prediction in ("v_prediction", "sample"):
+    scheduler = DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=True)  # no signal at the end
+    FAMILIES[f"zero terminal, {prediction}"] = (scheduler, noise_preserving(scheduler, prediction))
+FAMILIES |= {
+    "score": (ScoreSdeVeScheduler(), score),
+    "Karras VE": (KarrasVeScheduler(), score),
+    "EDM, epsilon": (EDMEulerScheduler(), edm(1)),
+    "EDM, v": (EDMDPMSolverMultistepScheduler(prediction_type="v_prediction"), edm(-1)),
+    "flow": (FlowMatchEulerDiscreteScheduler(shift=3.0), velocity),
+    "flow of UniPC": (UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True), velocity),
+    "consistency": (CMStochasticIterativeScheduler(), consistency),
+}
+
+
+def exact_prior(name):
+    scheduler, told = FAMILIES[name]
+    return DiffusionPrior(Exact(told), scheduler, clip_sample=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 2.0])
+def test_the_denoiser_of_exact_networks_is_the_posterior_mean(name, sigma):
+    prior = exact_prior(name)
+    level = prior.level(2 * sigma)
+    assert level.sigma == pytest.approx(sigma, rel=0.05)
+    rng = torch.Generator().manual_seed(1)
+    x = torch.rand(3, *SHAPE, generator=rng).double()
+    noisy = x + level.sigma * torch.randn(x.shape, generator=rng).double()
+    with torch.no_grad():
+        found = prior.denoiser()(noisy, level.sigma)
+    expected = (GAUSSIAN.posterior_mean(2 * noisy - 1, 1, 2 * level.sigma) + 1) / 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_level_of_an_exact_network_is_the_most_probable_latent(name):
+    """Of a linear physics: the layer is linear, so that the estimate solves a linear system."""
+    prior, sigma = exact_prior(name), 0.1
+    mask = (torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) > 0.4).double()
+    physics = dinv.physics.Inpainting(SHAPE, mask=mask, noise_model=GaussianNoise(sigma)).double()
+    x0 = torch.full((1, *SHAPE), 0.4).double()
+    y = physics.A(0.5 + 0.2 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(3)).double())
+    (a, s, _), (b, r, _) = prior.level(0.6), prior.levels(1)[-1]
+    gain = GAUSSIAN.gain(a, s)  # of the clean latent; then of the layer
+    eye = torch.eye(16).double()
+    layer, offset = (b - r * a / s) * gain + r / s * eye, (b - r * a / s) * (eye - a * gain) @ GAUSSIAN.mean
+    weights = torch.diag(mask.flatten()) / sigma**2
+    # minimise |M ((layer z + offset + 1) / 2 - y)|^2 / (2 sigma^2) + |z - a u0|^2 / (2 s^2)
+    left = layer.T @ weights @ layer / 4 + eye / s**2
+    right = layer.T @ weights @ (y.flatten() - (offset + 1) / 2) / 2 + a * (2 * x0.flatten() - 1) / s**2
+    expected = ((layer @ torch.linalg.solve(left, right) + offset + 1) / 2).view_as(x0).clamp(0, 1)
+    schedule = Levels((0.3,), mean=False, deviation_threshold=None)
+    model = DMILO(prior, schedule=schedule, solver=LBFGS(100, tolerance=0.0), noise_level=sigma)
+    torch.testing.assert_close(model(y, physics, init=x0), expected, rtol=0, atol=1e-6)
+
+
+def output_of(prior, z, level):
+    """What a pipeline of diffusers gives its scheduler."""
+    t = torch.full((len(z),), level.time, dtype=torch.float64)
+    return prior.predict(prior.family.input(z, level), t)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_step_of_a_flow_is_diffusers_own(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    prior = DiffusionPrior(Exact(velocity), scheduler, clip_sample=False)
+    scheduler.set_timesteps(4)
+    z = torch.randn(2, *SHAPE).double()
+    for t, sigma, after in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+        a, b = prior.family.at(sigma.item()), prior.family.at(after.item())
+        assert a.time == pytest.approx(t.item())
+        expected = scheduler.step(output_of(prior, z, a), t, z).prev_sample
+        z = prior.step(z, a, b)
+        torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
+
+
+def test_the_levels_of_a_flow_are_shifted_as_diffusers_shifts_them():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    levels = DiffusionPrior(Exact(velocity), scheduler).levels(4)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    torch.testing.assert_close(torch.tensor([level.noise for level in levels]), scheduler.sigmas)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_step_of_edm_is_diffusers_own(prediction):
+    scheduler = EDMEulerScheduler(prediction_type=prediction)
+    prior = DiffusionPrior(Exact(edm(1 if prediction == "epsilon" else -1)), scheduler, clip_sample=False)
+    scheduler.set_timesteps(5)
+    z = 80 * torch.randn(2, *SHAPE).double()
+    for t, sigma, after in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+        a = Level(1.0, sigma.item(), prior.family.time(sigma.item()))
+        torch.testing.assert_close(scheduler.scale_model_input(z, t), prior.family.input(z, a))
+        expected = scheduler.step(output_of(prior, z, a), t, z).prev_sample
+        z = prior.step(z, a, Level(1.0, after.item()))
+        torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_of_the_euler_scheduler_is_that_of_the_latents_that_give_way_to_noise():
+    """Its latents are ours divided by their signal."""
+    scheduler = EulerDiscreteScheduler(timestep_spacing="trailing")
+    prior = DiffusionPrior(Exact(noise_preserving(scheduler, "epsilon")), scheduler, clip_sample=False)
+    scheduler.set_timesteps(5)
+    steps = [int(t) for t in scheduler.timesteps]
+    z = torch.randn(2, *SHAPE).double()
+    for t, after in pairwise(steps):
+        a, b = prior.family.at(t), prior.family.at(after)
+        scheduler.scale_model_input(z, torch.tensor(float(t)))
+        expected = scheduler.step(output_of(prior, z, a), torch.tensor(float(t)), z / a.signal).prev_sample
+        z = prior.step(z, a, b)
+        torch.testing.assert_close(z / b.signal, expected, rtol=1e-4, atol=1e-4)  # float32 sigmas of diffusers
+
+
+def test_a_step_of_karras_ve_is_diffusers_own():
+    scheduler = KarrasVeScheduler()
+    prior = DiffusionPrior(Exact(score), scheduler, clip_sample=False)
+    z, a, b = 3 * torch.randn(2, *SHAPE).double(), prior.level(3.0), prior.level(1.2)
+    output = a.noise / 2 * output_of(prior, z, a)  # as its pipeline does
+    expected = scheduler.step(output, a.noise, b.noise, z).prev_sample
+    torch.testing.assert_close(prior.step(z, a, b), expected)
+
+
+def test_the_clean_image_of_a_consistency_model_is_that_of_diffusers():
+    scheduler = CMStochasticIterativeScheduler(clip_denoised=False)
+    prior = DiffusionPrior(Exact(consistency), scheduler, clip_sample=False)
+    scheduler.set_timesteps(1)
+    z, a = 80 * torch.randn(2, *SHAPE).double(), prior.levels(1)[0]
+    assert a.time == pytest.approx(scheduler.timesteps[0].item())
+    torch.testing.assert_close(scheduler.scale_model_input(z, scheduler.timesteps[0]), prior.family.input(z, a))
+    expected = scheduler.step(output_of(prior, z, a), scheduler.timesteps[0], z).prev_sample
+    torch.testing.assert_close(prior.denoise(z, a), expected)
+
+
+# As folders: tiny networks that were never trained, saved by diffusers.
+
+
+def unet(**settings):
+    torch.manual_seed(0)
+    defaults = {"sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(**{**defaults, **kinds, "block_out_channels": (8, 16), **settings})
+
+
+def autoencoder(kind, **settings):
+    torch.manual_seed(0)
+    if kind is AutoencoderTiny:
+        widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+        blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+        return AutoencoderTiny(latent_channels=4, **widths, **blocks)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return kind(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **kinds, **settings)
+
+
+class StableDiffusion:
+    """The parts of its folder that are read; diffusers' own pipeline asks for transformers and a text encoder."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        kinds = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D",) * 2}
+        sizes = {"sample_size": 8, "block_out_channels": (8, 16), "cross_attention_dim": 6}
+        self.unet = UNet2DConditionModel(layers_per_block=1, norm_num_groups=4, **sizes, **kinds)
+        self.vae, self.scheduler = autoencoder(AutoencoderKL), PNDMScheduler()
+
+    def save_pretrained(self, folder):
+        index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+        for name, part in vars(self).items():
+            part.save_pretrained(folder / name)
+            index[name] = ["diffusers", type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def dit():
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "sample_size": 8, "patch_size": 2}
+    net = DiTTransformer2DModel(in_channels=4, out_channels=8, num_embeds_ada_norm=10, norm_num_groups=4, **sizes)
+    return DiTPipeline(net, autoencoder(AutoencoderKL, shift_factor=0.1), DDIMScheduler())
+
+
+PROMPT = {"encoder_hidden_states": torch.zeros(1, 3, 6)}
+PIPELINES = {
+    "DDPM": (lambda: DDPMPipeline(unet(), DDPMScheduler(prediction_type="v_prediction")), {}),
+    "DPM-Solver": (lambda: DDPMPipeline(unet(), DPMSolverMultistepScheduler()), {}),
+    "labels": (
+        lambda: DDPMPipeline(unet(num_class_embeds=10), DDPMScheduler()),
+        {"class_labels": torch.tensor([3, 7])},
+    ),
+    "learned variance": (lambda: DDPMPipeline(unet(out_channels=6), DDPMScheduler()), {}),
+    "score": (lambda: ScoreSdeVePipeline(unet(time_embedding_type="fourier"), ScoreSdeVeScheduler()), {}),
+    "Karras VE": (lambda: KarrasVePipeline(unet(), KarrasVeScheduler()), {}),
+    "EDM": (lambda: DDPMPipeline(unet(), EDMEulerScheduler()), {}),
+    "flow": (lambda: DDPMPipeline(unet(), FlowMatchEulerDiscreteScheduler()), {}),
+    "consistency": (lambda: ConsistencyModelPipeline(unet(), CMStochasticIterativeScheduler()), {}),
+    "latent, VQ": (
+        lambda: LDMPipeline(autoencoder(VQModel), unet(in_channels=4, out_channels=4, sample_size=8), DDIMScheduler()),
+        {},
+    ),
+    "latent, KL": (
+        lambda: LDMPipeline(
+            autoencoder(AutoencoderKL), unet(in_channels=4, out_channels=4, sample_size=8), DDIMScheduler()
+        ),
+        {},
+    ),
+    "latent, tiny": (
+        lambda: LDMPipeline(
+            autoencoder(AutoencoderTiny), unet(in_channels=4, out_channels=4, sample_size=8), DDIMScheduler()
+        ),
+        {},
+    ),
+    "Stable Diffusion": (StableDiffusion, PROMPT),
+    "DiT": (dit, {"class_labels": torch.tensor([3, 7])}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The pipelines as folders, saved once."""
+    saved = {}
+
+    def folder(name):
+        if name not in saved:
+            saved[name] = tmp_path_factory.mktemp("pipeline")
+            PIPELINES[name][0]().save_pretrained(saved[name])
+        return str(saved[name])
+
+    return folder
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_a_saved_pipeline_reconstructs_each_image_by_itself(name, method, folders):
+    prior = DiffusionPrior.from_pretrained(folders(name), conditioning=PIPELINES[name][1])
+    assert prior.image_shape == (3, 16, 16)
+    assert isinstance(prior, LatentPrior) == (name.startswith("latent") or name in ("Stable Diffusion", "DiT"))
+    size = (16, 16) if name == "DiT" else (18, 16)  # which takes squares alone
+    physics = dinv.physics.Inpainting((3, *size), mask=0.7, rng=torch.Generator().manual_seed(0))
+    physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
+    y = physics(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)))
+    model = method(prior, schedule=Levels((1.0, 0.2)), max_passes=12)
+    x_hat, metrics = model(y, physics, compute_metrics=True)
+    assert x_hat.shape == (2, 3, *size)
+    assert torch.equal(x_hat, model(y, physics))
+    first = physics.A(torch.full_like(x_hat, 0.5)) - y
+    assert (physics.A(x_hat) - y).square().mean() < first.square().mean()
+    assert all(curve[-1] > 0 for curve in metrics["passes"])
+    alone = DiffusionPrior.from_pretrained(
+        folders(name), conditioning={k: v[-1:] for k, v in PIPELINES[name][1].items()}
+    )
+    one = method(alone, schedule=Levels((1.0, 0.2)), max_passes=12)(y[1:], physics)
+    assert (one - x_hat[1:]).abs().mean() < 2e-3  # float32 through steps that are accepted or not
+    parts = method(prior, schedule=Levels((1.0, 0.2)), max_passes=12, micro_batch=1)(y, physics)
+    assert (parts - x_hat).abs().mean() < 2e-3
+
+
+def test_each_image_has_its_own_label_in_every_sample(folders):
+    folder = folders("labels")
+    y, physics = torch.rand(2, 3, 16, 16), dinv.physics.Denoising(GaussianNoise(0.3))
+
+    def reconstruct(labels, rows=slice(None)):
+        prior = DiffusionPrior.from_pretrained(folder, conditioning={"class_labels": torch.tensor(labels)})
+        return DMILO(prior, schedule=Levels((1.0,), mean=False), max_passes=8, num_samples=2)(y[rows], physics)
+
+    both = reconstruct([3, 7])
+    assert (both[:1] - reconstruct([3], slice(1))).abs().mean() < 1e-3
+    assert (both[1:] - reconstruct([7], slice(1, 2))).abs().mean() < 1e-3
+    assert (reconstruct([3, 3]) - both)[1].abs().mean() > 3 * (both[1:] - reconstruct([7], slice(1, 2))).abs().mean()
+
+
+def test_latents_are_scaled_and_shifted_as_the_pipeline_does(folders):
+    prior = DiffusionPrior.from_pretrained(folders("DiT"), conditioning={"class_labels": torch.tensor([3])})
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        encoded = prior.autoencoder.encode(2 * x - 1).latent_dist.mode()
+        torch.testing.assert_close(prior.encode(x), (encoded - 0.1) * 0.18215)
+        torch.testing.assert_close(prior.decode(prior.encode(x)), (prior.autoencoder.decode(encoded).sample + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "conditioning", "told"),
+    [
+        ("labels", None, r"wants class_labels; type conditioning=\{'class_labels': torch.tensor\(\[207\]\)\}"),
+        ("labels", {"class_labels": 3}, "give a tensor with a row for all images or for each"),
+        ("labels", {"class_label": torch.tensor([3])}, "takes no 'class_label'; type some of"),
+        ("Stable Diffusion", None, r"wants encoder_hidden_states; type conditioning="),
+        ("DiT", None, "wants class_labels"),
+    ],
+)
+def test_a_wrong_condition_is_told(name, conditioning, told, folders):
+    with pytest.raises(TypeError, match=told):
+        DiffusionPrior.from_pretrained(folders(name), conditioning=conditioning)
+
+
+def test_labels_of_another_number_than_images_are_told(folders):
+    prior = DiffusionPrior.from_pretrained(folders("labels"), conditioning={"class_labels": torch.tensor([3, 7, 1])})
+    with pytest.raises(ValueError, match="has 3 rows for a batch of 2; give one for all images, or one for each"):
+        DMILO(prior)(torch.rand(2, 3, 16, 16), dinv.physics.Denoising())
+
+
+def test_a_transformer_that_takes_squares_alone_says_so(folders):
+    prior = DiffusionPrior.from_pretrained(folders("DiT"), conditioning={"class_labels": torch.tensor([3])})
+    with pytest.raises(ValueError, match="a DiTTransformer2DModel takes square pictures; crop them, or give a UNet"):
+        DMILO(prior)(torch.rand(1, 3, 16, 24), dinv.physics.Denoising())
+
+
+def test_an_unknown_scheduler_is_told():
+    with pytest.raises(TypeError, match="of no known family: it has no alphas_cumprod; pass diffusers' DDPMScheduler"):
+        DiffusionPrior(tiny_unet(), object())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"unet": ["os", "system"]}, "its unet is a system of os, which is not read"),
+        ({"unet": ["diffusers", "DiffusionPipeline"]}, "a DiffusionPipeline of diffusers, which is not read"),
+        ({"unet": ["my_code", "UNet2DModel"]}, "no code but that of diffusers is run"),
+        ({"scheduler": [None, None]}, "give one with a denoising network"),
+        ({"unet": ["diffusers"]}, "is no pipeline index"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, r"vae|safetensors"),
+    ],
+)
+def test_a_folder_that_names_other_code_is_refused(change, told, tmp_path):
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **change}))
+    with pytest.raises(ValueError, match=told):
+        DiffusionPrior.from_pretrained(str(tmp_path))

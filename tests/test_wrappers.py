@@ -1,0 +1,251 @@
+"""Tiles, channels and autoencoders around a prior: exact, seamless, and no more memory than they say."""
+
+import weakref
+from itertools import pairwise
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from toys import ConvNet, tiny_unet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, Channelwise, Complex, DiffusionPrior, Levels, Tiled
+from deepinv_dmilo.priors.latent import LatentPrior
+from deepinv_dmilo.priors.pretrained import held_out_images
+
+
+class PeakOfTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is on, and not gone again."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak, self.seen = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(output)[0]:
+            if torch.is_tensor(tensor) and tensor.untyped_storage()._cdata not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+        return output
+
+    def gone(self, storage, size):
+        self.seen.discard(storage)
+        self.alive -= size
+
+
+def peak_of_gradient(function, z):
+    """Bytes at the peak of a forward and backward pass."""
+    z = z.clone().requires_grad_()
+    with PeakOfTensors() as count:
+        torch.autograd.grad(function(z).square().sum(), z)
+    return count.peak
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("length", [16, 17, 31, 32, 33, 48, 100, 257])
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 0), (16, 5), (16, 8), (32, 8)])
+def test_windows_add_to_one_and_tiles_overlap(length, tile, overlap):
+    tiled = Tiled(toy_prior(ConvNet()), tile=tile, overlap=overlap)
+    total, size = torch.zeros(length).double(), min(tile, length)
+    places = tiled.places(length)
+    for place, window in tiled.windows(length).items():
+        assert window.min() >= 0
+        total[place : place + size] += window
+    torch.testing.assert_close(total, torch.ones(length).double())
+    assert places[0] == 0
+    assert places[-1] + size == length
+    assert all(a + size - b >= overlap for a, b in pairwise(places))
+
+
+def test_tiles_of_a_network_that_sees_a_quarter_of_the_overlap_leave_no_trace():
+    """Two convolutions of 3 x 3 see two pixels; the gradient is that of the whole picture, too."""
+    prior = toy_prior(ConvNet()).eval()
+    level, tiled = prior.level(0.5), Tiled(prior, tile=16, overlap=8)
+    z = torch.randn(2, 3, 41, 30).double().requires_grad_()
+    whole, parts = prior.denoise(z, level), tiled.denoise(z, level)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((u**3).sum(), z, retain_graph=True)[0] for u in (whole, parts)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+def test_tiles_of_a_network_that_sees_farther_have_no_seams():
+    """The bundled network sees much farther: the error is no larger where tiles meet than elsewhere."""
+    prior = DiffusionPrior.from_pretrained("photos")
+    level, tiled = prior.level(0.2), Tiled(prior, tile=64, overlap=32)
+    x = held_out_images("photos")[:1, :, 40:200, 30:190]
+    z = level.signal * prior.encode(x) + level.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        error = (prior.denoise(z, level) - tiled.denoise(z, level)).square().mean((0, 1)).sqrt()
+    borders = [place + 16 for place in tiled.places(160)[1:]]  # the middle of what two share
+    meeting = torch.zeros(160, dtype=torch.bool)
+    for border in borders:
+        meeting[border - 2 : border + 2] = True
+    assert error.mean() < 0.02
+    assert error[meeting].mean() < 1.5 * error.mean()
+    assert error[:, meeting].mean() < 1.5 * error.mean()
+    jump = (tiled.denoise(z, level) - prior.denoise(z, level)).diff(dim=2).abs().mean((0, 1, 3)).detach()
+    assert jump.max() < 4 * jump.mean()
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("size", [(37, 31), (24, 90)])
+def test_a_picture_in_tiles_is_that_of_the_whole(method, size):
+    """Of a side that is no multiple, or shorter than a tile: the network sees little, so that tiles change nothing."""
+    prior = toy_prior(ConvNet())
+    physics = dinv.physics.Inpainting((3, *size), mask=0.5, rng=torch.Generator().manual_seed(0)).double()
+    physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
+    y = physics(torch.rand(2, 3, *size).double())
+    settings = {"schedule": Levels((1.0, 0.2)), "max_passes": 10}
+    whole, tiled = (method(p, **settings)(y, physics) for p in (prior, Tiled(prior, tile=32, overlap=8)))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+def test_one_tiles_graph_is_alive_at_a_time():
+    prior = DiffusionPrior(tiny_unet(3, 32), DDIMScheduler())
+    level, z = prior.level(0.5), torch.randn(1, 3, 128, 128)
+    tiled = Tiled(prior, tile=32, overlap=8)
+    whole = peak_of_gradient(lambda z: prior.denoise(z, level), z)
+    assert peak_of_gradient(lambda z: tiled.denoise(z, level), z) < 0.35 * whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"tile": 1}, "tile=1: type a whole number of at least 2"),
+        ({"overlap": -1}, "overlap=-1: type a whole number of at least 0"),
+        ({"overlap": 200}, "overlap=200: type at most half of tile=256"),
+        ({"tile": 33, "overlap": 4}, "tile=33: type a multiple of 2, as the network asks"),
+    ],
+)
+def test_wrong_tiles_are_told(settings, told):
+    with pytest.raises(ValueError, match=told):
+        Tiled(DiffusionPrior(tiny_unet(), DDIMScheduler()), **settings)
+
+
+# Channels
+
+
+def test_channels_are_images_of_their_own():
+    prior = toy_prior(ConvNet(channels=1)).eval()
+    physics = dinv.physics.Inpainting((5, 12, 14), mask=0.5, rng=torch.Generator().manual_seed(0)).double()
+    physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
+    y = physics(torch.rand(2, 5, 12, 14).double())
+    model = DMILO(Channelwise(prior), schedule=Levels((1.0, 0.2)), max_passes=10)
+    x_hat = model(y, physics)
+    assert x_hat.shape == (2, 5, 12, 14)
+    torch.testing.assert_close(model(y[1:], physics), x_hat[1:], rtol=0, atol=1e-6)
+    z, level = torch.randn(2, 5, 12, 14).double(), prior.level(0.5)
+    each = torch.stack([prior.denoise(z[:, c : c + 1], level)[:, 0] for c in range(5)], 1)
+    torch.testing.assert_close(Channelwise(prior).denoise(z, level), each)
+
+
+def test_channels_of_a_prior_of_colour_are_refused():
+    with pytest.raises(ValueError, match=r"do not fit the prior, which takes \(B, 3, H, W\)"):
+        DMILO(Channelwise(DiffusionPrior(tiny_unet(3), DDIMScheduler())))(
+            torch.rand(1, 4, 16, 16), dinv.physics.Denoising()
+        )
+
+
+def test_no_prior_inside_is_told():
+    with pytest.raises(TypeError, match=r"prior is a Tensor; pass DiffusionPrior\.from_pretrained"):
+        Channelwise(torch.zeros(1))
+
+
+# Complex images
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_real_and_imaginary_parts_are_two_channels(method):
+    """Of Gaussian images about 0, which a linear network denoises exactly: the estimate is between y and 0."""
+
+    class Shrink(torch.nn.Module):
+        def __init__(self, variance):
+            super().__init__()
+            self.variance = torch.nn.Parameter(torch.tensor(variance).double())
+
+        def forward(self, z, t):
+            abar = DDIMScheduler().alphas_cumprod[t].double().view(-1, 1, 1, 1)
+            return abar.sqrt() * self.variance / (abar * self.variance + 1 - abar) * z
+
+    inside = toy_prior(Shrink(0.09), prediction_type="sample", clip_sample=False)
+    prior = Complex(inside)
+    level = prior.level(2 * 0.3)
+    assert level.sigma == pytest.approx(0.3, rel=0.05)
+    x = 0.3 * torch.randn(2, 2, 8, 8).double().clamp(-3, 3)
+    torch.testing.assert_close(prior.decode(prior.encode(x)), x)
+    noisy = x + level.sigma * torch.randn(x.shape).double()
+    found = prior.denoiser()(noisy, level.sigma)  # the mean of what goes with noisy
+    torch.testing.assert_close(found, 0.09 / (0.09 + level.sigma**2) * noisy)
+    z, b = torch.randn(2, 2, 8, 8).double(), prior.levels(1)[-1]
+    inner = [level._replace(signal=2 * level.signal) for level in (level, b)]
+    torch.testing.assert_close(prior.step(z, level, b), inside.step(z, *inner))
+    mri = dinv.physics.MRI(mask=(torch.rand(1, 1, 8, 8) > 0.3).float().expand(1, 2, 8, 8), img_size=(1, 2, 8, 8))
+    mri.noise_model = GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
+    mri = mri.double()
+    y = mri(x)
+    x_hat = method(prior, max_passes=20)(y, mri)
+    assert x_hat.min() < -0.1
+    assert (x_hat - x).square().mean() < (mri.A_dagger(y) - x).square().mean()
+    assert (mri.A(x_hat) - y).square().mean().sqrt() < 0.05
+
+
+def test_complex_images_of_a_prior_of_one_channel_are_refused():
+    with pytest.raises(ValueError, match="the prior has 1 channel, and complex images are two"):
+        Complex(DiffusionPrior(tiny_unet(1), DDIMScheduler()))
+
+
+# Autoencoders
+
+
+@pytest.fixture(scope="module")
+def latent_prior():
+    """A decoder and a denoiser of about the same memory."""
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **kinds)
+    net = tiny_unet(4, 32)
+    return LatentPrior(DiffusionPrior(net, DDIMScheduler(), clip_sample=False), vae).eval()
+
+
+def test_the_graphs_of_decoder_and_denoiser_are_never_alive_together(latent_prior, monkeypatch):
+    z, level = torch.randn(1, 4, 32, 32), latent_prior.level(0.5)
+    with latent_prior.frozen():
+        decoder = peak_of_gradient(latent_prior.decode, z)
+        denoiser = peak_of_gradient(lambda z: latent_prior.prior.denoise(z, level), z)
+        both = peak_of_gradient(lambda z: latent_prior.decode(latent_prior.denoise(z, level)), z)
+        together = peak_of_gradient(lambda z: latent_prior.decode(latent_prior.prior.denoise(z, level)), z)
+    assert both < 1.1 * max(decoder, denoiser)
+    assert together > 0.9 * (decoder + denoiser) - z.numel() * 64
+    assert together > 1.15 * both
+
+
+def test_the_gradient_is_that_of_the_two_together(latent_prior):
+    z, level = torch.randn(1, 4, 16, 16).requires_grad_(), latent_prior.level(0.5)
+    outputs = [latent_prior.decode(step(z, level)) for step in (latent_prior.denoise, latent_prior.prior.denoise)]
+    gradients = [torch.autograd.grad(output.square().sum(), z)[0] for output in outputs]
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_autoencoder_of_other_channels_is_told(latent_prior):
+    with pytest.raises(ValueError, match="the network takes 3 channels and the autoencoder has 4"):
+        LatentPrior(DiffusionPrior(tiny_unet(3), DDIMScheduler()), latent_prior.autoencoder)
+    with pytest.raises(ValueError, match=r"do not fit the autoencoder, which takes \(B, 3, H, W\)"):
+        DMILO(latent_prior)(torch.rand(1, 1, 16, 16), dinv.physics.Denoising())
+
+
+def test_tiles_go_inside_an_autoencoder(latent_prior):
+    with pytest.raises(ValueError, match=r"LatentPrior\(Tiled\(prior\), autoencoder\)"):
+        Tiled(latent_prior)
+    tiled = LatentPrior(Tiled(latent_prior.prior, tile=16, overlap=4), latent_prior.autoencoder)
+    physics = dinv.physics.Inpainting((3, 50, 64), mask=0.5)
+    x_hat = DMILO(tiled, max_passes=4)(physics(torch.rand(1, 3, 50, 64)), physics)
+    assert x_hat.shape == (1, 3, 50, 64)
