@@ -74,7 +74,7 @@ PRESETS = {
         batch_size=8,
         record=TUNING / "digits.csv",
     ),
-    "photos": Preset("Photographs", "photos", "photos", size=128, tuning=(12, 16), record=TUNING / "photos.csv"),
+    "photos": Preset("Photographs", "photos", "photos", size=128, tuning=(12, 14), record=TUNING / "photos.csv"),
     # The paper's settings: noise of 0.01 for images in [-1, 1], and its figures; nonlinear deblurring is on FFHQ.
     "faces": Preset(
         "Faces",
