@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from deepinv.physics import (
     BlurFFT,
@@ -17,6 +20,7 @@ from deepinv.physics import (
 )
 from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.physics.generator import MotionBlurGenerator
+from deepinv.physics.structured_random import dst1
 from torch import Tensor
 
 from deepinv_dmilo.tools.task_names import TASKS
@@ -132,7 +136,9 @@ def make_physics(
         m = max(1, round(ratio * pixels))
         if m * pixels > DENSE:
             size = _resized(img_size, ratio)
-            return StructuredRandom(img_size, size, n_layers=2, rng=rng, noise_model=noise_model, device=device)
+            # Over height and width: by default deepinv's transform mixes the pixels of a row alone.
+            mix: dict[str, Any] = dict.fromkeys(("transform_func", "transform_func_inv"), partial(dst1, dim=(-2, -1)))
+            return StructuredRandom(img_size, size, n_layers=2, rng=rng, noise_model=noise_model, device=device, **mix)
         return CompressedSensing(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     if task == "phase-retrieval":
         ratio = 4.0 if ratio is None else ratio
