@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepinv_dmilo.core.solvers import LBFGS, Adam
+    from deepinv_dmilo.core.unknown import Custom, Free, Positive, Simplex
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
     from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Tiled
@@ -22,10 +23,14 @@ __all__ = [
     "Chain",
     "Channelwise",
     "Complex",
+    "Custom",
     "DMPlug",
     "DiffusionPrior",
+    "Free",
     "LatentPrior",
     "Levels",
+    "Positive",
+    "Simplex",
     "Tiled",
 ]
 
@@ -38,6 +43,7 @@ _HOMES = {
     "Tiled": "priors.wrappers",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
+    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.unknown"),
     "LBFGS": "core.solvers",
     "Adam": "core.solvers",
     "Levels": "reconstructors.schedules",

@@ -68,7 +68,10 @@ def test_noise_of_complex_measurements_is_that_of_their_parts():
 
 
 def test_a_noise_model_that_refuses_the_image_is_no_reason_to_stop():
-    physics = dinv.physics.Denoising(dinv.physics.GammaNoise(3.0))  # wants positive values
+    class Speckle(dinv.physics.GammaNoise):
+        """Wants positive values."""
+
+    physics = dinv.physics.Denoising(Speckle(3.0))
     with pytest.warns(RuntimeWarning, match="type noise_level="):
         assert noise_variance(torch.zeros(1, *IMAGE), physics).tolist() == [0]
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from deepinv.optim import DataFidelity
+from deepinv.optim import DataFidelity, PoissonLikelihood
 from deepinv.physics import Physics, StackedPhysics
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, raise_out_of_memory, take
 from deepinv_dmilo.core.operator import Operator
+
+DARK = 1e-3  # of a photon, that a measurement has at least in deepinv's Poisson likelihood: ours
 
 
 class Fit(Protocol):
@@ -72,6 +74,13 @@ class FidelityFit:
 
     def __call__(self, x: Tensor) -> Tensor:
         operator, y = self.data.operator, self.data.y
+        if isinstance(self.fidelity, PoissonLikelihood):
+            # deepinv 0.5's adds one of its two terms over the whole batch, and takes logarithms of what is below 0
+            if len(x) > 1:
+                each = torch.arange(len(x), device=x.device).split(1)
+                return torch.cat([self.select(row)(x[row]) for row in each])
+            darkest = DARK * float(self.fidelity.gain)
+            return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows).clamp(min=darkest)))
         if isinstance(operator.physics, StackedPhysics):  # whose fidelity asks for its members
             return operator.apply(lambda: self.fidelity(x, y, operator.physics), self.data.rows)
         return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows)))

@@ -34,9 +34,9 @@ def as_input(x: Tensor, physics: Physics) -> Tensor:
     return x
 
 
-def measure(x: Tensor, physics: Physics) -> Measurements:
-    """A(x) of real images x."""
-    return physics.A(as_input(x, physics))
+def measure(x: Tensor, physics: Physics, **parameters: Tensor) -> Measurements:
+    """A(x) of real images x; ``parameters`` as ``physics.update`` takes them."""
+    return physics.A(as_input(x, physics), **parameters)
 
 
 def parts(y: Measurements) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,9 +11,14 @@ from deepinv.optim import DataFidelity
 from torch import Tensor
 
 from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresFit
-from deepinv_dmilo.core.measurements import Measurements, energy, parts, take, working_dtype
-from deepinv_dmilo.core.noise import simulated_variance
+from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihood_of, noise_std
+from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, take, working_dtype
+from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.unknown import JointFit
+
+Values = Callable[[Tensor], Tensor]  # images (n, C, H, W) to a value of each, (n,)
+LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
 
 
 class Observation:
@@ -26,7 +32,8 @@ class Observation:
     :param int num_samples: S.
     :param float noise_level: standard deviation of the noise as deepinv's noise models take it (that of a complex
         measurement's real and imaginary part together); None: that of the physics' noise model.
-    :param deepinv.optim.DataFidelity data_fidelity: the negative log-likelihood; None: that of Gaussian noise.
+    :param deepinv.optim.DataFidelity data_fidelity: the negative log-likelihood; None: that of the noise model, or of
+        Gaussian noise of ``noise_level``.
     """
 
     def __init__(
@@ -39,6 +46,9 @@ class Observation:
     ) -> None:
         self.y, self.operator, self.num_samples = y, operator, num_samples
         self.noise_level, self.data_fidelity = noise_level, data_fidelity
+        given = noise_level is not None or data_fidelity is not None
+        #: that of the physics' noise model, where it is not about Gaussian noise of one size
+        self.noise_likelihood = None if given else likelihood_of(operator.physics, y)
         rows = torch.arange(num_samples * operator.batch, device=parts(y)[0].device)
         #: y for every row, and for the first reconstruction of each image
         self.data = Data(take(y, rows % operator.batch), operator, rows)
@@ -66,7 +76,11 @@ class Observation:
 
     def _variance(self, images: Tensor) -> Tensor:
         if self.noise_level is None:
-            return simulated_variance(images, self.operator(images, self.images.rows), self.operator)
+            clean, rows = self.operator(images, self.images.rows), self.images.rows
+            std = None if self.noise_likelihood is None else noise_std(self.noise_likelihood, clean, rows)
+            if std is not None:
+                return self.operator.reached_energy(std, rows) / self.operator.reached
+            return simulated_variance(images, clean, self.operator)
         halves = 2 if parts(self.y)[0].is_complex() else 1
         return torch.full_like(images[:, 0, 0, 0], self.noise_level**2 / halves)
 
@@ -79,18 +93,76 @@ class Observation:
         rest = rest / self.operator.reached.repeat(self.num_samples)
         return torch.where(noise > 0, noise, rest)
 
-    def likelihood(self, variance: Tensor) -> Fit:
-        """The negative log-likelihood of images, up to a constant; ``variance`` (S * B,) of Gaussian noise."""
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the data term is that of Gaussian noise of one size."""
+        return self.data_fidelity is None and self.noise_likelihood is None
+
+    def likelihood(self, x: Tensor) -> Fit:
+        """The negative log-likelihood of images, up to a constant; of a noise that images so far, x, tell."""
+        return self._joint(self._likelihood(x))
+
+    def _joint(self, fit: Fit) -> Fit:
+        """Of unknown parameters of the physics, the best for every image."""
+        unknowns = self.operator.unknowns
+        return fit if unknowns is None else JointFit(fit, unknowns, self.data.rows)
+
+    def _likelihood(self, x: Tensor) -> Fit:
         if self.data_fidelity is not None:
             return FidelityFit(self.data, self.data_fidelity)
+        if self.noise_likelihood is not None:
+            return LikelihoodFit(self.data, self.noise_likelihood)
+        variance = self.variance(x)
         smallest = torch.finfo(variance.dtype).tiny ** 0.5  # of measurements that are explained to the last digit
         return SquaresFit(self.data, 1 / (2 * variance.clamp(min=smallest)))
 
-    def misfit(self, x: Tensor) -> Tensor:
-        """What gradient steps descend half of: ``||A(x) - y||^2``, or twice the data fidelity, (S * B,)."""
-        if self.data_fidelity is None:
-            return self.data.energy(x)
-        return 2 * FidelityFit(self.data, self.data_fidelity)(x)
+    def misfit(self, x: Tensor) -> Values:
+        """What gradient steps from x descend half of: ``||A(x) - y||^2``, or twice the negative log-likelihood."""
+        if self.is_gaussian:
+            return self.data.energy
+        fit = self._likelihood(x)
+        return lambda moved: 2 * fit(moved)
+
+    @property
+    def has_outliers(self) -> bool:
+        """Whether some measurements say nothing at all."""
+        return isinstance(self.noise_likelihood, Outliers)
+
+    def largest_variance(self, x: Tensor) -> Tensor:
+        """The variance of the noisiest measurement at S * B images, (S * B,); where it is not known, of all."""
+        std = self._std(x)
+        if std is None:
+            return self.variance(x)
+        return torch.stack([t.flatten(1).amax(1) for t in parts(std)]).amax(0).square()
+
+    def squares(self, x: Tensor, *, fresh_noise: bool = False) -> Values:
+        """
+        ``||A(v) - y||^2`` of images v, each measurement weighed by its noise at images x, on the scale of their mean.
+
+        :param bool fresh_noise: of y with as much noise on top as it has already.
+        """
+        variance, std = self.variance(x), self._std(x)
+        rows = [t.view(len(t), *[1] * (y.ndim - 1)) for y in parts(self.y) for t in (variance.sqrt(),)]
+        stds = rows if std is None else parts(std)
+        data = self.data
+        if fresh_noise:
+            unit = parts(same_noise(data.y, torch.ones_like(variance)))
+            noisier = [t + s * n for t, s, n in zip(parts(data.y), stds, unit, strict=True)]
+            data = replace(data, y=like_parts(data.y, noisier))
+        if std is None:
+            return data.energy
+        floors = [s.clamp(min=LEAST_OF_MEAN * m) for s, m in zip(stds, rows, strict=True)]
+
+        def weighed(v: Tensor) -> Tensor:
+            terms = zip(parts(data.residual(v)), floors, rows, strict=True)
+            return torch.stack([(r * m / s).square().flatten(1).sum(1) for r, s, m in terms]).sum(0)
+
+        return weighed
+
+    def _std(self, x: Tensor) -> Measurements | None:
+        if self.noise_likelihood is None:
+            return None
+        return noise_std(self.noise_likelihood, self.operator(x, self.data.rows), self.data.rows)
 
     def mean_squares(self, x: Tensor | None = None) -> Fit:
         r"""
@@ -99,7 +171,7 @@ class Observation:
         :param torch.Tensor x: images whose measurements are the target t; None: it is y.
         """
         data = self.data if x is None else replace(self.data, y=self.operator(x, self.data.rows))
-        return SquaresFit(data, torch.full_like(data.rows, 4 / self.size, dtype=working_dtype(self.y)))
+        return self._joint(SquaresFit(data, torch.full_like(data.rows, 4 / self.size, dtype=working_dtype(self.y))))
 
     def warn_if_unexplained(self, images: Tensor) -> None:
         """Warn where B images leave a quarter of the energy of y, and more than the noise has: no fit at all."""

@@ -24,6 +24,7 @@ from deepinv_dmilo.core.measurements import (
     real,
     take,
 )
+from deepinv_dmilo.core.unknown import Unknowns
 
 SAME = 1e-8  # of the energy: rounding, in float32, of the same sums over another batch
 
@@ -39,11 +40,22 @@ class Operator:
     :param tuple shape: (B, C, H, W) of the images in [0, 1].
     :param torch.Tensor like: a tensor of the type and device to work in.
     :param bool single: there is one row in all, so that nothing need be known about batches.
+    :param Unknowns unknowns: parameters of the physics that are not known, if any.
     :raises ValueError: it has no gradient.
     """
 
-    def __init__(self, physics: Physics, shape: tuple[int, ...], like: Tensor, *, single: bool) -> None:
-        self.physics, self.batch = physics, shape[0]
+    def __init__(
+        self,
+        physics: Physics,
+        shape: tuple[int, ...],
+        like: Tensor,
+        *,
+        single: bool,
+        unknowns: Unknowns | None = None,
+    ) -> None:
+        self.unknowns: Unknowns | None = unknowns
+        self.physics, self.batch = physics if unknowns is None else unknowns.physics, shape[0]
+        physics = self.physics
         self.like = like.new_zeros(()).expand(shape)
         self.members = _Members(physics)
         self._look()
@@ -51,9 +63,13 @@ class Operator:
         self.noise_tensors = {} if single else self._tensors_of_images(of_noise=True)
         self.is_shared = single or self._is_same_for_all()
         self.is_split = self.is_shared or self._has_tensors_of_its_images()
+        if unknowns is not None:
+            unknowns.check(self)
 
     def __call__(self, x: Tensor, rows: Tensor) -> Measurements:
         """A(x) of some rows of images in [0, 1], (n, C, H, W)."""
+        if self.unknowns is not None:
+            return measure(x, self.physics, **self.unknowns.values(rows))
         if self.is_split:
             return self.apply(lambda: measure(x, self.physics), rows)
         measured = []
@@ -79,8 +95,8 @@ class Operator:
 
     @cached_property
     def squared_norm(self) -> Tensor | None:
-        """``||A||^2`` for each image, (B,); None where A is not linear."""
-        if not isinstance(self.physics, LinearPhysics):
+        """``||A||^2`` for each image, (B,); None where A is not linear, or not known."""
+        if self.unknowns is not None or not isinstance(self.physics, LinearPhysics):
             return None
         rows = torch.arange(self.batch, device=self.like.device)
         return squared_norm(lambda x: self(x, rows), self.like)

@@ -128,6 +128,7 @@ class PriorReconstructor(Reconstructor):
         x_gt: Tensor | None = None,
         compute_metrics: bool = False,
         return_std: bool = False,
+        return_unknown: bool = False,
     ) -> Any:
         r"""
         Reconstruct images from measurements; no ground truth is used.
@@ -141,13 +142,17 @@ class PriorReconstructor(Reconstructor):
             square of A(x) - y), ``passes`` (network passes so far) and, given ``x_gt``, ``psnr`` (dB), each a list of
             B lists with a value per outer step (DMPlug: before each of its steps, and at the end).
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
+        :param bool return_unknown: also return the parameters of the physics that were not known, a dictionary of
+            tensors with a row for each image.
         :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples; a tuple
-            (images, standard deviations, metrics) of what was asked for.
+            (images, standard deviations, parameters, metrics) of what was asked for.
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.
         """
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
+        if return_unknown and not getattr(self, "unknown", None):
+            raise ValueError('return_unknown=True needs unknown parameters; type unknown={"filter": kernel}, say')
         with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
             shape = self.check(y, physics, init)
             if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
@@ -162,6 +167,8 @@ class PriorReconstructor(Reconstructor):
         result: list[Any] = [images]
         if return_std:
             result.append(samples.view(self.num_samples, *shape).std(0))
+        if run.unknowns is not None and return_unknown:
+            result.append(run.unknowns.found())
         if compute_metrics:
             result.append(run.metrics)
         return result[0] if len(result) == 1 else tuple(result)

@@ -14,6 +14,7 @@ from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.problem import LatentFit
 from deepinv_dmilo.core.solvers import LBFGS, Adam, Solver
+from deepinv_dmilo.core.unknown import Parameters, check_unknown
 from deepinv_dmilo.reconstructors.base import PriorReconstructor
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.schedules import Chain, Levels, State
@@ -21,6 +22,9 @@ from deepinv_dmilo.reconstructors.schedules import Chain, Levels, State
 _Method = TypeVar("_Method", bound="DMILO")
 
 LEVELS, SOLVER = Levels(), LBFGS()  # by default
+#: by default where parameters of the physics are unknown: images and parameters take turns more often; measured in
+#: docs/blind.md
+FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
 #: where settings are that the constructor does not take itself
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -60,12 +64,17 @@ class DMILO(PriorReconstructor):
     a batched L-BFGS.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
-    :param Levels, Chain schedule: what the outer steps do.
+    :param Levels, Chain schedule: what the outer steps do; with ``unknown`` parameters there are more levels.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, what the images so far leave unexplained.
     :param deepinv.optim.DataFidelity data_fidelity: with levels: the negative log-likelihood, e.g.
-        ``dinv.optim.L2(sigma=0.05)``; None: that of Gaussian noise of the level above.
+        ``dinv.optim.L2(sigma=0.05)``; None: that of the physics' noise model where it is one of photons, speckle,
+        outliers or heavy tails (:doc:`/physics`), else that of Gaussian noise of the level above.
+    :param dict unknown: parameters of the physics that are not known, by the names that ``physics.update`` takes:
+        first guesses, with their constraints (:class:`deepinv_dmilo.Simplex`, ``Positive``, ``Free``, ``Custom``),
+        e.g. ``{"filter": Simplex(kernel)}``; the best ones for every image are found on the way.
+        ``model(y, physics, return_unknown=True)`` returns them too.
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
         are not given, 100 for a sample.
@@ -105,6 +114,7 @@ class DMILO(PriorReconstructor):
     noise_level: float | None = None
     # by a factory, since a class attribute would hide the module that torch keeps elsewhere
     data_fidelity: DataFidelity | None = field(default_factory=lambda: None)
+    unknown: Parameters | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +127,9 @@ class DMILO(PriorReconstructor):
                 f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "
                 "deepinv.optim.L2(sigma=0.05)"
             )
+        if self.unknown is not None:
+            self.unknown = check_unknown(self.unknown)
+            self.schedule = FINER if self.schedule is LEVELS else self.schedule
         if self.noise_level is not None:
             check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
         self._check_together()

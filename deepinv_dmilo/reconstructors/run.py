@@ -21,6 +21,7 @@ from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.solvers import SLOWER, Solution
+from deepinv_dmilo.core.unknown import Free, Unknowns
 
 
 class Run:
@@ -43,7 +44,10 @@ class Run:
         self.like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         noise_level: float | None = getattr(model, "noise_level", None)
         fidelity: DataFidelity | None = getattr(model, "data_fidelity", None)
-        operator = Operator(physics, shape, self.like, single=rows == 1)
+        given: dict[str, Free] | None = getattr(model, "unknown", None)
+        #: parameters of the physics that are found with the images
+        self.unknowns = Unknowns(given, physics, shape[0], model.num_samples, self.like) if given else None
+        operator = Operator(physics, shape, self.like, single=rows == 1, unknowns=self.unknowns)
         self.observation = Observation(y, operator, model.num_samples, noise_level, fidelity)
         if fidelity is not None:
             check_fidelity(fidelity, self.observation.data, self.grey())
@@ -91,14 +95,14 @@ class Run:
         """
         Gradient steps of images x, (S * B, C, H, W), on the measurements.
 
-        What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or of a data fidelity in its place.
+        What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or twice another negative log-likelihood.
         "auto": steps of size ``1 / ||A||^2`` where that is known, else found by backtracking.
         """
-        misfit = misfit or self.observation.misfit
+        misfit = misfit or self.observation.misfit(x)
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
             return gradient_steps(x, misfit, size=size, pull=pull, limits=self.prior.limits, **how)
-        norm = None if self.observation.data_fidelity else self.observation.operator.squared_norm
+        norm = self.observation.operator.squared_norm if self.observation.is_gaussian else None
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
         how |= {"standstill": STANDSTILL, "limits": self.prior.limits}
         return gradient_steps(x, misfit, size=auto, pull=pull, **how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,7 +13,6 @@ from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.left_open import left_open
-from deepinv_dmilo.core.noise import same_noise
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
@@ -98,7 +97,7 @@ class Levels:
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
         if self.skip:
             images, n = run.observation.images, len(first)
-            needed = COVER * left_open(images, x[:n], run.observation.variance(x)[:n])
+            needed = COVER * left_open(images, x[:n], run.observation.largest_variance(x)[:n])
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
@@ -127,7 +126,7 @@ class Levels:
 
     def fit(self, observation: Observation, x: Tensor) -> Fit:
         """The negative log-likelihood; where the noise is not known, the residual of x stands in for it."""
-        return observation.likelihood(observation.variance(x))
+        return observation.likelihood(x)
 
     def fit_after(self, observation: Observation, before: Tensor, x: Tensor) -> Fit:
         """The data term after the gradient steps of DMILO-PGD took ``before`` to x."""
@@ -140,7 +139,7 @@ class Levels:
         The image so far is taken to have errors of half the level's noise, or less.
         """
         error = min(IMAGE_ERROR, level.sigma / 2)
-        if observation.data_fidelity is not None:
+        if not observation.is_gaussian:
             return torch.full_like(x[:, 0, 0, 0], 1 / error**2)
         return observation.noise_variance(x) / error**2
 
@@ -160,11 +159,13 @@ class Levels:
 
     def finish(self, run: Run, x: Tensor) -> Tensor:
         """The last image: a mean instead of a mode, and its sparse deviation."""
-        if self.mean and run.observation.data_fidelity is None and run.prior.affine:
+        observation = run.observation
+        has_noise = observation.data_fidelity is None and not observation.has_outliers
+        if self.mean and has_noise and run.prior.affine:
             x = self._mean_from_mode(run, x)
-        if self.deviation_threshold is None:
+        if self.deviation_threshold is None or observation.noise_likelihood is not None or run.unknowns is not None:
             return x
-        return self._with_deviation(run.observation, x, self.deviation_threshold).clamp(*run.prior.limits)
+        return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)
 
     def _mean_from_mode(self, run: Run, x: Tensor) -> Tensor:
         """
@@ -173,11 +174,9 @@ class Levels:
         The levels end at a most probable image, which is less than the mean of the images that go with y: the network
         as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise.
         """
-        data, variance = run.observation.data, run.observation.variance(x)
-        noisier_data = replace(data, y=data.y + same_noise(data.y, variance.sqrt()))
+        squares, pull = run.observation.squares, run.observation.variance(x) / IMAGE_ERROR**2
         noisy, noisier = (
-            run.descend(x, misfit=d.energy, pull=variance / IMAGE_ERROR**2, steps=LAST_STEPS)
-            for d in (data, noisier_data)
+            run.descend(x, misfit=squares(x, fresh_noise=fresh), pull=pull, steps=LAST_STEPS) for fresh in (False, True)
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
         levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
@@ -194,8 +193,7 @@ class Levels:
         variance = observation.variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
-        fit = observation.likelihood(variance)
-        return x + sparse_deviation(fit, x, threshold * slope, 1 / slope**2)
+        return x + sparse_deviation(observation.likelihood(x), x, threshold * slope, 1 / slope**2)
 
 
 @dataclass(frozen=True)

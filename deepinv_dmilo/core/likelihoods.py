@@ -1,0 +1,167 @@
+"""What the noise model of a physics says of a measurement, where that is not Gaussian noise of one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from deepinv.physics import (
+    GammaNoise,
+    LaplaceNoise,
+    LogPoissonNoise,
+    Physics,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SaltPepperNoise,
+)
+from torch import Tensor
+
+from deepinv_dmilo.core.data import Data
+from deepinv_dmilo.core.measurements import Measurements, like_parts, parts
+
+# All ours.
+LEAST_PHOTONS = 0.1  # below this rate the logarithm goes on as a parabola
+LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
+OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers, measured in docs/likelihoods.md
+ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The negative log-likelihood of each measurement; subclasses write it, and the standard deviation of the noise."""
+
+    parameters: tuple[Tensor, ...]  # of the noise model; one number, or one for each image, (B, ...)
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """
+        The terms that depend on A(x), 0 where they are least.
+
+        :param torch.Tensor measured: A(x) of n images, (n, ...), as is y.
+        :param torch.Tensor rows: (n,) which of the S * B rows they are.
+        """
+        raise NotImplementedError
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor | None:
+        """Standard deviation of the noise of each measurement, (n, ...); None: it says little, there are outliers."""
+        raise NotImplementedError
+
+    def of_rows(self, rows: Tensor, like: Tensor) -> list[Tensor]:
+        """The parameters of some rows, each with the dimensions of ``like``."""
+        ones = [1] * (like.ndim - 1)
+        return [t.to(like).view(-1, *ones)[rows % t.numel()] for t in self.parameters]
+
+
+class Poisson(Likelihood):
+    r"""
+    Photon counts, with Gaussian noise of standard deviation :math:`\sigma` on top: gain :math:`\gamma`, :math:`\sigma`.
+
+    :math:`y / \gamma + (\sigma / \gamma)^2` has about the Poisson distribution of the rate
+    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree.
+    """
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        gain, sigma = self.of_rows(rows, measured)
+        extra = (sigma / gain).square()
+        return _poisson(measured / gain + extra, (y / gain + extra).clamp(min=0))
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
+        gain, sigma = self.of_rows(rows, measured)
+        return (gain * measured.clamp(min=0) + sigma.square()).sqrt()
+
+
+class LogPoisson(Likelihood):
+    """Counts of a beam that A(x) attenuates, as deepinv's ``LogPoissonNoise``: N0 and mu."""
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        most, mu = self.of_rows(rows, measured)
+        return _poisson(most * torch.exp(-mu * measured), most * torch.exp(-mu * y))
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
+        most, mu = self.of_rows(rows, measured)
+        return torch.exp(mu * measured / 2) / (mu * most.sqrt())
+
+
+class Gamma(Likelihood):
+    """Speckle: l."""
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        (looks,) = self.of_rows(rows, measured)
+        ratio = y.clamp(min=LEAST_SIGNAL) / measured.clamp(min=LEAST_SIGNAL)
+        return looks * (ratio - ratio.log() - 1)
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
+        (looks,) = self.of_rows(rows, measured)
+        return measured.clamp(min=LEAST_SIGNAL) / looks.sqrt()
+
+
+class Laplace(Likelihood):
+    """Noise of heavy tails: b."""
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        (b,) = self.of_rows(rows, measured)
+        r = (measured - y) / b
+        return (r.square() + ROUND**2).sqrt() - ROUND
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor | None:
+        (b,) = self.of_rows(rows, measured)
+        return (2**0.5 * b).expand_as(measured)
+
+
+class Outliers(Laplace):
+    """Salt and pepper, dead pixels: measurements in [0, 1] of which some say nothing; convex, so that none is lost."""
+
+    def std(self, measured: Tensor, rows: Tensor) -> None:
+        return None
+
+
+def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
+    """The likelihood of the noise model of a physics; None: that of Gaussian noise will do, or must."""
+    noise = getattr(physics, "noise_model", None)
+    names: dict[type, tuple[type[Likelihood], tuple[str, ...]]] = {
+        PoissonNoise: (Poisson, ("gain",)),
+        PoissonGaussianNoise: (Poisson, ("gain", "sigma")),
+        LogPoissonNoise: (LogPoisson, ("N0", "mu")),
+        GammaNoise: (Gamma, ("l",)),
+        LaplaceNoise: (Laplace, ("b",)),
+        SaltPepperNoise: (Outliers, ()),
+    }
+    if type(noise) not in names or any(t.is_complex() for t in parts(y)):
+        return None
+    if isinstance(noise, PoissonNoise) and not noise.normalize:
+        return None  # counts, of another size than A(x)
+    kind, fields = names[type(noise)]
+    parameters = [getattr(noise, name).detach() for name in fields]
+    if kind is Poisson and len(parameters) == 1:
+        parameters.append(torch.zeros_like(parameters[0]))
+    if kind is Outliers:
+        parameters = [torch.tensor([OUTLIER_SCALE])]
+    return kind(tuple(parameters))
+
+
+@dataclass(frozen=True)
+class LikelihoodFit:
+    """The negative log-likelihood of images x in [0, 1]."""
+
+    data: Data
+    likelihood: Likelihood
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pairs = zip(parts(self.data.operator(x, self.data.rows)), parts(self.data.y), strict=True)
+        return torch.stack([self.likelihood(a, y, self.data.rows).flatten(1).sum(1) for a, y in pairs]).sum(0)
+
+    def select(self, rows: Tensor) -> LikelihoodFit:
+        return LikelihoodFit(self.data.select(rows), self.likelihood)
+
+
+def noise_std(likelihood: Likelihood, measured: Measurements, rows: Tensor) -> Measurements | None:
+    """The standard deviation of the noise of each measurement, (n, ...); None where there are outliers."""
+    stds = [likelihood.std(t, rows) for t in parts(measured)]
+    tensors = [t for t in stds if t is not None]
+    return like_parts(measured, tensors) if len(tensors) == len(stds) else None
+
+
+def _poisson(rate: Tensor, counts: Tensor) -> Tensor:
+    """``rate - counts log(rate)``, less its minimum; below a tenth of a photon the logarithm is a parabola."""
+    held = rate.clamp(min=LEAST_PHOTONS)
+    below = (rate - held) / LEAST_PHOTONS
+    return rate - counts - counts * (held.log() + below - below.square() / 2) + torch.special.xlogy(counts, counts)

@@ -1,0 +1,256 @@
+"""Unknown parameters of a physics: kept to their constraints, and found anew for every image that explains y."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from deepinv_dmilo.core import lbfgs
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory
+
+if TYPE_CHECKING:
+    from deepinv_dmilo.core.data import Fit
+    from deepinv_dmilo.core.operator import Operator
+
+# All ours.
+STEPS, TOLERANCE = 30, 1e-2  # of L-BFGS for an image, from where the image before left off; of what a unit is worth
+LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move
+
+
+@dataclass(frozen=True)
+class Free:
+    """
+    A parameter of a physics that may be any number.
+
+    :param torch.Tensor start: the first guess, one for all images or one for each: shape (1, ...) or (B, ...), as
+        ``physics.update`` takes it.
+    """
+
+    start: Tensor
+
+    def raw(self) -> Tensor:
+        """What is optimised, at the start."""
+        return self.start
+
+    def value(self, raw: Tensor) -> Tensor:
+        """The parameter, of what is optimised; the rows of a batch first."""
+        return raw
+
+
+@dataclass(frozen=True)
+class Positive(Free):
+    """
+    A parameter above 0, such as a gain or the width of a blur.
+
+    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), above 0.
+    """
+
+    def raw(self) -> Tensor:
+        return self.start.log()
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw.exp()
+
+
+@dataclass(frozen=True)
+class Simplex(Free):
+    """
+    A parameter whose entries are at least 0 and add to one for each image, such as a blur kernel.
+
+    :param torch.Tensor start: the first guess, (1, ...) or (B, ...); it is divided by its sum.
+    """
+
+    def raw(self) -> Tensor:
+        rows = self.start.flatten(1)
+        return rows.clamp(min=LEAST * rows.mean(1, keepdim=True)).log().view_as(self.start)
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw.flatten(1).softmax(1).view_as(raw)
+
+
+@dataclass(frozen=True)
+class Custom(Free):
+    """
+    A parameter that a function makes of free numbers, such as the kernel of a blur of unknown width.
+
+    :param torch.Tensor start: the free numbers of the first guess, (1, ...) or (B, ...).
+    :param function: differentiable, of (n, ...) such numbers to n parameters.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    def value(self, raw: Tensor) -> Tensor:
+        return self.function(raw)
+
+
+Parameters: TypeAlias = "Mapping[str, Free | Tensor]"
+
+
+def check_unknown(unknown: Parameters) -> dict[str, Free]:
+    """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
+    checked = {}
+    for name, given in unknown.items():
+        guess = Free(given) if isinstance(given, Tensor) else given
+        if not isinstance(guess, Free) or not isinstance(guess.start, Tensor):
+            raise TypeError(
+                f"unknown[{name!r}] is a {type(given).__name__}; pass a first guess as a tensor, or Simplex(tensor), "
+                "Positive(tensor), Free(tensor), Custom(tensor, function)"
+            )
+        start = guess.start
+        if start.ndim < 1 or not start.numel() or not start.is_floating_point() or not torch.isfinite(start).all():
+            raise ValueError(
+                f"unknown[{name!r}] has shape {tuple(start.shape)} and type {start.dtype}; pass finite floats, one "
+                "guess for all images or one for each: shape (1, ...) or (B, ...)"
+            )
+        if isinstance(given, Tensor) and (start >= 0).all() and (start.flatten(1).sum(1) - 1).abs().max() < 1e-3:
+            guess = Simplex(start)
+        if isinstance(guess, Positive) and not (start > 0).all():
+            raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
+        if isinstance(guess, Simplex) and not ((start >= 0).all() and (start.flatten(1).sum(1) > 0).all()):
+            raise ValueError(f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish")
+        checked[name] = guess
+    return checked
+
+
+class Unknowns:
+    """
+    The unknown parameters of a physics, one for each of S * B rows.
+
+    :param dict given: guesses, by the names that ``physics.update`` takes.
+    :param Physics physics: the physics; a copy of it takes them, and its own are left as they are.
+    :param int batch: number B of images.
+    :param int num_samples: S.
+    :param torch.Tensor like: a tensor of the type and device to work in.
+    :raises ValueError: the physics has no such parameter, or guesses are for another number of images.
+    """
+
+    def __init__(self, given: dict[str, Free], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
+        self.guesses, self.batch, self.num_samples = given, batch, num_samples
+        self.physics = _copy(physics)
+        self.raw: dict[str, Tensor] = {}
+        self._tried: dict[str, Tensor] | None = None
+        for name, guess in given.items():
+            raw = guess.raw().to(like)
+            if len(raw) not in (1, batch):
+                raise ValueError(
+                    f"unknown[{name!r}] has {len(raw)} rows for a batch of {batch}; give one for all images, or one "
+                    "for each"
+                )
+            if not any(hasattr(operator, name) for operator in operators(physics)):
+                raise ValueError(f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name")
+            self.raw[name] = raw.expand(batch, *raw.shape[1:]).repeat(num_samples, *[1] * (raw.ndim - 1))
+        self.physics.update(**{name: g.value(self.raw[name][:1]) for name, g in given.items()})
+
+    def check(self, operator: Operator) -> None:
+        """Refuse what A does not depend on, and an operator that is another one for each image in what is known."""
+        if not operator.is_shared:
+            raise ValueError(
+                "unknown goes with a physics that is the same for all images but for what is unknown; reconstruct "
+                "the images one by one"
+            )
+        x = operator.like.new_full(operator.like.shape, 0.5)
+        x[..., ::2, :] = 0.25
+        raw = {name: t[: self.batch].detach().requires_grad_() for name, t in self.raw.items()}
+        try:
+            with torch.enable_grad(), self._trying(raw):
+                value = energy(measure(x, self.physics, **self.values(torch.arange(self.batch)))).sum()
+                told = value.requires_grad
+                gradients = torch.autograd.grad(value, tuple(raw.values()), allow_unused=True) if told else [None]
+        except SHAPE_ERRORS as error:
+            raise_out_of_memory(error)
+            raise ValueError(f"physics does not take unknown {', '.join(self.guesses)}: {error}") from error
+        for name, gradient in zip(raw, gradients, strict=False):
+            if gradient is None:
+                raise ValueError(
+                    f"unknown[{name!r}]: physics.A does not depend on it; give one that physics.update({name}=...) "
+                    "changes A by"
+                )
+
+    def values(self, rows: Tensor) -> dict[str, Tensor]:
+        """The parameters of some rows as they are known so far, (n, ...) each."""
+        raw = self._tried or {name: t[rows] for name, t in self.raw.items()}
+        return {name: guess.value(raw[name]) for name, guess in self.guesses.items()}
+
+    def found(self) -> dict[str, Tensor]:
+        """The parameters of the images, mean over their samples, (B, ...) each."""
+        values = self.values(torch.arange(self.batch * self.num_samples))
+        return {name: t.view(self.num_samples, -1, *t.shape[1:]).mean(0).detach() for name, t in values.items()}
+
+    def improve(self, fit: Fit, x: Tensor, rows: Tensor) -> None:
+        """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""
+        start = torch.cat([self.raw[name][rows].flatten(1) for name in self.guesses], 1)
+        inner = _ForImages(self, fit, x.detach())
+        best, value, _ = lbfgs.minimize(inner, start, steps=STEPS, tolerance=TOLERANCE, unit=start.shape[1] / 2)
+        best = torch.where(torch.isfinite(value)[:, None], best, start)
+        for name, part in self.unpacked(best).items():
+            self.raw[name][rows] = part
+
+    def unpacked(self, flat: Tensor) -> dict[str, Tensor]:
+        """The columns (n, d) as parameters."""
+        shapes = [t.shape[1:] for t in self.raw.values()]
+        columns = flat.split([shape.numel() for shape in shapes], 1)
+        return {n: c.reshape(len(flat), *s) for n, c, s in zip(self.raw, columns, shapes, strict=True)}
+
+    @contextmanager
+    def _trying(self, raw: dict[str, Tensor]) -> Iterator[None]:
+        self._tried = raw
+        try:
+            yield
+        finally:
+            self._tried = None
+
+
+@dataclass(frozen=True)
+class _ForImages:
+    """The misfit of images that stay as they are, as a function of the unknown parameters, (n, d)."""
+
+    unknowns: Unknowns
+    fit: Fit
+    x: Tensor
+
+    def gradients(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            flat = flat.detach().requires_grad_()
+            with self.unknowns._trying(self.unknowns.unpacked(flat)):
+                value = self.fit(self.x)
+            (gradient,) = torch.autograd.grad(value.sum(), flat)
+        return value.detach(), gradient
+
+    def select(self, rows: Tensor) -> _ForImages:
+        return _ForImages(self.unknowns, self.fit.select(rows), self.x[rows])
+
+
+@dataclass(frozen=True)
+class JointFit:
+    r"""
+    The misfit of images at the parameters that explain y best by them: :math:`\min_w \mathrm{fit}(x, w)`.
+
+    Its gradient is that at these parameters, held (variable projection, :footcite:t:`golub2003separable`).
+    """
+
+    fit: Fit
+    unknowns: Unknowns
+    rows: Tensor  # (n,) which of the S * B rows they are
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.unknowns.improve(self.fit, x, self.rows)
+        return self.fit(x)
+
+    def select(self, rows: Tensor) -> JointFit:
+        return JointFit(self.fit.select(rows), self.unknowns, self.rows[rows])
+
+
+def _copy(physics: Physics) -> Physics:
+    """The physics with its own modules and the same tensors and generators."""
+    shared: list[object] = []
+    for operator in operators(physics):
+        shared += [*operator.parameters(), *operator.buffers()]
+        shared += [r for m in operator.modules() if isinstance(r := getattr(m, "rng", None), torch.Generator)]
+    return copy.deepcopy(physics, {id(thing): thing for thing in shared})
