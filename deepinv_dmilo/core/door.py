@@ -48,6 +48,11 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
             raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")
     _check_devices(y, physics, prior)
     shape = tuple(init.shape) if init is not None else _image_shape(y, physics, prior)
+    if len(shape) != 4:
+        raise ValueError(
+            f"the physics acts on volumes or films of shape {shape}, and the prior on images (B, C, H, W); reconstruct "
+            "slice by slice, with the physics of a slice"
+        )
     prior.check_shape(shape)
     if init is not None:
         _check_init(init, y, physics)
@@ -124,7 +129,12 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterat
             yield tuple(physics.A_adjoint(y).shape)
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
+    width = getattr(physics, "img_width", None)
+    if isinstance(width, int):
+        yield (batch, prior.image_shape[0] if prior.image_shape else 1, width, width)
     if isinstance(y, Tensor) and y.ndim == 4:
+        if prior.image_shape is not None:  # an operator may take more channels than it looks at
+            yield (batch, prior.image_shape[0], *y.shape[2:])
         yield tuple(y.shape)
     if prior.image_shape is not None:
         yield (batch, *prior.image_shape)

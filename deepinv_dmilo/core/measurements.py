@@ -28,7 +28,10 @@ def raise_out_of_memory(error: Exception) -> None:
 
 
 def as_input(x: Tensor, physics: Physics) -> Tensor:
-    """Real images as the physics takes them: deepinv's phase retrieval wants a complex type."""
+    """Real images as the physics takes them: some of deepinv's, phase retrieval first, want a complex type."""
+    own = getattr(physics, "dtype", None)
+    if isinstance(own, torch.dtype) and own.is_complex and not isinstance(physics, PhaseRetrieval):
+        return x.to(own)
     if isinstance(physics, PhaseRetrieval):
         return x.to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
     return x
