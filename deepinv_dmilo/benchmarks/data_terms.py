@@ -1,0 +1,179 @@
+r"""
+What the likelihood of the noise model gains over squares, and how much of an image is lost with its blur.
+
+    python -m deepinv_dmilo.benchmarks.data_terms --out docs/data_terms.md
+
+Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All defaults but the passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from deepinv.loss.metric import PSNR
+from deepinv.optim import BlindRL
+from deepinv.physics import (
+    Blur,
+    BlurFFT,
+    GaussianNoise,
+    LaplaceNoise,
+    NoiseModel,
+    Physics,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SaltPepperNoise,
+)
+from deepinv.physics.functional.blur import gaussian_blur
+from torch import Tensor
+from tqdm import tqdm
+
+from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.core.unknown import Positive, Simplex
+from deepinv_dmilo.priors.diffusers import DiffusionPrior
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.dmilo import DMILO
+from deepinv_dmilo.tools.provenance import provenance, sentence
+from deepinv_dmilo.tools.tasks import make_physics
+
+PASSES, BLIND_PASSES, RL_STEPS, NOISE = 25, (100, 200), 10, 0.005
+NOISES: dict[str, Callable[[], NoiseModel]] = {
+    **{f"{n} photons a pixel": lambda n=n: PoissonNoise(1 / n, clip_positive=True) for n in (5, 20, 100)},  # type: ignore[misc]
+    "20 photons, read-out noise 0.05": lambda: PoissonGaussianNoise(1 / 20, 0.05, clip_positive=True),
+    "salt and pepper, 10 %": lambda: SaltPepperNoise(0.05, 0.05),
+    "dead pixels, 20 %": lambda: SaltPepperNoise(0.2, 0.0),
+    "Laplace noise, b = 0.1": lambda: LaplaceNoise(0.1),
+}
+TASKS = ("denoising", "deblurring", "inpainting")
+GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
+
+
+def pictures(name: str) -> Tensor:
+    """Four held-out images that no report uses."""
+    return held_out_images("digits")[240:244] if name == "digits" else held_out_images("photos")[12:16, :, 32:96, 32:96]
+
+
+def psnr(x_hat: Tensor, x: Tensor) -> str:
+    """The mean over the images."""
+    return f"{PSNR()(x_hat, x).mean().item():.2f}"
+
+
+def measured(physics: Physics, x: Tensor) -> Tensor:
+    """The same at every call."""
+    with seeded(x, physics, 0):
+        return physics(x)
+
+
+def noise_table(name: str) -> list[str]:
+    """PSNR by the noise model's own likelihood, and by squares of the noise's true variance."""
+    prior, x = DiffusionPrior.from_pretrained(name), pictures(name)
+    titles = [f"{task}, {term}" for task in TASKS for term in ("own", "squares")]
+    lines = [f"| noise | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for title, noise in tqdm(NOISES.items(), desc=name):
+        row = [title]
+        for task in TASKS:
+            physics = make_physics(task, tuple(x.shape[1:]))  # type: ignore[arg-type]
+            physics.noise_model = noise()
+            y = measured(physics, x)
+            std = (y - physics.A(x)).square().mean().sqrt().item()
+            row += [psnr(DMILO(prior, max_passes=PASSES, noise_level=s)(y, physics), x) for s in (None, std)]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def gaussian(std: float, side: int) -> Tensor:
+    """A Gaussian kernel (1, 1, side, side)."""
+    small = gaussian_blur(sigma=(std, std))
+    half, middle = min(side, small.shape[-1]) // 2, small.shape[-1] // 2
+    inner = small[..., middle - half : middle + half + 1, middle - half : middle + half + 1]
+    kernel = torch.nn.functional.pad(inner, [side // 2 - half] * 4)
+    return kernel / kernel.sum()
+
+
+def blind_table() -> list[str]:
+    """Blind deblurring of photographs, beside the same with the true kernel, and beside the guess held."""
+    prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
+    shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
+    side = shape[1] // 4 + 1
+    guess = gaussian(GUESS, side)
+    motion = make_physics("motion-deblurring", shape).filter.mean(1, keepdim=True)  # type: ignore[union-attr]
+    blinds = [f"blind, {passes} passes" for passes in BLIND_PASSES]
+    titles = ["measured", "guess held", *blinds, "error of the kernel", "true kernel", "deepinv's BlindRL"]
+    lines = [f"| blur | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for title, kernel in tqdm({"Gaussian, 1.5 pixels": gaussian(1.5, side), "motion": motion}.items(), desc="blind"):
+        y = measured(BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(NOISE)), x)
+        guessed = BlurFFT(shape, filter=guess, noise_model=GaussianNoise(NOISE))
+        true = BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(NOISE))
+        row = [title, psnr(y, x), psnr(DMILO(prior)(y, guessed), x)]
+        for passes in BLIND_PASSES:
+            model = DMILO(prior, unknown={"filter": Simplex(guess)}, max_passes=passes)
+            x_hat, found = model(y, guessed, return_unknown=True)
+            row.append(psnr(x_hat, x))
+        error = (found["filter"] - kernel).flatten(1).norm(dim=1) / kernel.norm()
+        # from the same guess, and stopped early, which serves it best here
+        start = (y.clamp(min=1e-3), guess.repeat(len(y), 1, 1, 1))
+        of_rl, _ = BlindRL(kernel_size=side, max_iter=RL_STEPS, init=start)(
+            start[0], Blur(filter=guess, padding="circular")
+        )
+        row += [f"{error.mean().item():.0%}", psnr(DMILO(prior)(y, true), x), psnr(of_rl, x)]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+class Gain(Physics):
+    """Inpainting by a detector of a gain that is not known."""
+
+    def __init__(self, inpainting: Physics, gain: float) -> None:
+        super().__init__(noise_model=inpainting.noise_model)
+        self.inpainting: Physics = inpainting
+        self.register_buffer("gain", torch.full((1, 1, 1, 1), gain))
+
+    def A(self, x: Tensor, gain: Tensor | None = None, **kwargs: object) -> Tensor:
+        """Images (B, C, H, W) to measurements of that shape."""
+        self.update(gain=gain)
+        return self.gain * self.inpainting.A(x)  # type: ignore[operator]
+
+
+def other_table() -> list[str]:
+    """An unknown gain, and noise of a size that is not told."""
+    prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
+    inpainting = make_physics("inpainting", tuple(x.shape[1:]), noise=0.02)  # type: ignore[arg-type]
+    lines = ["| not known | found | PSNR (dB) | PSNR, known |", "|---|---|---|---|"]
+    y = measured(Gain(inpainting, 0.8), x)
+    known = psnr(DMILO(prior)(y, Gain(inpainting, 0.8)), x)
+    model = DMILO(prior, unknown={"gain": Positive(torch.ones(1, 1, 1, 1))})
+    x_hat, found = model(y, Gain(inpainting, 1.0), return_unknown=True)
+    gains = ", ".join(f"{g:.3f}" for g in found["gain"].flatten().tolist())
+    lines.append(f"| gain of 0.8, from a guess of 1 | {gains} | {psnr(x_hat, x)} | {known} |")
+    y = measured(inpainting, x)
+    known = psnr(DMILO(prior)(y, inpainting), x)
+    inpainting.noise_model = None
+    lines.append(
+        f"| noise of 0.02: the physics has no noise model | | {psnr(DMILO(prior)(y, inpainting), x)} | {known} |"
+    )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.data_terms")
+    parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
+    args = parser.parse_args(argv)
+    heading, _, pictures_used = str(__doc__).strip().split("\n\n")
+    command = f"`python -m deepinv_dmilo.benchmarks.data_terms {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    text = ["# Likelihoods and unknown parameters", "", heading, "", pictures_used, ""]
+    text += [f"{command}; {sentence(provenance())}. Mean PSNR in dB."]
+    for name in ("digits", "photos"):
+        text += ["", f"## Noise models, {name}, {PASSES} passes", "", *noise_table(name)]
+        text += ["", "Squares are those of Gaussian noise of the true variance, `noise_level=...`."]
+    text += ["", f"## Blind deblurring of photographs, noise {NOISE}", "", *blind_table(), ""]
+    text += [f"The guess is a Gaussian kernel of {GUESS} pixels, 17 x 17. BlindRL takes {RL_STEPS} steps from it."]
+    text += ["", "## Other parameters", "", "70 % inpainting of photographs.", "", *other_table()]
+    args.out.write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
