@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
     from deepinv_dmilo.reconstructors.schedules import Chain, Levels
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 __all__ = [
     "DMILO",
     "DMILOPGD",

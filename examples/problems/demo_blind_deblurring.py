@@ -2,8 +2,8 @@ r"""
 Blind deblurring
 ================
 
-A photograph is blurred by a kernel that nobody knows. DMILO :footcite:p:`zheng2025dmilo` finds the kernel with the image:
-for every image that the latent makes, the kernel is first taken to the one that explains the measurements best by it.
+A photograph is blurred by a kernel that nobody knows. DMILO :footcite:p:`zheng2025dmilo` finds the kernel with the
+image: for every image that the latent makes, the kernel is first taken to the one that explains the measurements best.
 """
 
 # %%
