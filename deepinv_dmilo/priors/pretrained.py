@@ -95,7 +95,7 @@ def _index(folder: Path) -> dict[str, Any]:
         )
     try:
         return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is no pipeline index: {error}") from error
 
 
