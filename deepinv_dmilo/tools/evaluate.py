@@ -31,7 +31,7 @@ from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.errors import InputError, door
-from deepinv_dmilo.tools.folder import alone, check_names, remove_unfinished, shown, write
+from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
 from deepinv_dmilo.tools.pictures import UNREADABLE, as_png, read_picture, refuse_strips
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.scoring import score
@@ -48,7 +48,9 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
     :return: images in [0, 1] by index, each (C, H, W); their names, unique.
     """
     grey = [transforms.Grayscale()] if shape[0] == 1 else []
-    fit = transforms.Compose([refuse_strips, *grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])])
+    fit = transforms.Compose(
+        [refuse_strips, *grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])]
+    )
     if Path(source).is_dir():
         images = ImageFolder(source, loader=read_picture, transform=fit)
         images.x_paths = sorted(images.x_paths)
@@ -118,7 +120,7 @@ def evaluate(
         if state.is_main_process:  # on behalf of all
             with door():
                 check_names(names)
-                stack.enter_context(alone(out))
+                stack.enter_context(locked(out))
                 _check_settings(out, settings)
             remove_unfinished(out)
         state.wait_for_everyone()
@@ -223,9 +225,9 @@ def _keep(out: Path, name: str, image: Tensor, values: dict[str, float]) -> dict
     """Write the picture, then the record that says that the image is done."""
     png = BytesIO()
     as_png(image).save(png, "PNG")
-    write(out / "images" / f"{name}.png", png.getvalue())
+    write_whole(out / "images" / f"{name}.png", png.getvalue())
     record = {"name": name, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-    write(_record(out, name), json.dumps(record))
+    write_whole(_record(out, name), json.dumps(record))
     return record
 
 
@@ -247,7 +249,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder with results of other settings; start a new one."""
     file = out / "settings.json"
     if not file.exists():
-        write(file, json.dumps(settings, indent=1))
+        write_whole(file, json.dumps(settings, indent=1))
         return
     try:
         before = json.loads(file.read_text())
@@ -265,7 +267,7 @@ def _summarise(
     records: list[dict[str, Any]], unreadable: dict[str, str], settings: dict[str, Any], out: Path, device: str
 ) -> None:
     """Write the records together and what they come to; tell what could not be read."""
-    write(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     columns: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(record.items() for record in records):
         if name != "name" and value is not None:
@@ -278,8 +280,7 @@ def _summarise(
         "settings": settings,
         "provenance": provenance(device),
     }
-    write(out / "summary.json", json.dumps(summary, indent=1))
+    write_whole(out / "summary.json", json.dumps(summary, indent=1))
     if unreadable:
         told = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable.items())
         print(f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be read:{told}", file=sys.stderr)
-

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from deepinv_dmilo.tools.errors import InputError
 
 LOCK = ".lock"
-LONGEST = 200  # bytes of a name: file systems take 255, of which ours add a dot and an ending
+LONGEST_NAME = 200  # bytes of a name: file systems take 255, of which ours add a dot and an ending
 
 
 def shown(text: str) -> str:
@@ -27,14 +27,14 @@ def check_names(names: Sequence[str]) -> None:
     :raises ValueError: says which name, and what to do.
     """
     files: dict[str, str] = {}
-    folders = {}
+    folders: dict[str, str] = {}
     for name in names:
         path = PurePosixPath(name)
         inside = name not in ("", ".") and not path.is_absolute() and ".." not in path.parts
         if not inside or any(c in name for c in "\0\\"):
             raise ValueError(f"an image is named {shown(name)!r}, which could lie outside the folder; rename it")
-        if len(os.fsencode(path.name)) > LONGEST:
-            raise ValueError(f"the name {shown(name)[:40]!r}... is longer than {LONGEST} bytes; rename it")
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise ValueError(f"the name {shown(name)[:40]!r}... is longer than {LONGEST_NAME} bytes; rename it")
         if name in files:
             raise ValueError(f"two images are named {shown(name)!r}; rename one")
         files |= {name: name, f"{name}.json": name, f"{name}.png": name, f"{name}.json.damaged": name}
@@ -45,7 +45,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """
     Keep other runs out of a folder; a run that was killed is no run.
 
@@ -96,7 +96,7 @@ def remove_unfinished(out: Path) -> None:
         file.unlink()
 
 
-def write(file: Path, content: str | bytes) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """All of a file or nothing of it, even where the power fails."""
     unfinished = file.with_name(f".{file.name}.partial")
     try:
