@@ -14,7 +14,7 @@ from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "25"))  # the whole file in a minute; thousands to search for defects
 REFUSALS = (ValueError, TypeError, FloatingPointError)
 #: what an error of ours says to do; one of another's, that only went through, does not
-ADVICE = ("type ", "pass ", "give ", "leave ", "lower ", "write it ", "replace ", "pad ")
+ADVICE = ("type ", "pass ", "give ", "leave ", "lower ", "write it ", "replace ", "pad ", "use ")
 
 
 class Complex(dinv.physics.LinearPhysics):

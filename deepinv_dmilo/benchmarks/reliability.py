@@ -42,7 +42,7 @@ from deepinv_dmilo.tools.provenance import provenance, sentence
 OPTIONS = "--task inpainting --method dmplug --num-layers 1 --max-passes 2 --batch-size 1 --device cpu"
 SCORES = ("name", "psnr", "ssim", "residual", "passes", "calls")
 FEW = 12  # images of all faults but the soak
-SECONDS_BETWEEN_KILLS = (1.0, 10.0)
+SECONDS_BETWEEN_KILLS = (1.0, 8.0)
 OUT_OF_MEMORY_EVERY = 10  # calls of the network, in the mean
 ATTEMPTS = 1000  # before a run that never ends is given up
 START_FROM_HERE = multiprocessing.get_context("fork")  # a new process without the seconds that imports take
@@ -70,9 +70,9 @@ class Bench:
             str(out),
         ]
 
-    def start(self, argv: list[str], before: Callable[[], None] | None = None) -> Any:
+    def start(self, argv: list[str], before: Callable[[], None] | None = None, told: str = "told") -> Any:
         """A process that runs the command line, after ``before``; it tells what it has to say in a file."""
-        process = START_FROM_HERE.Process(target=_run, args=(argv, self.root / "told", before))
+        process = START_FROM_HERE.Process(target=_run, args=(argv, self.root / told, before))
         process.start()
         return process
 
@@ -142,7 +142,7 @@ def killed(bench: Bench, out: Path) -> tuple[str, int]:
 
 def second_run(bench: Bench, out: Path) -> tuple[str, int]:
     """A second run into the folder of one that is at work."""
-    first = bench.start(bench.argv(out, FEW))
+    first = bench.start(bench.argv(out, FEW), told="told by the first")
     _wait(60, lambda: _records(out) > 0)
     code, told = bench.run(bench.argv(out, FEW))
     first.join()

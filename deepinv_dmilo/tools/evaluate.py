@@ -152,24 +152,23 @@ def _evaluate_share(
     share = batches[state.process_index :: state.num_processes]
     records = {i: record for i in chain.from_iterable(share) if (record := _finished(out, names[i])) is not None}
     unreadable: dict[str, str] = {}
-    bar = tqdm(
+    with tqdm(
         total=sum(map(len, share)),
         initial=len(records),
         desc="evaluate" if state.num_processes == 1 else f"evaluate, process 1 of {state.num_processes}",
         unit="image",
         disable=not state.is_main_process,
-    )
-    for batch in share:
-        todo = [i for i in batch if i not in records]
-        x = _read_batch(images, names, todo, unreadable)
-        if x:
-            y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-            run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
-            x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
-            for i, image, values in zip(x, x_hat, scores, strict=True):
-                records[i] = _keep(out, names[i], image, values)
-        bar.update(len(todo))
-    bar.close()
+    ) as bar:
+        for batch in share:
+            todo = [i for i in batch if i not in records]
+            x = _read_batch(images, names, todo, unreadable)
+            if x:
+                y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
+                run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
+                x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
+                for i, image, values in zip(x, x_hat, scores, strict=True):
+                    records[i] = _keep(out, names[i], image, values)
+            bar.update(len(todo))
     return records, unreadable
 
 
