@@ -234,7 +234,8 @@ def _save_prior(folder: Path) -> None:
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     sizes: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
     network = UNet2DModel(sample_size=32, in_channels=1, out_channels=1, **kinds, **sizes)
-    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
+    pipeline: Any = DDPMPipeline(network, DDPMScheduler())
+    pipeline.save_pretrained(folder)
 
 
 def _inject(chance: random.Random) -> None:
