@@ -95,7 +95,7 @@ def _index(folder: Path) -> dict[str, Any]:
         )
     try:
         return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is no pipeline index: {error}") from error
 
 
@@ -131,14 +131,16 @@ def _diffusers_class(library: str, name: str, part: str, folder: Path) -> Any:
 def _load(folder: Path, part: str, kind: Any) -> Any:
     """A part from its own folder, or from the pipeline's where everything lies in one."""
     inside = folder / part if (folder / part).is_dir() else folder
-    if part == "scheduler":
-        return kind.from_pretrained(inside, local_files_only=True)
-    if not list(inside.glob("*.safetensors")):
+    is_network = part != "scheduler"
+    if is_network and not list(inside.glob("*.safetensors")):
         raise ValueError(
             f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
             f"{kind.__name__}.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
         )
+    weights = {"use_safetensors": True, "low_cpu_mem_usage": False} if is_network else {}
     try:
-        return kind.from_pretrained(inside, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        return kind.from_pretrained(inside, local_files_only=True, **weights)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever diffusers and safetensors raise at what a file says
         raise ValueError(f"{inside}: the {kind.__name__} cannot be read: {error}") from error

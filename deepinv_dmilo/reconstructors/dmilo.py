@@ -35,8 +35,8 @@ MOVED = {
     **dict.fromkeys(("inner_steps", "steps"), "type solver=LBFGS(steps=...), or solver=Adam(steps=...)"),
     "sparsity": "type schedule=Levels(deviation_threshold=...), or with chains from pure noise Chain(sparsity=...)",
     "latent_penalty": "with levels it follows the noise; with chains from pure noise type Chain(latent_penalty=...)",
-    "step_size": "it is of DMILOPGD",
-    "gradient_steps": "it is of DMILOPGD",
+    "step_size": "type DMILOPGD(prior, step_size=...)",
+    "gradient_steps": "type DMILOPGD(prior, gradient_steps=...)",
     "layers_per_level": "a level has one layer; type schedule=Chain(num_layers=...) for more",
 }
 

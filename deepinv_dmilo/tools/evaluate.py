@@ -8,7 +8,7 @@ import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import BytesIO
 from itertools import chain
@@ -31,7 +31,8 @@ from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.errors import InputError, door
-from deepinv_dmilo.tools.pictures import UNREADABLE, as_png, read_picture
+from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
+from deepinv_dmilo.tools.pictures import UNREADABLE, as_png, read_picture, refuse_strips
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.scoring import score
 
@@ -47,7 +48,9 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
     :return: images in [0, 1] by index, each (C, H, W); their names, unique.
     """
     grey = [transforms.Grayscale()] if shape[0] == 1 else []
-    fit = transforms.Compose([*grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])])
+    fit = transforms.Compose(
+        [refuse_strips, *grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])]
+    )
     if Path(source).is_dir():
         images = ImageFolder(source, loader=read_picture, transform=fit)
         images.x_paths = sorted(images.x_paths)
@@ -55,7 +58,7 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
         if not names:
             raise ValueError(f"{source} has no pictures; give a folder of PNG or JPEG files")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{source} has two pictures named {twice[0]} but for their ending; rename one")
+            raise ValueError(f"{source} has two pictures named {shown(twice[0])} but for their ending; rename one")
         return images, names
     if source in bundled_priors():
         pictures = held_out_images(source)
@@ -97,6 +100,8 @@ def evaluate(
     run. The noise of an image follows from ``seed`` and its name alone, so that its result does
     not depend on order, batch or process but for rounding, and not at all where batches and threads are the same.
 
+    Another run into the same folder is refused while this one is at work. A file is written whole or not at all.
+
     :param torch.nn.Module model: reconstructor, called as ``model(y, physics)``.
     :param images: images in [0, 1] by index, each (C, H, W).
     :param names: their names.
@@ -111,43 +116,65 @@ def evaluate(
     """
     model.eval()
     state = PartialState()
-    if state.is_main_process:
-        with door():
-            _check_settings(out, settings)
-    state.wait_for_everyone()
+    with ExitStack() as stack:
+        if state.is_main_process:  # on behalf of all
+            with door():
+                check_names(names)
+                stack.enter_context(locked(out))
+                _check_settings(out, settings)
+            remove_unfinished(out)
+        state.wait_for_everyone()
+        records, unreadable = _evaluate_share(
+            model, images, names, physics, out, seed, batch_size, device, halve_on_out_of_memory
+        )
+        gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
+        missing = dict(sorted(gather_object(list(unreadable.items()))))
+        if state.is_main_process:
+            _summarise(gathered, missing, settings, out, str(device))
+        state.wait_for_everyone()
+    return gathered
+
+
+def _evaluate_share(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    names: Sequence[str],
+    physics: Physics,
+    out: Path,
+    seed: int,
+    batch_size: int,
+    device: str | torch.device,
+    halve_on_out_of_memory: bool,
+) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+    """The batches of this process: records by index, and why which images could not be read."""
+    state = PartialState()
     batches = [range(i, min(i + batch_size, len(names))) for i in range(0, len(names), batch_size)]
     share = batches[state.process_index :: state.num_processes]
     records = {i: record for i in chain.from_iterable(share) if (record := _finished(out, names[i])) is not None}
     unreadable: dict[str, str] = {}
-    bar = tqdm(
+    with tqdm(
         total=sum(map(len, share)),
         initial=len(records),
         desc="evaluate" if state.num_processes == 1 else f"evaluate, process 1 of {state.num_processes}",
         unit="image",
         disable=not state.is_main_process,
-    )
-    for batch in share:
-        todo = [i for i in batch if i not in records]
-        x = _read_batch(images, names, todo, unreadable)
-        if x:
-            y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-            run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
-            x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
-            for i, image, values in zip(x, x_hat, scores, strict=True):
-                records[i] = _keep(out, names[i], image, values)
-        bar.update(len(todo))
-    bar.close()
-    gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
-    missing = dict(sorted(gather_object(list(unreadable.items()))))
-    if state.is_main_process:
-        _summarise(gathered, missing, settings, out, str(device))
-    state.wait_for_everyone()
-    return gathered
+    ) as bar:
+        for batch in share:
+            todo = [i for i in batch if i not in records]
+            x = _read_batch(images, names, todo, unreadable)
+            if x:
+                y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
+                run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
+                x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
+                for i, image, values in zip(x, x_hat, scores, strict=True):
+                    records[i] = _keep(out, names[i], image, values)
+            bar.update(len(todo))
+    return records, unreadable
 
 
 def noisy_measurements(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
     """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
-    with seeded(x, physics, zlib.crc32(f"{seed}/{name}".encode())), torch.no_grad():
+    with seeded(x, physics, zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))), torch.no_grad():
         return physics(x)
 
 
@@ -160,7 +187,7 @@ def _read_batch(
         try:
             item = images[i]
         except UNREADABLE as error:
-            unreadable[names[i]] = " ".join(str(error).split()) or type(error).__name__
+            unreadable[names[i]] = shown(str(error)) or type(error).__name__
         else:
             x[i] = item[0] if isinstance(item, tuple | list) else item
     return x
@@ -175,22 +202,31 @@ def _finished(out: Path, name: str) -> dict[str, Any] | None:
     file = _record(out, name)
     if not file.exists():
         return None
-    with suppress(ValueError):  # no JSON, or no text
+    with suppress(ValueError, RecursionError):  # no JSON, or no text
         record = json.loads(file.read_text())
-        if isinstance(record, dict) and record.get("name") == name:
+        if isinstance(record, dict) and record.get("name") == name and _are_scores(record):
             return record
-    print(f"{file} is damaged: moved to {file.name}.damaged, and its image done again", file=sys.stderr)
+    told = f"{file} is damaged: moved to {file.name}.damaged, and its image done again"
+    print(shown(told), file=sys.stderr)
     file.replace(file.with_name(f"{file.name}.damaged"))
     return None
+
+
+def _are_scores(record: dict[str, Any]) -> bool:
+    """Whether there are values, each a finite number or null."""
+    values = [value for key, value in record.items() if key != "name"]
+    return bool(values) and all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in values
+    )
 
 
 def _keep(out: Path, name: str, image: Tensor, values: dict[str, float]) -> dict[str, Any]:
     """Write the picture, then the record that says that the image is done."""
     png = BytesIO()
     as_png(image).save(png, "PNG")
-    _write(out / "images" / f"{name}.png", png.getvalue())
+    write_whole(out / "images" / f"{name}.png", png.getvalue())
     record = {"name": name, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-    _write(_record(out, name), json.dumps(record))
+    write_whole(_record(out, name), json.dumps(record))
     return record
 
 
@@ -212,12 +248,13 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder with results of other settings; start a new one."""
     file = out / "settings.json"
     if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        _write(file, json.dumps(settings, indent=1))
+        write_whole(file, json.dumps(settings, indent=1))
         return
     try:
         before = json.loads(file.read_text())
-    except ValueError as error:
+        if not isinstance(before, dict):
+            raise ValueError("no settings")
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); give another --out, or remove {out}") from error
     changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if changed:
@@ -229,7 +266,7 @@ def _summarise(
     records: list[dict[str, Any]], unreadable: dict[str, str], settings: dict[str, Any], out: Path, device: str
 ) -> None:
     """Write the records together and what they come to; tell what could not be read."""
-    _write(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     columns: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(record.items() for record in records):
         if name != "name" and value is not None:
@@ -242,15 +279,7 @@ def _summarise(
         "settings": settings,
         "provenance": provenance(device),
     }
-    _write(out / "summary.json", json.dumps(summary, indent=1))
+    write_whole(out / "summary.json", json.dumps(summary, indent=1))
     if unreadable:
-        told = "".join(f"\n  {name}: {reason}" for name, reason in unreadable.items())
+        told = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable.items())
         print(f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be read:{told}", file=sys.stderr)
-
-
-def _write(file: Path, content: str | bytes) -> None:
-    """All of a file or nothing of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.partial")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    unfinished.replace(file)

@@ -14,9 +14,14 @@ from torch import Tensor
 #: what PIL raises at a file that is missing, damaged, no picture, or far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
+#: long over short side of a picture that is resized to a square: ours
+MOST_ELONGATED = 100
+
 
 def read_picture(file: Path) -> Tensor:
     """A picture of 8 or 16 bits as (3, H, W) in [0, 1], upright."""
+    if not file.is_file():  # nor a pipe, which would keep us waiting
+        raise ValueError(f"{file} is no file that can be read; give a PNG or JPEG")
     try:
         with Image.open(file) as opened:
             picture = ImageOps.exif_transpose(opened)
@@ -29,6 +34,14 @@ def read_picture(file: Path) -> Tensor:
     except UNREADABLE as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def refuse_strips(image: Tensor) -> Tensor:
+    """The image; refuses one so thin that it would take gigabytes when its short side is resized."""
+    height, width = image.shape[-2:]
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise ValueError(f"the picture of {width} x {height} pixels is a strip; crop it")
+    return image
 
 
 def as_png(image: Tensor) -> Image.Image:
