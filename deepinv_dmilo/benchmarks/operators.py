@@ -173,7 +173,7 @@ def _rivals(case: Case, x: Tensor, y: Measurements) -> list[str]:
         return ["-", "-"]
     start = case.physics.A_dagger(y)
     start = start.real if start.is_complex() else start
-    real_image = not any(t.is_complex() for t in parts(y))
+    real_image = isinstance(y, Tensor) and not y.is_complex()
     inverse = f"{psnr(start.clamp(0, 1), x):.1f}" if start.shape == x.shape else "-"
     if not real_image:
         return [inverse, "-"]
