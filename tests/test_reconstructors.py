@@ -391,15 +391,9 @@ def test_the_fidelity_of_a_stack_with_a_kernel_for_each_image(micro_batch):
     torch.testing.assert_close(x[1:2], one, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("fidelity", "message"),
-    [
-        (dinv.optim.data_fidelity.PoissonLikelihood(), "pass one that gives a value for each image"),
-        (dinv.optim.data_fidelity.IndicatorL2(), "cannot be called as fidelity"),
-    ],
-)
-def test_a_fidelity_that_does_not_fit_says_why(fidelity, message, prior, inpainting):
-    with pytest.raises(ValueError, match=message):
+def test_a_fidelity_that_does_not_fit_says_why(prior):
+    fidelity = dinv.optim.data_fidelity.IndicatorL2()
+    with pytest.raises(ValueError, match="cannot be called as fidelity"):
         DMILO(prior, data_fidelity=fidelity)(torch.rand(2, *IMAGE) + 0.1, dinv.physics.Denoising())
 
 

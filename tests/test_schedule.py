@@ -184,7 +184,7 @@ def test_deviation_satisfies_the_conditions_of_optimality():
     physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     y = physics(torch.rand(2, *IMAGE).double())
     x, weight = torch.full_like(y, 0.5), torch.full((2,), 0.6).double()
-    fit = observe(y, physics).likelihood(torch.ones(2).double())
+    fit = observe(y, physics, noise_level=1.0).likelihood(x)
     nu = sparse_deviation(fit, x, weight, torch.ones(2).double(), steps=1500, standstill=0.0).requires_grad_()
     (gradient,) = torch.autograd.grad(fit(x + nu).sum(), nu)
     active = nu != 0
@@ -200,7 +200,7 @@ def test_the_deviation_of_an_image_does_not_depend_on_its_batch():
     weight = torch.tensor([2.0, 0.5, 0.1]).double()
 
     def deviation(rows):
-        fit = observe(y, physics).likelihood(torch.ones(3).double()).select(rows)
+        fit = observe(y, physics, noise_level=1.0).likelihood(x).select(rows)
         return sparse_deviation(fit, x[rows], weight[rows], torch.ones(3).double()[rows])
 
     together = deviation(torch.arange(3))

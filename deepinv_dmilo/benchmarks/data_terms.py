@@ -39,16 +39,16 @@ from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.tasks import make_physics
 
-PASSES, BLIND_PASSES, RL_STEPS, NOISE = 25, (100, 200), 10, 0.005
-NOISES: dict[str, Callable[[], NoiseModel]] = {
+_PASSES, _BLIND_PASSES, _RL_STEPS, _NOISE = 25, (100, 200), 10, 0.005
+_NOISES: dict[str, Callable[[], NoiseModel]] = {
     **{f"{n} photons a pixel": lambda n=n: PoissonNoise(1 / n, clip_positive=True) for n in (5, 20, 100)},  # type: ignore[misc]
     "20 photons, read-out noise 0.05": lambda: PoissonGaussianNoise(1 / 20, 0.05, clip_positive=True),
     "salt and pepper, 10 %": lambda: SaltPepperNoise(0.05, 0.05),
     "dead pixels, 20 %": lambda: SaltPepperNoise(0.2, 0.0),
     "Laplace noise, b = 0.1": lambda: LaplaceNoise(0.1),
 }
-TASKS = ("denoising", "deblurring", "inpainting")
-GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
+_TASKS = ("denoising", "deblurring", "inpainting")
+_GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 
 
 def pictures(name: str) -> Tensor:
@@ -56,7 +56,7 @@ def pictures(name: str) -> Tensor:
     return held_out_images("digits")[240:244] if name == "digits" else held_out_images("photos")[12:16, :, 32:96, 32:96]
 
 
-def psnr(x_hat: Tensor, x: Tensor) -> str:
+def mean_psnr(x_hat: Tensor, x: Tensor) -> str:
     """The mean over the images."""
     return f"{PSNR()(x_hat, x).mean().item():.2f}"
 
@@ -70,16 +70,16 @@ def measured(physics: Physics, x: Tensor) -> Tensor:
 def noise_table(name: str) -> list[str]:
     """PSNR by the noise model's own likelihood, and by squares of the noise's true variance."""
     prior, x = DiffusionPrior.from_pretrained(name), pictures(name)
-    titles = [f"{task}, {term}" for task in TASKS for term in ("own", "squares")]
+    titles = [f"{task}, {term}" for task in _TASKS for term in ("own", "squares")]
     lines = [f"| noise | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    for title, noise in tqdm(NOISES.items(), desc=name):
+    for title, noise in tqdm(_NOISES.items(), desc=name):
         row = [title]
-        for task in TASKS:
+        for task in _TASKS:
             physics = make_physics(task, tuple(x.shape[1:]))  # type: ignore[arg-type]
             physics.noise_model = noise()
             y = measured(physics, x)
             std = (y - physics.A(x)).square().mean().sqrt().item()
-            row += [psnr(DMILO(prior, max_passes=PASSES, noise_level=s)(y, physics), x) for s in (None, std)]
+            row += [mean_psnr(DMILO(prior, max_passes=_PASSES, noise_level=s)(y, physics), x) for s in (None, std)]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -98,27 +98,27 @@ def blind_table() -> list[str]:
     prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
     shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
     side = shape[1] // 4 + 1
-    guess = gaussian(GUESS, side)
+    guess = gaussian(_GUESS, side)
     motion = make_physics("motion-deblurring", shape).filter.mean(1, keepdim=True)  # type: ignore[union-attr]
-    blinds = [f"blind, {passes} passes" for passes in BLIND_PASSES]
+    blinds = [f"blind, {passes} passes" for passes in _BLIND_PASSES]
     titles = ["measured", "guess held", *blinds, "error of the kernel", "true kernel", "deepinv's BlindRL"]
     lines = [f"| blur | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for title, kernel in tqdm({"Gaussian, 1.5 pixels": gaussian(1.5, side), "motion": motion}.items(), desc="blind"):
-        y = measured(BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(NOISE)), x)
-        guessed = BlurFFT(shape, filter=guess, noise_model=GaussianNoise(NOISE))
-        true = BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(NOISE))
-        row = [title, psnr(y, x), psnr(DMILO(prior)(y, guessed), x)]
-        for passes in BLIND_PASSES:
+        y = measured(BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(_NOISE)), x)
+        guessed = BlurFFT(shape, filter=guess, noise_model=GaussianNoise(_NOISE))
+        true = BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(_NOISE))
+        row = [title, mean_psnr(y, x), mean_psnr(DMILO(prior)(y, guessed), x)]
+        for passes in _BLIND_PASSES:
             model = DMILO(prior, unknown={"filter": Simplex(guess)}, max_passes=passes)
             x_hat, found = model(y, guessed, return_unknown=True)
-            row.append(psnr(x_hat, x))
+            row.append(mean_psnr(x_hat, x))
         error = (found["filter"] - kernel).flatten(1).norm(dim=1) / kernel.norm()
         # from the same guess, and stopped early, which serves it best here
         start = (y.clamp(min=1e-3), guess.repeat(len(y), 1, 1, 1))
-        of_rl, _ = BlindRL(kernel_size=side, max_iter=RL_STEPS, init=start)(
+        of_rl, _ = BlindRL(kernel_size=side, max_iter=_RL_STEPS, init=start)(
             start[0], Blur(filter=guess, padding="circular")
         )
-        row += [f"{error.mean().item():.0%}", psnr(DMILO(prior)(y, true), x), psnr(of_rl, x)]
+        row += [f"{error.mean().item():.0%}", mean_psnr(DMILO(prior)(y, true), x), mean_psnr(of_rl, x)]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -143,16 +143,16 @@ def other_table() -> list[str]:
     inpainting = make_physics("inpainting", tuple(x.shape[1:]), noise=0.02)  # type: ignore[arg-type]
     lines = ["| not known | found | PSNR (dB) | PSNR, known |", "|---|---|---|---|"]
     y = measured(Gain(inpainting, 0.8), x)
-    known = psnr(DMILO(prior)(y, Gain(inpainting, 0.8)), x)
+    known = mean_psnr(DMILO(prior)(y, Gain(inpainting, 0.8)), x)
     model = DMILO(prior, unknown={"gain": Positive(torch.ones(1, 1, 1, 1))})
     x_hat, found = model(y, Gain(inpainting, 1.0), return_unknown=True)
     gains = ", ".join(f"{g:.3f}" for g in found["gain"].flatten().tolist())
-    lines.append(f"| gain of 0.8, from a guess of 1 | {gains} | {psnr(x_hat, x)} | {known} |")
+    lines.append(f"| gain of 0.8, from a guess of 1 | {gains} | {mean_psnr(x_hat, x)} | {known} |")
     y = measured(inpainting, x)
-    known = psnr(DMILO(prior)(y, inpainting), x)
+    known = mean_psnr(DMILO(prior)(y, inpainting), x)
     inpainting.noise_model = None
     lines.append(
-        f"| noise of 0.02: the physics has no noise model | | {psnr(DMILO(prior)(y, inpainting), x)} | {known} |"
+        f"| noise of 0.02: the physics has no noise model | | {mean_psnr(DMILO(prior)(y, inpainting), x)} | {known} |"
     )
     return lines
 
@@ -167,10 +167,10 @@ def main(argv: list[str] | None = None) -> None:
     text = ["# Likelihoods and unknown parameters", "", heading, "", pictures_used, ""]
     text += [f"{command}; {sentence(provenance())}. Mean PSNR in dB."]
     for name in ("digits", "photos"):
-        text += ["", f"## Noise models, {name}, {PASSES} passes", "", *noise_table(name)]
+        text += ["", f"## Noise models, {name}, {_PASSES} passes", "", *noise_table(name)]
         text += ["", "Squares are those of Gaussian noise of the true variance, `noise_level=...`."]
-    text += ["", f"## Blind deblurring of photographs, noise {NOISE}", "", *blind_table(), ""]
-    text += [f"The guess is a Gaussian kernel of {GUESS} pixels, 17 x 17. BlindRL takes {RL_STEPS} steps from it."]
+    text += ["", f"## Blind deblurring of photographs, noise {_NOISE}", "", *blind_table(), ""]
+    text += [f"The guess is a Gaussian kernel of {_GUESS} pixels, 17 x 17. BlindRL takes {_RL_STEPS} steps from it."]
     text += ["", "## Other parameters", "", "70 % inpainting of photographs.", "", *other_table()]
     args.out.write_text("\n".join(text) + "\n")
 

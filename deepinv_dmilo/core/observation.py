@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,13 +10,13 @@ from deepinv.optim import DataFidelity
 from torch import Tensor
 
 from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresFit
+from deepinv_dmilo.core.descent import Values
 from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihood_of, noise_std
 from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, take, working_dtype
 from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import JointFit
 
-Values = Callable[[Tensor], Tensor]  # images (n, C, H, W) to a value of each, (n,)
 LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
 
 

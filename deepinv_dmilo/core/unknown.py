@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from deepinv_dmilo.core.operator import Operator
 
 # All ours.
-STEPS, TOLERANCE = 30, 1e-2  # of L-BFGS for an image, from where the image before left off; of what a unit is worth
-LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move
+_STEPS, _TOLERANCE = 30, 1e-2  # of L-BFGS for an image, from where the image before left off; of what a unit is worth
+_LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Simplex(Free):
 
     def raw(self) -> Tensor:
         rows = self.start.flatten(1)
-        return rows.clamp(min=LEAST * rows.mean(1, keepdim=True)).log().view_as(self.start)
+        return rows.clamp(min=_LEAST * rows.mean(1, keepdim=True)).log().view_as(self.start)
 
     def value(self, raw: Tensor) -> Tensor:
         return raw.flatten(1).softmax(1).view_as(raw)
@@ -187,7 +187,7 @@ class Unknowns:
         """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""
         start = torch.cat([self.raw[name][rows].flatten(1) for name in self.guesses], 1)
         inner = _ForImages(self, fit, x.detach())
-        best, value, _ = lbfgs.minimize(inner, start, steps=STEPS, tolerance=TOLERANCE, unit=start.shape[1] / 2)
+        best, value, _ = lbfgs.minimize(inner, start, steps=_STEPS, tolerance=_TOLERANCE, unit=start.shape[1] / 2)
         best = torch.where(torch.isfinite(value)[:, None], best, start)
         for name, part in self.unpacked(best).items():
             self.raw[name][rows] = part
