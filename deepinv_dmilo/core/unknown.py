@@ -124,7 +124,7 @@ class Unknowns:
     The unknown parameters of a physics, one for each of S * B rows.
 
     :param dict given: guesses, by the names that ``physics.update`` takes.
-    :param Physics physics: the physics; a copy of it takes them, and its own are left as they are.
+    :param deepinv.physics.Physics physics: the physics; a copy of it takes them, and its own are left as they are.
     :param int batch: number B of images.
     :param int num_samples: S.
     :param torch.Tensor like: a tensor of the type and device to work in.
