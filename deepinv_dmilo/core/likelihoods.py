@@ -22,7 +22,7 @@ from deepinv_dmilo.core.measurements import Measurements, like_parts, parts
 # All ours.
 LEAST_PHOTONS = 0.1  # below this rate the logarithm goes on as a parabola
 LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
-OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers, measured in docs/data_terms.md
+OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers: the best of 0.1, 0.15, 0.2
 ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
 
 

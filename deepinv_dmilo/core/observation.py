@@ -141,7 +141,7 @@ class Observation:
         :param bool fresh_noise: of y with as much noise on top as it has already.
         """
         variance, std = self.variance(x), self._std(x)
-        rows = [t.view(len(t), *[1] * (y.ndim - 1)) for y in parts(self.y) for t in (variance.sqrt(),)]
+        rows = [variance.sqrt().view(-1, *[1] * (y.ndim - 1)) for y in parts(self.y)]
         stds = rows if std is None else parts(std)
         data = self.data
         if fresh_noise:
