@@ -108,6 +108,15 @@ def test_tasks_are_repeatable_and_leave_the_global_state(task):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("side", [32, 128])  # a dense matrix, and fast transforms
+def test_compressed_sensing_mixes_all_pixels_of_a_channel(side):
+    """A pixel reaches measurements all over; a transform along rows alone would leave it in its row."""
+    physics = make_physics("compressed-sensing", (3, side, side), noise=0.0)
+    x = torch.zeros(1, 3, side, side)
+    x[0, :, side // 3, side // 2] = 1
+    assert (physics.A(x).abs() > 1e-6).float().mean() > 0.9
+
+
 def test_demo_table_and_picture(prior, tmp_path, monkeypatch, short):
     monkeypatch.setattr("deepinv_dmilo.tools.demo.DPS_STEPS", 2)
     rows, columns = run_demo(*demo_digits(prior, count=1, verbose=False), verbose=False)

@@ -176,29 +176,28 @@ def _remount(folder: Path, options: str) -> None:
 
 def full_disk(bench: Bench, out: Path) -> tuple[str, int]:
     """A disk of 96 KiB that fills up, then has room again."""
-    with _disk(out, "96k"):
-        code, told = bench.run(bench.argv(out / "run", FEW))
-        done = _records(out / "run")
-        _remount(out, "size=4m")
-        again, _ = bench.run(bench.argv(out / "run", FEW))
-        shutil.copytree(out / "run", out.with_name("was on a full disk"))
-    out.rmdir()
-    out.with_name("was on a full disk").rename(out)
-    return f"{done} images, then exit code {code}, `{_told(told, out)}`; with room: exit code {again}", FEW
+    return _on_a_disk(bench, out, size="96k", mended="size=4m")
 
 
 def read_only(bench: Bench, out: Path) -> tuple[str, int]:
     """A folder that is read-only, then writable again."""
-    with _disk(out, "4m"):
-        bench.run(bench.argv(out / "run", FEW // 2))
-        _remount(out, "ro")
+    return _on_a_disk(bench, out, size="4m", spoiled="ro", mended="rw")
+
+
+def _on_a_disk(bench: Bench, out: Path, *, size: str, spoiled: str | None = None, mended: str) -> tuple[str, int]:
+    """A run on a disk of its own that is mended after the run has ended; spoiled, after half of the images."""
+    with _disk(out, size):
+        if spoiled is not None:
+            bench.run(bench.argv(out / "run", FEW // 2))
+            _remount(out, spoiled)
         code, told = bench.run(bench.argv(out / "run", FEW))
-        _remount(out, "rw")
+        done = _records(out / "run")
+        _remount(out, mended)
         again, _ = bench.run(bench.argv(out / "run", FEW))
-        shutil.copytree(out / "run", out.with_name("was read-only"))
+        shutil.copytree(out / "run", out.with_name("copy of the run"))
     out.rmdir()
-    out.with_name("was read-only").rename(out)
-    return f"{FEW // 2} images, then exit code {code}, `{_told(told, out)}`; writable: exit code {again}", FEW
+    out.with_name("copy of the run").rename(out)
+    return f"{done} images, then exit code {code}, `{_told(told, out)}`; mended: exit code {again}", FEW
 
 
 def damaged_records(bench: Bench, out: Path) -> tuple[str, int]:
