@@ -332,7 +332,10 @@ def test_misspelt_setting(prior):
         DMILO.from_preset("inpainting", prior, outer_step=2)
 
 
-@pytest.mark.parametrize(("denoiser", "max_noise", "error"), [(ConvNet(), 0.2, TypeError), (None, 0.0, ValueError)])
+@pytest.mark.parametrize(
+    ("denoiser", "max_noise", "error"),
+    [(ConvNet(), 0.2, TypeError), *[(None, noise, ValueError) for noise in (0.0, True, float("inf"), "0.2")]],
+)
 def test_what_is_no_denoiser(denoiser, max_noise, error):
     denoiser = dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1) if denoiser is None else denoiser
     with pytest.raises(error, match=r"deepinv\.models\.Denoiser|type a number above 0"):

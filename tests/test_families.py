@@ -9,6 +9,7 @@ import pytest
 import torch
 from deepinv.physics import GaussianNoise
 from diffusers import (
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderTiny,
     CMStochasticIterativeScheduler,
@@ -26,9 +27,11 @@ from diffusers import (
     HeunDiscreteScheduler,
     KarrasVePipeline,
     LDMPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
     ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
     UniPCMultistepScheduler,
@@ -128,7 +131,7 @@ VP = {
     "Heun": HeunDiscreteScheduler(),
 }
 FAMILIES = {f"{name}, epsilon": (s, noise_preserving(s, "epsilon")) for name, s in VP.items()}
-for prediction in ("v_prediction", "sample"):
+for prediction in ("epsilon", "v_prediction", "sample"):
     scheduler = DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=True)  # no signal at the end
     FAMILIES[f"zero terminal, {prediction}"] = (scheduler, noise_preserving(scheduler, prediction))
 FAMILIES |= {
@@ -280,22 +283,48 @@ def autoencoder(kind, **settings):
     return kind(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **kinds, **settings)
 
 
-class StableDiffusion:
-    """The parts of its folder that are read; diffusers' own pipeline asks for transformers and a text encoder."""
+class Prompted:
+    """The parts of a folder that are read; diffusers' own pipelines ask for transformers and a text encoder."""
 
-    def __init__(self):
-        torch.manual_seed(0)
-        kinds = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D",) * 2}
-        sizes = {"sample_size": 8, "block_out_channels": (8, 16), "cross_attention_dim": 6}
-        self.unet = UNet2DConditionModel(layers_per_block=1, norm_num_groups=4, **sizes, **kinds)
-        self.vae, self.scheduler = autoencoder(AutoencoderKL), PNDMScheduler()
+    def __init__(self, **parts):
+        self.parts = parts
 
     def save_pretrained(self, folder):
         index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
-        for name, part in vars(self).items():
+        for name, part in self.parts.items():
             part.save_pretrained(folder / name)
             index[name] = ["diffusers", type(part).__name__]
         (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def stable_diffusion():
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "cross_attention_dim": 6}
+    net = UNet2DConditionModel(layers_per_block=1, norm_num_groups=4, **sizes, **kinds)
+    return Prompted(unet=net, vae=autoencoder(AutoencoderKL), scheduler=PNDMScheduler())
+
+
+def stable_diffusion_3():
+    torch.manual_seed(0)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "num_layers": 1,
+        "sample_size": 8,
+        "pos_embed_max_size": 8,
+    }
+    inputs = {"in_channels": 4, "out_channels": 4, "joint_attention_dim": 6, "pooled_projection_dim": 5}
+    net = SD3Transformer2DModel(**sizes, **inputs, caption_projection_dim=8)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return Prompted(transformer=net, vae=autoencoder(AutoencoderKL), scheduler=scheduler)
+
+
+def pixart():
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "sample_size": 8, "norm_num_groups": 4}
+    net = PixArtTransformer2DModel(**sizes, cross_attention_dim=8, caption_channels=6)
+    return Prompted(transformer=net, vae=autoencoder(AutoencoderTiny), scheduler=DPMSolverMultistepScheduler())
 
 
 def dit():
@@ -335,7 +364,9 @@ PIPELINES = {
         ),
         {},
     ),
-    "Stable Diffusion": (StableDiffusion, PROMPT),
+    "Stable Diffusion": (stable_diffusion, PROMPT),
+    "Stable Diffusion 3": (stable_diffusion_3, {**PROMPT, "pooled_projections": torch.zeros(1, 5)}),
+    "PixArt": (pixart, PROMPT),
     "DiT": (dit, {"class_labels": torch.tensor([3, 7])}),
 }
 
@@ -359,7 +390,7 @@ def folders(tmp_path_factory):
 def test_a_saved_pipeline_reconstructs_each_image_by_itself(name, method, folders):
     prior = DiffusionPrior.from_pretrained(folders(name), conditioning=PIPELINES[name][1])
     assert prior.image_shape == (3, 16, 16)
-    assert isinstance(prior, LatentPrior) == (name.startswith("latent") or name in ("Stable Diffusion", "DiT"))
+    assert isinstance(prior, LatentPrior) == name.startswith(("latent", "Stable", "PixArt", "DiT"))
     size = (16, 16) if name == "DiT" else (18, 16)  # which takes squares alone
     physics = dinv.physics.Inpainting((3, *size), mask=0.7, rng=torch.Generator().manual_seed(0))
     physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
@@ -374,6 +405,10 @@ def test_a_saved_pipeline_reconstructs_each_image_by_itself(name, method, folder
     alone = DiffusionPrior.from_pretrained(
         folders(name), conditioning={k: v[-1:] for k, v in PIPELINES[name][1].items()}
     )
+    exact = method(alone.double(), schedule=Levels((1.0, 0.2)), max_passes=12)(y[1:].double(), physics.double())
+    assert exact.dtype == torch.float64
+    alone.float()
+    physics.float()
     one = method(alone, schedule=Levels((1.0, 0.2)), max_passes=12)(y[1:], physics)
     assert (one - x_hat[1:]).abs().mean() < 2e-3  # float32 through steps that are accepted or not
     parts = method(prior, schedule=Levels((1.0, 0.2)), max_passes=12, micro_batch=1)(y, physics)
@@ -406,11 +441,21 @@ def test_latents_are_scaled_and_shifted_as_the_pipeline_does(folders):
 @pytest.mark.parametrize(
     ("name", "conditioning", "told"),
     [
-        ("labels", None, r"wants class_labels; type conditioning=\{'class_labels': torch.tensor\(\[207\]\)\}"),
+        (
+            "labels",
+            None,
+            r"wants class_labels; in Python, type conditioning=\{'class_labels': torch.tensor\(\[207\]\)\}",
+        ),
         ("labels", {"class_labels": 3}, "give a tensor with a row for all images or for each"),
         ("labels", {"class_label": torch.tensor([3])}, "takes no 'class_label'; type some of"),
-        ("Stable Diffusion", None, r"wants encoder_hidden_states; type conditioning="),
+        ("Stable Diffusion", None, r"wants encoder_hidden_states; in Python, type conditioning="),
         ("DiT", None, "wants class_labels"),
+        (
+            "labels",
+            torch.tensor([3]),
+            "conditioning is a Tensor; give tensors by the names that the network has for them",
+        ),
+        ("labels", "cat", "conditioning is a str; give tensors by the names"),
     ],
 )
 def test_a_wrong_condition_is_told(name, conditioning, told, folders):
@@ -424,10 +469,54 @@ def test_labels_of_another_number_than_images_are_told(folders):
         DMILO(prior)(torch.rand(2, 3, 16, 16), dinv.physics.Denoising())
 
 
+@pytest.mark.parametrize(
+    ("name", "conditioning", "told"),
+    [
+        ("labels", {"class_labels": torch.tensor([207])}, r"with class_labels \(1,\) \(IndexError: index out of range"),
+        ("labels", {"class_labels": torch.tensor([3.5])}, r"with class_labels \(1,\)"),
+        ("DDPM", {"class_labels": torch.tensor([3])}, r"with class_labels \(1,\)"),
+        ("Stable Diffusion", {"encoder_hidden_states": torch.zeros(1, 3, 7)}, r"encoder_hidden_states \(1, 3, 7\)"),
+        ("Stable Diffusion 3", PROMPT, r"UNet|SD3Transformer2DModel does not take latents"),
+    ],
+)
+def test_a_condition_that_the_network_does_not_take_is_told_at_its_first_call(name, conditioning, told, folders):
+    prior = DiffusionPrior.from_pretrained(folders(name), conditioning=conditioning)
+    with pytest.raises(ValueError, match=f"{told}.*; give a prior, a physics and conditioning that go together"):
+        DMILO(prior)(torch.rand(1, 3, 16, 16), dinv.physics.Denoising())
+
+
 def test_a_transformer_that_takes_squares_alone_says_so(folders):
     prior = DiffusionPrior.from_pretrained(folders("DiT"), conditioning={"class_labels": torch.tensor([3])})
-    with pytest.raises(ValueError, match="a DiTTransformer2DModel takes square pictures; crop them, or give a UNet"):
+    with pytest.raises(ValueError, match=r"DiTTransformer2DModel does not take latents of shape \(1, 4, 8, 12\)"):
         DMILO(prior)(torch.rand(1, 3, 16, 24), dinv.physics.Denoising())
+
+
+def test_a_transformer_that_is_told_the_time_in_another_way_is_refused():
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1}
+    network = AuraFlowTransformer2DModel(
+        sample_size=8, in_channels=4, joint_attention_dim=6, caption_projection_dim=8, **sizes
+    )
+    with pytest.raises(
+        ValueError, match="how a AuraFlowTransformer2DModel is told the time is not known; give one of DiT"
+    ):
+        DiffusionPrior(network, FlowMatchEulerDiscreteScheduler(), conditioning=PROMPT)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_samples_are_pictures_of_the_size_of_the_training(name, folders):
+    conditioning = {key: row[:1] for key, row in PIPELINES[name][1].items()}
+    prior = DiffusionPrior.from_pretrained(folders(name), conditioning=conditioning)
+    x = prior.sample(2, num_layers=2)
+    assert x.shape == (2, 3, 16, 16)
+    assert 0 <= x.min() <= x.max() <= 1
+
+
+def test_labels_of_another_number_than_samples_are_told(folders):
+    prior = DiffusionPrior.from_pretrained(folders("labels"), conditioning={"class_labels": torch.tensor([3, 7])})
+    with pytest.raises(ValueError, match="has 2 rows for a batch of 4"):
+        prior.sample(4, num_layers=2)
+    with pytest.raises(ValueError, match="has 2 rows for a batch of 3"):
+        prior.denoiser()(torch.rand(3, 3, 16, 16), 0.1)
 
 
 def test_an_unknown_scheduler_is_told():
@@ -443,7 +532,9 @@ def test_an_unknown_scheduler_is_told():
         ({"unet": ["my_code", "UNet2DModel"]}, "no code but that of diffusers is run"),
         ({"scheduler": [None, None]}, "give one with a denoising network"),
         ({"unet": ["diffusers"]}, "is no pipeline index"),
-        ({"vae": ["diffusers", "AutoencoderKL"]}, r"vae|safetensors"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, r"names a vae and has none; download or save the pipeline again"),
+        ({"vae": [None, None]}, r"has lost its vae, .*; give both: LatentPrior\(DiffusionPrior\("),
+        ({"movq": ["diffusers", "VQModel"]}, r"a pipeline with a movq beside unet is not supported"),
     ],
 )
 def test_a_folder_that_names_other_code_is_refused(change, told, tmp_path):

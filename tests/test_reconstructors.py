@@ -2,12 +2,14 @@
 
 import re
 import sys
+from math import log
 from types import SimpleNamespace
 
 import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import LinearPhysics, Physics
+from diffusers import UNet2DModel
 from torch.utils.data import DataLoader
 from toys import AffineNet, ConvNet, toy_prior
 
@@ -436,6 +438,29 @@ def test_a_diffusion_model_of_deepinv_starts_at_the_noise_that_it_was_trained_up
     assert model(physics(torch.rand(1, 3, 18, 16)), physics).shape == (1, 3, 18, 16)
     wrapped = DiffusionPrior.from_pretrained("digits").denoiser()
     assert DiffusionPrior.from_denoiser(wrapped).max_noise == pytest.approx(78.6, rel=0.01)
+
+
+def test_a_score_model_of_deepinv_tells_its_noise_by_a_function_and_its_size_by_what_is_inside():
+    class Score(UNet2DModel):
+        def forward(self, x, t, **settings):
+            return super().forward(x, t).sample
+
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    schedule = {"sigma_t": lambda t: 0.01 * 50**t, "sigma_inverse": lambda s: (100 * s).log() / log(50)}
+    network = dinv.models.ScoreModelWrapper(Score(**sizes, **kinds), **schedule, variance_exploding=True)
+    model = DMILO(network, max_passes=4)
+    assert model.prior.max_noise == pytest.approx(0.25)  # a half for images in [-1, 1]
+    physics = dinv.physics.Inpainting((3, 17, 18), mask=0.5)
+    assert model(physics(torch.rand(1, 3, 17, 18)), physics).shape == (1, 3, 17, 18)
+
+
+def test_a_large_picture_of_a_diffusion_model_of_deepinv_tells_what_attention_costs(monkeypatch):
+    net = dinv.models.DiffUNet(pretrained=None, large_model=False)
+    monkeypatch.setattr(net, "img_size", 16)
+    monkeypatch.setattr(net, "forward", lambda x, sigma: 0.9 * x)
+    with pytest.warns(RuntimeWarning, match="16 times that of its 16 x 16 pixels; a network without it, Tiled"):
+        DMILO(net).prior.check_shape((1, 3, 32, 32))
 
 
 def test_a_denoiser_starts_from_an_image_not_from_noise(inpainting):

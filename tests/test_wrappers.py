@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from toys import ConvNet, tiny_unet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, Channelwise, Complex, DiffusionPrior, Levels, Tiled
+from deepinv_dmilo import DMILO, DMILOPGD, Channelwise, Complex, DiffusionPrior, DMPlug, Levels, Tiled
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 
@@ -66,11 +66,16 @@ def test_windows_add_to_one_and_tiles_overlap(length, tile, overlap):
     assert all(a + size - b >= overlap for a, b in pairwise(places))
 
 
-def test_tiles_of_a_network_that_sees_a_quarter_of_the_overlap_leave_no_trace():
-    """Two convolutions of 3 x 3 see two pixels; the gradient is that of the whole picture, too."""
-    prior = toy_prior(ConvNet()).eval()
-    level, tiled = prior.level(0.5), Tiled(prior, tile=16, overlap=8)
-    z = torch.randn(2, 3, 41, 30).double().requires_grad_()
+def test_tiles_of_a_network_that_sees_less_than_the_overlap_leave_no_trace():
+    """A field of 15 pixels in an overlap of 16; the gradient is that of the whole picture, too."""
+    wide = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 9, padding=4), torch.nn.Tanh(), torch.nn.Conv2d(4, 3, 7, padding=3)
+    )
+    network = ConvNet()
+    network.first, network.last = wide[:2], wide[2]
+    prior = toy_prior(network).eval()
+    level, tiled = prior.level(0.5), Tiled(prior, tile=32, overlap=16)
+    z = torch.randn(2, 3, 81, 30).double().requires_grad_()
     whole, parts = prior.denoise(z, level), tiled.denoise(z, level)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad((u**3).sum(), z, retain_graph=True)[0] for u in (whole, parts)]
@@ -155,9 +160,33 @@ def test_channels_of_a_prior_of_colour_are_refused():
         )
 
 
+def test_the_channels_of_an_image_have_its_condition():
+    class Labelled(torch.nn.Module):
+        def forward(self, z, t, class_labels):
+            return z * class_labels.view(-1, 1, 1, 1)
+
+    labels = {"class_labels": torch.tensor([1.0, 2.0])}
+    prior = Channelwise(DiffusionPrior(Labelled(), DDIMScheduler(prediction_type="sample"), conditioning=labels))
+    z = torch.full((2, 3, 4, 4), 0.1)
+    torch.testing.assert_close(prior.denoise(z, prior.level(0.5))[:, :, 0, 0], torch.tensor([[0.1] * 3, [0.2] * 3]))
+    y = torch.rand(2, 3, 4, 4)
+    assert DMILO(prior, max_passes=4)(y, dinv.physics.Denoising(GaussianNoise(0.1))).shape == y.shape
+
+
 def test_no_prior_inside_is_told():
-    with pytest.raises(TypeError, match=r"prior is a Tensor; pass DiffusionPrior\.from_pretrained"):
-        Channelwise(torch.zeros(1))
+    for inside in (torch.zeros(1), dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1)):
+        with pytest.raises(
+            TypeError, match=r"pass DiffusionPrior\.from_pretrained\(NAME\), say, or Diff.*from_denoiser"
+        ):
+            Channelwise(inside)
+
+
+def test_a_wrapper_has_one_network_which_can_be_replaced():
+    inside = toy_prior(ConvNet(channels=1))
+    prior = Tiled(Channelwise(inside), tile=8, overlap=2)
+    assert len(prior.state_dict()) == len(inside.state_dict())
+    prior.network = other = ConvNet(channels=1).double()
+    assert prior.network is inside.network is other
 
 
 # Complex images
@@ -238,8 +267,29 @@ def test_the_gradient_is_that_of_the_two_together(latent_prior):
 def test_an_autoencoder_of_other_channels_is_told(latent_prior):
     with pytest.raises(ValueError, match="the network takes 3 channels and the autoencoder has 4"):
         LatentPrior(DiffusionPrior(tiny_unet(3), DDIMScheduler()), latent_prior.autoencoder)
+    clamped = Tiled(DiffusionPrior(tiny_unet(4), DDIMScheduler()), tile=16, overlap=4)
+    with pytest.raises(
+        ValueError, match=r"latents are not in \[-1, 1\]: type DiffusionPrior\(network, scheduler, clip_s"
+    ):
+        LatentPrior(clamped, latent_prior.autoencoder)
+    with pytest.raises(ValueError, match="has an autoencoder already"):
+        LatentPrior(latent_prior, latent_prior.autoencoder)
+    with pytest.raises(
+        TypeError, match="autoencoder is a NoneType; pass diffusers' AutoencoderKL, AutoencoderTiny or VQ"
+    ):
+        LatentPrior(latent_prior.prior, None)
+    with pytest.raises(ValueError, match="noise of an image is no noise of its latent"):
+        latent_prior.denoiser()
+    with pytest.raises(ValueError, match="the channels of an autoencoder's latents go together"):
+        Channelwise(latent_prior)
     with pytest.raises(ValueError, match=r"do not fit the autoencoder, which takes \(B, 3, H, W\)"):
         DMILO(latent_prior)(torch.rand(1, 1, 16, 16), dinv.physics.Denoising())
+
+
+def test_the_first_latent_of_an_autoencoder_is_not_taken(latent_prior):
+    y = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="init is a latent of the autoencoder, which is not taken; leave it out"):
+        DMPlug(latent_prior)(y, dinv.physics.Denoising(), init=torch.randn(1, 4, 8, 8))
 
 
 def test_tiles_go_inside_an_autoencoder(latent_prior):

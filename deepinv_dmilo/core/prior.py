@@ -131,8 +131,9 @@ class Prior(nn.Module):
         """
         if self.image_shape is None:
             raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
-        z = self.levels(num_layers)[0].spread * Draws(rng)((1, *self.image_shape), n).to(self.device)
         with self.frozen():
+            shape = self.encode(torch.full((1, *self.image_shape), 0.5, device=self.device)).shape
+            z = self.levels(num_layers)[0].spread * Draws(rng)(shape, n).to(self.device)
             return self.decode(self(z, num_layers)).clamp(*self.limits)
 
     @contextmanager
@@ -159,10 +160,13 @@ class AsDenoiser(Denoiser):
     A prior as a deepinv denoiser: images of noise sigma are latents of the level that is nearest to it.
 
     :param Prior prior: the prior.
+    :raises ValueError: its latents are those of an autoencoder.
     """
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
+        if not prior.affine:
+            raise ValueError("noise of an image is no noise of its latent: give a prior without an autoencoder")
         self.prior: Prior = prior
 
     def forward(self, x: Tensor, sigma: Tensor | float, **kwargs: object) -> Tensor:
@@ -171,8 +175,10 @@ class AsDenoiser(Denoiser):
 
         :param torch.Tensor x: noisy images in [0, 1], (B, C, H, W).
         :param torch.Tensor, float sigma: standard deviation of their noise, one for all or (B,).
+        :raises ValueError: the prior does not take the images.
         """
         sigmas = torch.as_tensor(sigma, dtype=torch.float64).flatten().cpu().expand(len(x)).tolist()
+        self.prior.check_shape(tuple(x.shape))
         prior = self.prior.for_images(*x.shape[2:])
         z, levels = prior.encode(x), [prior.level(2 * s) for s in sigmas]
         order, clean = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from numbers import Real
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.core.prior import AsDenoiser, Level, Prior
-from deepinv_dmilo.priors.wrappers import for_images
+from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
 
 # What deepinv's restoration networks (DRUNet, SCUNet, ...) are trained up to, in [0, 1].
 MAX_NOISE = 0.2
@@ -47,7 +48,11 @@ class DenoiserPrior(Prior):
                 "such as deepinv.optim.PGD, and here give a network, such as deepinv.models.DRUNet()"
             )
         max_noise = trained_up_to(denoiser) if max_noise is None else max_noise
-        if not isinstance(max_noise, Real) or not max_noise > 0:
+        if (
+            isinstance(max_noise, bool)
+            or not isinstance(max_noise, Real)
+            or not (isfinite(max_noise) and max_noise > 0)
+        ):
             raise ValueError(f"max_noise={max_noise!r}: type a number above 0, e.g. 0.2, for images in [0, 1]")
         super().__init__(denoiser)
         self.max_noise: float = max_noise
@@ -68,9 +73,15 @@ class DenoiserPrior(Prior):
         return self.encode(self.network(self.decode(z).to(dtype), level.sigma).to(z.dtype))
 
     @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape (C, H, W) of the images that deepinv's DiffUNet was trained on; other denoisers do not tell."""
+        channels, size = (getattr(self.network, name, None) for name in ("in_channels", "img_size"))
+        return (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
+
+    @property
     def multiple(self) -> int:
-        """What deepinv's diffusion models ask for; its other networks pad images themselves."""
-        return DIFFUSION_MODELS.get(type(self.network).__name__, (MAX_NOISE, 1))[1]
+        """What diffusion models of deepinv, or of diffusers inside, ask for; other networks of deepinv pad."""
+        return max(_multiple(part) for part in self.network.modules())
 
     def for_images(self, height: int, width: int) -> Prior:
         """Padded, where the denoiser does not take the size."""
@@ -79,6 +90,7 @@ class DenoiserPrior(Prior):
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse images that the denoiser does not take, and a denoiser that has no gradient there."""
         name = type(self.network).__name__
+        warn_of_attention(self, shape[-2] * shape[-1])
         height, width = (-(-side // self.multiple) * self.multiple for side in shape[2:])
         x = torch.full((1, shape[1], height, width), 0.5, device=self.device)
         try:
@@ -87,8 +99,8 @@ class DenoiserPrior(Prior):
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
             raise ValueError(
-                f"images of shape {shape} do not fit the denoiser {name} ({error}); use a denoiser and a physics with "
-                "the same number of channels"
+                f"images of shape {shape} do not fit the denoiser {name} ({error}); use a denoiser that is called as "
+                "D(x, sigma) and a physics that go together in channels, size and type"
             ) from error
         if output.shape != x.shape or not output.requires_grad:
             raise ValueError(
@@ -118,8 +130,17 @@ def trained_up_to(denoiser: Denoiser) -> float:
     """The largest noise of images in [0, 1] that a denoiser of deepinv was trained on; 0.2 where it does not tell."""
     if isinstance(denoiser, AsDenoiser):
         return min(denoiser.prior.levels(1)[0].sigma, 1e4)  # of pure noise there is no ratio
-    sigmas = getattr(denoiser, "sigma_t", None)
-    if torch.is_tensor(sigmas):  # a ScoreModelWrapper
+    sigmas = getattr(denoiser, "sigma_t", None)  # of a ScoreModelWrapper
+    if callable(sigmas):
+        sigmas = torch.as_tensor(sigmas(torch.tensor(float(getattr(denoiser, "T", 1.0)))))
+    if torch.is_tensor(sigmas):
         sigmas = sigmas[torch.isfinite(sigmas)]
         return sigmas.max().item() / (2 if getattr(denoiser, "_was_trained_on_minus_one_one", False) else 1)
     return DIFFUSION_MODELS.get(type(denoiser).__name__, (MAX_NOISE, 1))[0]
+
+
+def _multiple(part: nn.Module) -> int:
+    """What height and width must be multiples of for a network of deepinv, or by a configuration of diffusers."""
+    if type(part).__name__ in DIFFUSION_MODELS:
+        return DIFFUSION_MODELS[type(part).__name__][1]
+    return halvings(getattr(part, "config", None))

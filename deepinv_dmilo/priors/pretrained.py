@@ -15,6 +15,7 @@ from torch import Tensor
 BUNDLED = Path(__file__).parent
 NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
 PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
+PARTS_GIVEN = "LatentPrior(DiffusionPrior(network, scheduler, clip_sample=False), autoencoder)"
 
 
 def bundled_priors() -> list[str]:
@@ -49,7 +50,11 @@ def load_pipeline(name: str) -> tuple[Any, Any, Any]:
     """
     from diffusers.utils import logging
 
-    folder = prior_folder(name)
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"name is a {type(name).__name__}; type a bundled name, a folder or a hub id, or give parts: {PARTS_GIVEN}"
+        )
+    folder = prior_folder(str(name))
     if not folder.exists():
         folder = _from_the_hub(str(name))
     parts = _parts(_index(folder), folder)
@@ -110,7 +115,27 @@ def _parts(index: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a denoising network "
             f"({' or '.join(NETWORKS)}), a scheduler and, of latents, an autoencoder ({' or '.join(AUTOENCODERS)})"
         )
+    if lacking := [part for part in AUTOENCODERS if part in index and part not in named]:
+        raise ValueError(
+            f"{folder}: the pipeline has lost its {lacking[0]}, which its latents need; give both: {PARTS_GIVEN}"
+        )
+    others = [part for part, value in index.items() if part not in PARTS and _is_network(value)]
+    if others:
+        raise ValueError(
+            f"{folder}: a pipeline with a {others[0]} beside {networks[0]} is not supported; give one of a network "
+            f"alone, or with an autoencoder ({' or '.join(AUTOENCODERS)})"
+        )
     return {part: _diffusers_class(library, kind, part, folder) for part, (library, kind) in named.items()}
+
+
+def _is_network(value: Any) -> bool:
+    """Whether an entry of an index names a network of diffusers."""
+    import diffusers
+
+    if not isinstance(value, list) or len(value) != 2 or value[0] != "diffusers":
+        return False
+    kind = getattr(diffusers, str(value[1]), None)
+    return isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
 
 
 def _diffusers_class(library: str, name: str, part: str, folder: Path) -> Any:
@@ -132,6 +157,10 @@ def _load(folder: Path, part: str, kind: Any) -> Any:
     """A part from its own folder, or from the pipeline's where everything lies in one."""
     inside = folder / part if (folder / part).is_dir() else folder
     is_network = part != "scheduler"
+    if not (inside / ("config.json" if is_network else "scheduler_config.json")).exists():
+        raise ValueError(
+            f"{folder} names a {part} and has none; download or save the pipeline again, with {folder / part}"
+        )
     if is_network and not list(inside.glob("*.safetensors")):
         raise ValueError(
             f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "

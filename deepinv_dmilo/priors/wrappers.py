@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,36 @@ from torch.utils.checkpoint import checkpoint
 
 from deepinv_dmilo.core.prior import Level, Prior
 
+# Of an overlap, over which one tile gives way to the next: with less a network that sees farther leaves seams, with
+# more it must see less far to leave none (ours).
+RAMP = 0.125
+LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
+
 
 def for_images(prior: Prior, height: int, width: int) -> Prior:
     """A prior for images of a size, padded to its multiple."""
     return Padded(prior, height, width) if height % prior.multiple or width % prior.multiple else prior
+
+
+def halvings(config: object) -> int:
+    """What the halvings of a network, or the patches of a transformer, ask of height and width."""
+    return getattr(config, "patch_size", None) or 2 ** (len(getattr(config, "block_out_channels", None) or (0,)) - 1)
+
+
+def warn_of_attention(prior: Prior, pixels: int) -> None:
+    """Tell what a network's self-attention costs on images much larger than those of its training."""
+    shape = prior.image_shape
+    if shape is None or not any("Attention" in type(m).__name__ for m in prior.network.modules()):
+        return
+    times = pixels / (shape[1] * shape[2])
+    if times >= LARGE:
+        warnings.warn(
+            f"the network's self-attention takes memory and time with the fourth power of the side: {times**2:.0f} "
+            f"times that of its {shape[1]} x {shape[2]} pixels; a network without it, Tiled(prior) or smaller images "
+            "cost less",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 class Wrapper(Prior):
@@ -27,11 +55,25 @@ class Wrapper(Prior):
 
     def __init__(self, prior: Prior) -> None:
         if not isinstance(prior, Prior):
-            raise TypeError(f"prior is a {type(prior).__name__}; pass DiffusionPrior.from_pretrained(NAME), say")
-        super().__init__(prior.network)
+            raise TypeError(
+                f"prior is a {type(prior).__name__}; pass DiffusionPrior.from_pretrained(NAME), say, or "
+                "DiffusionPrior.from_denoiser(denoiser)"
+            )
+        torch.nn.Module.__init__(self)
         self.prior: Prior = prior
         self.name = prior.name
         self.affine, self.limits = prior.affine, prior.limits
+
+    @property
+    def network(self) -> torch.nn.Module:  # type: ignore[override]
+        """That of the prior inside, where another one can be put in its place."""
+        return self.prior.network
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "network":
+            self.prior.network = value
+        else:
+            super().__setattr__(name, value)
 
     def level(self, ratio: float) -> Level:
         """That of the prior inside."""
@@ -124,10 +166,10 @@ class Tiled(Wrapper):
 
         \hat u(z) = \sum_k w_k \, \hat u(z_k),
 
-    with tiles :math:`z_k` and windows :math:`w_k` that fall off over the middle half of an overlap and add to one at
-    every pixel, so that there are no seams. A network that sees no farther than a quarter of the overlap gives what it
-    gives for the whole picture. The physics sees the whole picture, and in each pass only one tile's graph is alive,
-    at the price of a forward pass more.
+    with tiles :math:`z_k` and windows :math:`w_k` that fall off in the middle of an overlap and add to one at every
+    pixel, so that there are no seams. A network that sees no farther to either side than seven sixteenths of the
+    overlap gives what it gives for the whole picture. The physics sees the whole picture, and in each pass only one
+    tile's graph is alive, at the price of a forward pass more.
 
     :param Prior prior: a prior whose latents are images, or latents of an autoencoder: then the sizes are theirs.
     :param int tile: height and width of a tile, a size that the network takes.
@@ -165,7 +207,7 @@ class Tiled(Wrapper):
         for before, after in pairwise(places):
             shared = before + size - after
             rising = torch.ones(size, dtype=torch.float64)
-            rising[:shared] = (2 * (torch.arange(shared) + 0.5) / shared - 0.5).clamp(0, 1)
+            rising[:shared] = (((torch.arange(shared) + 0.5) / shared - 0.5) / RAMP + 0.5).clamp(0, 1)
             windows[after] = windows[after] * rising
             windows[before] = windows[before] * rising.flip(0)
         total = torch.zeros(length, dtype=torch.float64)
@@ -193,12 +235,18 @@ class Channelwise(Wrapper):
     """
     A prior of grey images for images of any number of channels, each channel by itself.
 
-    :param Prior prior: of images of one channel.
+    :param Prior prior: of images of one channel; a condition of an image is that of all its channels.
     """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        if not prior.affine:
+            raise ValueError("the channels of an autoencoder's latents go together; give a prior of grey pixels")
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """Every channel as an image of its own."""
-        return self._apart(z, lambda channels: self.prior.denoise(channels, level))
+        prior = self.prior.select(torch.arange(len(z)).repeat_interleave(z.shape[1]))
+        return self._apart(z, lambda channels: prior.denoise(channels, level))
 
     def encode(self, x: Tensor) -> Tensor:
         """Every channel as an image of its own."""
@@ -210,7 +258,7 @@ class Channelwise(Wrapper):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Of one channel."""
-        self.prior.check_shape((shape[0] * shape[1], 1, *shape[2:]))
+        self.prior.check_shape((shape[0], 1, *shape[2:]))
 
     @staticmethod
     def _apart(images, function):  # type: ignore[no-untyped-def]

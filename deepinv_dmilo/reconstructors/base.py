@@ -107,11 +107,15 @@ class PriorReconstructor(Reconstructor):
         :return: the shape (B, C, H, W) of the images.
         :raises TypeError, ValueError: they do not fit; says which and what to type.
         """
-        shape = check_inputs(y, physics, self.prior, init)
         if init is None or self._draws_after_init():
-            return shape
+            return check_inputs(y, physics, self.prior, init)
         if self.num_samples > 1:
             raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
+        if not self.prior.affine:
+            raise ValueError(
+                "init is a latent of the autoencoder, which is not taken; leave it out, the noise follows rng"
+            )
+        shape = check_inputs(y, physics, self.prior, init)
         if self.prior.for_images(*shape[2:]) is not self.prior:
             raise ValueError(
                 f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
@@ -136,7 +140,8 @@ class PriorReconstructor(Reconstructor):
         :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images, any shape, real or complex.
         :param deepinv.physics.Physics physics: forward operator, differentiable, acting on images in [0, 1].
         :param torch.Tensor init: start, shape (B, C, H, W): the first latent z, about standard normal, of a chain from
-            pure noise (DMPlug, ``schedule=Chain()``); the first image, in [0, 1], of a schedule of levels.
+            pure noise (DMPlug, ``schedule=Chain()``), of pixels only; the first image, in [0, 1], of a schedule of
+            levels.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W); used for the metric ``psnr`` alone.
         :param bool compute_metrics: also return ``cost`` (objective of the last layer), ``residual`` (root mean
             square of A(x) - y), ``passes`` (network passes so far) and, given ``x_gt``, ``psnr`` (dB), each a list of
