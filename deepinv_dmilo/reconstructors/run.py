@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deepinv_dmilo.core.data import check_fidelity
-from deepinv_dmilo.core.descent import STANDSTILL, gradient_steps
+from deepinv_dmilo.core.descent import STANDSTILL, gradient_steps, proximal_point
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.core.observation import Observation
@@ -98,7 +98,10 @@ class Run:
         What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or twice another negative log-likelihood.
         "auto": steps of size ``1 / ||A||^2`` where that is known, else found by backtracking.
         """
+        is_quadratic = self.observation.operator.is_linear and (misfit is not None or self.observation.is_gaussian)
         misfit = misfit or self.observation.misfit(x)
+        if step_size == "auto" and pull is not None and is_quadratic:
+            return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=self.prior.limits)
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
             return gradient_steps(x, misfit, size=size, pull=pull, limits=self.prior.limits, **how)
