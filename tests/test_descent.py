@@ -1,4 +1,4 @@
-"""The gradient steps of DMILO-PGD and their size."""
+"""What moves images without the network: the gradient steps of DMILO-PGD and their size, and proximal points."""
 
 import deepinv as dinv
 import pytest
@@ -7,7 +7,7 @@ from deepinv.physics import LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILOPGD
-from deepinv_dmilo.core.descent import gradient_steps, squared_norm
+from deepinv_dmilo.core.descent import gradient_steps, proximal_point, squared_norm
 
 IMAGE = (3, 24, 40)
 
@@ -102,3 +102,20 @@ def test_every_kernel_of_a_batch_has_its_own_norm():
     for n in range(2):
         alone = dinv.physics.Blur(kernels[n : n + 1], padding="circular")
         torch.testing.assert_close(together[n : n + 1], squared_norm(alone.A, torch.rand(1, *IMAGE)), rtol=1e-4, atol=0)
+
+
+def test_the_proximal_point_solves_its_normal_equations_for_each_image():
+    """Also where A hardly sees some directions, which gradient steps would take thousands for."""
+    matrix = torch.diag(torch.logspace(0, -3, 24).double()) @ torch.linalg.qr(torch.randn(24, 24).double())[0]
+    x0, y = torch.rand(2, 1, 4, 6).double(), torch.randn(2, 24).double()
+    pull = torch.tensor([1e-2, 10.0]).double()
+
+    def misfit(x):
+        return (x.flatten(1) @ matrix.T - y).square().sum(1)
+
+    found = proximal_point(x0, misfit, pull=pull, steps=60, limits=(-1e9, 1e9))
+    for x, start, measured, p in zip(found, x0, y, pull, strict=True):
+        left, right = matrix.T @ matrix + p * torch.eye(24).double(), matrix.T @ measured + p * start.flatten()
+        torch.testing.assert_close(x.flatten(), torch.linalg.solve(left, right), rtol=0, atol=1e-3)
+    alone = proximal_point(x0[1:], lambda x: (x.flatten(1) @ matrix.T - y[1:]).square().sum(1), pull=pull[1:], steps=60)
+    torch.testing.assert_close(alone, found[1:].clamp(0, 1), rtol=0, atol=1e-4)

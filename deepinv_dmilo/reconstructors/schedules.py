@@ -28,7 +28,6 @@ PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 )
-TRUST, CAP = 0.8, 100.0
 LAST_STEPS = 10  # of gradient descent, before the last call of the network: ours
 
 
@@ -139,7 +138,7 @@ class Levels:
 
         The image so far is taken to have errors of half the level's noise, or less.
         """
-        error = min(CAP, TRUST * level.sigma)
+        error = min(IMAGE_ERROR, level.sigma / 2)
         if not observation.is_gaussian:
             return torch.full_like(x[:, 0, 0, 0], 1 / error**2)
         return observation.noise_variance(x) / error**2
