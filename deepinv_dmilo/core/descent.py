@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.measurements import Measurements, energy
 
 # All ours.
 POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
 STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
 PROXIMAL_STEPS, HALVINGS = 100, 30  # of a sparse deviation, and of one of its steps
-DONE = 1e-10  # of the squared residual of conjugate gradients
+ACCURACY = 1e-5  # of the objective, that a step towards a proximal point must gain
 DECREASE = 1e-4  # of the value, along the gradient, that is enough (Armijo)
 
 # Images (n, C, H, W) to a value of each, (n,).
@@ -57,44 +59,33 @@ def gradient_steps(
 
 def proximal_point(
     x: Tensor,  # (n, C, H, W)
-    misfit: Values,  # ||A(x) - y||^2, A linear
+    misfit: Values,  # ||A(x) - y||^2, or twice another negative log-likelihood
     *,
     pull: Tensor,  # (n,)
     steps: int,
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    r"""The minimiser of :math:`\|A(x) - y\|^2 / 2 + p \|x - x_0\|^2 / 2`, in so many steps, clamped to ``limits``."""
-    half = partial(_objective, misfit=misfit, anchor=x, pull=torch.zeros_like(pull))
-    gradient = value_and_gradient(half, x)[1]
-
-    def normal(v: Tensor) -> Tensor:
-        return value_and_gradient(half, x + v)[1] - gradient + _column(pull) * v
-
-    return (x + conjugate_gradients(normal, -gradient, lambda v: v, steps=steps)).clamp(*limits)
+    """About the minimiser of ``misfit(x) / 2 + p |x - x_0|^2 / 2``, by L-BFGS in so many evaluations, then clamped."""
+    around = _Around(partial(_objective, misfit=misfit, anchor=x, pull=pull), x, torch.arange(len(x), device=x.device))
+    moved, value, _ = lbfgs.minimize(around, x.flatten(1), steps=steps, tolerance=ACCURACY)
+    return torch.where(_column(torch.isfinite(value)), moved.view_as(x), x).clamp(*limits)
 
 
-def conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], right: Tensor, precondition: Callable[[Tensor], Tensor], *, steps: int
-) -> Tensor:
-    """
-    What ``normal``, positive definite, maps to ``right``, about, for each image of its own.
+@dataclass(frozen=True)
+class _Around:
+    """An objective of all images, as a function of some of them: the others stay where they are."""
 
-    Our own: deepinv's takes one number of steps and one end for the whole batch.
-    """
-    solution, residual = torch.zeros_like(right), right
-    direction = preconditioned = precondition(residual)
-    size = first = _dot(residual, preconditioned)
-    for _ in range(steps):
-        moving = size > DONE * first
-        if not moving.any():
-            break
-        image = normal(direction)
-        length = _column(torch.where(moving, size / _dot(direction, image), 0))
-        solution, residual = solution + length * direction, residual - length * image
-        preconditioned = precondition(residual)
-        size, before = _dot(residual, preconditioned), size
-        direction = preconditioned + _column(torch.where(moving, size / before, 0)) * direction
-    return solution
+    objective: Values
+    x: Tensor  # (n, C, H, W)
+    rows: Tensor
+
+    def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        moved = self.x.index_copy(0, self.rows, z.view(-1, *self.x.shape[1:]))
+        value, gradient = value_and_gradient(self.objective, moved)
+        return value[self.rows], gradient[self.rows].flatten(1)
+
+    def select(self, rows: Tensor) -> _Around:
+        return replace(self, rows=self.rows[rows])
 
 
 def sparse_deviation(
@@ -195,10 +186,6 @@ def _backtracking(objective: Values, x: Tensor, steps: int, standstill: float, l
 
 def _soften(t: Tensor, threshold: Tensor) -> Tensor:
     return t.sign() * (t.abs() - threshold).clamp(min=0)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from deepinv_dmilo.core.data import Data
-from deepinv_dmilo.core.descent import conjugate_gradients
 from deepinv_dmilo.core.measurements import energy, parts
 from deepinv_dmilo.core.noise import same_noise
 
@@ -15,6 +17,7 @@ SPREAD = 0.3  # standard deviation of a pixel of the images that are assumed
 STEPS = 15  # of conjugate gradients, twice; with fewer, more seems to be left open
 LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least
 PROBE = 1e-2  # root mean square of the change of an image that a nonlinear A is probed with
+DONE = 1e-10  # of the squared residual
 
 
 def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
@@ -48,19 +51,33 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     right = tangent.adjoint(noisy) / _as(std.square(), x)
     # The first is the inverse of ``normal`` where A is about a multiple of the identity, the second where A is nothing.
     inverses = 1 / (_as(precision, x) + 1 / spectrum), spectrum
-    solutions = [
-        conjugate_gradients(normal, right, lambda v, inverse=inverse: _filtered(v, inverse), steps=STEPS)  # type: ignore[misc]
-        for inverse in inverses
-    ]
-    errors = [solution - image for solution in solutions]
+    errors = [_conjugate_gradients(normal, right, inverse) - image for inverse in inverses]
     return torch.stack([_largest_amplitude(error) for error in errors]).amin(0)
+
+
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, inverse: Tensor) -> Tensor:
+    """What ``normal`` maps to ``right``, about, for each image; ``inverse`` is its inverse at each frequency, about."""
+    solution, residual = torch.zeros_like(right), right
+    direction = preconditioned = _filtered(residual, inverse)
+    size = first = _dot(residual, preconditioned)
+    for _ in range(STEPS):
+        moving = size > DONE * first
+        if not moving.any():
+            break
+        image = normal(direction)
+        length = _as(torch.where(moving, size / _dot(direction, image), 0), right)
+        solution, residual = solution + length * direction, residual - length * image
+        preconditioned = _filtered(residual, inverse)
+        size, before = _dot(residual, preconditioned), size
+        direction = preconditioned + _as(torch.where(moving, size / before, 0), right) * direction
+    return solution
 
 
 class _Tangent:
     """The derivative of A at images, and its adjoint; A itself where it is linear."""
 
     def __init__(self, data: Data, x: Tensor) -> None:
-        self.data, self.is_linear = data, data.operator.is_linear
+        self.data, self.is_linear = data, isinstance(data.operator.physics, LinearPhysics)
         with torch.enable_grad():
             self.x = x.detach().requires_grad_()
             self.measured = parts(data.operator(self.x, data.rows))
@@ -103,6 +120,10 @@ def _largest_amplitude(error: Tensor) -> Tensor:
 
 def _energy(r: list[Tensor]) -> Tensor:
     return torch.stack([t.abs().square().flatten(1).sum(1) for t in r]).sum(0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
 
 
 def _as(t: Tensor, like: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class DMILOPGD(DMILO):
     :math:`y` itself.
 
     :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
-        is, for linear physics, conjugate gradients with levels (ours) and :math:`1/\|A\|^2` from pure noise (the
-        paper's values for super-resolution and inpainting are that), and a backtracking step for nonlinear physics.
+        with levels is that of L-BFGS (ours); from pure noise :math:`1/\|A\|^2` for linear physics (the paper's values
+        for super-resolution and inpainting are that) and a backtracking step for nonlinear physics.
     :param int gradient_steps: gradient steps in a row (paper: 1, deblurring 1000). Default ours: they need no
         network, and where :math:`A A^\top` is no multiple of the identity one step stops far from y.
     :param bool normalize_gradient: descend :math:`\|A(x) - y\|` in place of half its square (authors' code for

@@ -98,9 +98,8 @@ class Run:
         What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or twice another negative log-likelihood.
         "auto": steps of size ``1 / ||A||^2`` where that is known, else found by backtracking.
         """
-        is_quadratic = self.observation.operator.is_linear and (misfit is not None or self.observation.is_gaussian)
         misfit = misfit or self.observation.misfit(x)
-        if step_size == "auto" and pull is not None and is_quadratic:
+        if step_size == "auto" and pull is not None:
             return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=self.prior.limits)
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))

@@ -28,7 +28,7 @@ PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 )
-LAST_STEPS = 10  # of gradient descent, before the last call of the network: ours
+LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 
 
 @dataclass
