@@ -55,7 +55,7 @@ def test_a_bug_keeps_its_traceback(commands, name, error, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (FloatingPointError("the objective became nan;\nlower it"), 2, "error: the objective became nan; lower it\n"),
+        (RuntimeError("HIP out of memory;\nlower it"), 2, "error: HIP out of memory; lower it\n"),
         (torch.OutOfMemoryError("HIP: full"), 2, "error: HIP: full\n"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: DefaultCPUAllocator"),
         (MemoryError(), 2, "error: out of memory\n"),
@@ -67,6 +67,25 @@ def test_what_is_no_bug_is_one_line(commands, name, error, code, told, monkeypat
     break_down(monkeypatch, error)
     assert main(commands[name]) == code
     assert f"deepinv-dmilo: {told}" in capsys.readouterr().err
+
+
+def test_a_reconstruction_that_diverges_is_one_line_and_of_a_data_set_the_one_image(commands, monkeypatch, capsys):
+    break_down(monkeypatch, FloatingPointError("the objective became nan;\nlower it"))
+    assert main(commands["reconstruct"]) == 2
+    assert "deepinv-dmilo: error: the objective became nan; lower it\n" in capsys.readouterr().err
+    assert main(commands["evaluate"]) == 1
+    assert "1 of 1 images could not be done:\n  00000: the objective became nan; lower it" in capsys.readouterr().err
+
+
+def test_a_picture_that_could_not_be_written_is_told_before_the_work(commands, tmp_path, capsys):
+    def refused(out):
+        arguments = commands["reconstruct"]
+        assert main([*arguments[: arguments.index("--out")], "--out", str(out)]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "folder.png").mkdir()
+    assert "no file can be written there" in refused(tmp_path / "folder.png")
+    assert "which would be lost; type another" in refused(commands["reconstruct"][1])
 
 
 def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):

@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_told_at_the_end_and_tried_again_the_next_time(tm
 
     assert list(psnrs(again())) == ["a", "c", "e"]
     told = capsys.readouterr().err.splitlines()
-    assert told[-3] == "2 of 5 images could not be read:"
+    assert told[-3] == "2 of 5 images could not be done:"
     assert told[-2] == f"  b: {pictures / 'b.png'} is no picture that can be read; give a PNG or JPEG"
     assert told[-1].startswith(f"  d: {pictures / 'd.png'} cannot be read")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -308,7 +308,7 @@ def test_two_processes_tell_what_neither_could_read(tmp_path, pictures):
     argv[argv.index("digits")] = str(pictures)
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
-    assert "2 of 5 images could not be read:" in done.stderr  # both by the second process, which has no record
+    assert "2 of 5 images could not be done:" in done.stderr  # both by the second process, which has no record
     summary = json.loads(done.stdout[: done.stdout.index("wrote ")])
     assert (summary["images"], list(summary["unreadable"])) == (3, ["b", "d"])
 

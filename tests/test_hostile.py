@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_evaluate import DIGITS, OPTIONS, run
 from toys import tiny_unet
 
@@ -61,6 +62,19 @@ def test_a_picture_of_a_billion_pixels(tmp_path, pictures, capsys):
     assert told.count("\n") == 1
 
 
+def test_a_picture_that_memory_may_not_hold_is_refused_by_its_header(pictures):
+    (pictures / "large.png").write_bytes(png_that_claims(13_000, 13_000))
+    with pytest.raises(ValueError, match=r"13000 x 13000 pixels are more than 89,478,485; crop or shrink it"):
+        read_picture(pictures / "large.png")
+
+
+def test_postscript_is_not_run_whatever_its_name(pictures):
+    """PIL would start Ghostscript on it."""
+    (pictures / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="is no picture that can be read; give a PNG or JPEG"):
+        read_picture(pictures / "script.png")
+
+
 def test_a_strip_that_would_be_resized_to_gigabytes(tmp_path, pictures):
     Image.new("L", (60_000, 1)).save(pictures / "strip.png")
     names, unreadable = evaluated(pictures, tmp_path / "out")
@@ -89,8 +103,8 @@ def test_file_names_that_a_terminal_would_obey(tmp_path, pictures, capsys):
     assert set(names) == {"good", os.fsdecode(b"\xfe\n")}
     assert len(unreadable) == 3
     told = capsys.readouterr().err
-    assert "\x1b" not in told.split("could not be read:")[1]
-    assert len(told.split("could not be read:")[1].strip().splitlines()) == 3
+    assert "\x1b" not in told.split("could not be done:")[1]
+    assert len(told.split("could not be done:")[1].strip().splitlines()) == 3
     assert shown("a\n b\x1b") == "a b\\x1b"
 
 
@@ -182,6 +196,14 @@ def test_a_safetensors_header_that_lies(folder, capsys, lie):
     lying = struct.pack("<Q", told_size) + packed + data
     file.write_bytes({"text": b"import os; os.system('true')", "empty": b""}.get(lie, lying))
     assert "the UNet2DModel cannot be read" in refused(folder, capsys)
+
+
+def test_weights_that_lack_tensors_are_not_made_up(folder, capsys):
+    file = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    lacking = sorted(tensors)[0]
+    save_file({name: t for name, t in tensors.items() if name != lacking}, file)
+    assert f"the weights lack 1 tensors of the UNet2DModel, such as {lacking}; download" in refused(folder, capsys)
 
 
 @pytest.mark.parametrize("part", ["unet", "scheduler"])

@@ -18,6 +18,8 @@ from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, Free, Levels, Positive, Simplex
 from deepinv_dmilo.core.likelihoods import likelihood_of
+from deepinv_dmilo.core.unknown import check_unknown
+from deepinv_dmilo.reconstructors.run import Run
 
 SHAPE = (3, 12, 20)
 ROWS = torch.arange(1)
@@ -28,15 +30,20 @@ def told(noise, measured, y):
     return likelihood_of(dinv.physics.Denoising(noise), y)(measured[None], y[None], ROWS)[0]
 
 
-def of_counts(rate, counts):
-    return torch.distributions.Poisson(rate, validate_args=False).log_prob(counts)
+def least(mean):
+    """Variance of counts that is added, of so many on average."""
+    return mean * min(1.0, 0.03 + mean / 1000)
+
+
+def of_counts(rate, counts, extra=0.0):
+    return torch.distributions.Poisson(rate + extra, validate_args=False).log_prob(counts + extra)
 
 
 @pytest.mark.parametrize(
     ("noise", "log_prob"),
     [
-        (PoissonNoise(0.1), lambda a, y: of_counts(a / 0.1, y / 0.1)),
-        (PoissonGaussianNoise(0.1, 0.0), lambda a, y: of_counts(a / 0.1, y / 0.1)),
+        (PoissonNoise(0.1), lambda a, y: of_counts(a / 0.1, y / 0.1, least(3.0))),
+        (PoissonGaussianNoise(0.1, 0.2), lambda a, y: of_counts(a / 0.1, y / 0.1, 4.0 + least(3.0))),
         (LogPoissonNoise(100.0, 0.5), lambda a, y: of_counts(100 * torch.exp(-a / 2), 100 * torch.exp(-y / 2))),
         (GammaNoise(4.0), lambda a, y: torch.distributions.Gamma(4.0, 4.0 / a).log_prob(y)),
     ],
@@ -47,6 +54,22 @@ def test_likelihoods_are_those_of_torch_up_to_a_constant(noise, log_prob):
     found, expected = told(noise, a, y), -log_prob(a, y)
     torch.testing.assert_close(found - found[0], expected - expected[0], rtol=1e-6, atol=1e-6)  # float32 parameters
     assert found.min() >= 0
+
+
+@pytest.mark.parametrize(
+    "noise", [PoissonNoise(1e-4), PoissonGaussianNoise(1e-4, 0.1), PoissonGaussianNoise(3e-4, 0.02)]
+)
+def test_many_photons_and_much_noise_keep_their_digits(noise):
+    """In float32; by then the distribution is about Gaussian."""
+    y = torch.full((50,), 0.3)
+    gain, sigma = float(noise.gain), float(getattr(noise, "sigma", 0.0))
+    spread = (gain * 0.3 + sigma**2 + gain**2 * least(0.3 / gain)) ** 0.5
+    a = y + spread * torch.linspace(-2, 2, 50)
+    torch.testing.assert_close(told(noise, a, y), (a - y).square() / (2 * spread**2), rtol=0.2, atol=1e-3)
+
+
+def test_no_gain_is_gaussian_noise():
+    assert likelihood_of(dinv.physics.Denoising(PoissonGaussianNoise(0.0, 0.1)), torch.rand(1, *SHAPE)) is None
 
 
 def test_laplace_noise_is_told_but_for_a_rounded_tip():
@@ -191,6 +214,32 @@ def test_an_unknown_gain_is_found(constraint):
     assert physics.gain.item() == 1.0
     _, alone = model(y[1:], physics, init=x[1:], return_unknown=True)
     torch.testing.assert_close(alone["gain"], found["gain"][1:], rtol=0, atol=1e-4)
+
+
+def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
+    x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    physics = Gain()
+    physics.noise_model = PoissonNoise(0.02)
+    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
+    for noise in (PoissonNoise(0.02), PoissonNoise(1.0)):  # the likelihood of which is another
+        physics.noise_model = noise
+        run = Run(model, 0.8 * x, physics, tuple(x.shape), None, None, False)
+        assert run.observation.noise_likelihood.parameters[0] == noise.gain
+        assert run.observation.noise_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
+
+
+def test_a_kernel_of_each_channel_adds_to_one():
+    kernel = torch.rand(1, 3, 5, 5)
+    guess = Simplex(kernel)
+    torch.testing.assert_close(guess.value(guess.raw()).sum((2, 3)), torch.ones(1, 3))
+    known = kernel / kernel.sum((2, 3), keepdim=True)
+    assert isinstance(check_unknown({"filter": known})["filter"], Simplex)
+
+
+@pytest.mark.parametrize("unknown", ["filter", [torch.ones(1, 1)], {3: torch.ones(1, 1)}])
+def test_what_names_no_parameter_is_told(unknown):
+    with pytest.raises(TypeError, match=r"pass first guesses by the names that physics\.update takes"):
+        DMILO(prior_that_believes(), unknown=unknown)
 
 
 def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():

@@ -13,7 +13,7 @@ from torch import Tensor
 from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, raise_out_of_memory, take
 from deepinv_dmilo.core.operator import Operator
 
-DARK = 1e-3  # of a photon, that a measurement has at least in deepinv's Poisson likelihood: ours
+LEAST_PHOTONS = 0.1  # of a measurement that the logarithm of a Poisson likelihood takes: ours
 
 
 class Fit(Protocol):
@@ -79,7 +79,7 @@ class FidelityFit:
             if len(x) > 1:
                 each = torch.arange(len(x), device=x.device).split(1)
                 return torch.cat([self.select(row)(x[row]) for row in each])
-            darkest = DARK * float(self.fidelity.gain)
+            darkest = LEAST_PHOTONS * float(self.fidelity.gain)
             return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows).clamp(min=darkest)))
         if isinstance(operator.physics, StackedPhysics):  # whose fidelity asks for its members
             return operator.apply(lambda: self.fidelity(x, y, operator.physics), self.data.rows)

@@ -16,11 +16,11 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
-from deepinv_dmilo.core.data import Data
+from deepinv_dmilo.core.data import LEAST_PHOTONS, Data
 from deepinv_dmilo.core.measurements import Measurements, like_parts, parts
 
 # All ours.
-LEAST_PHOTONS = 0.1  # below this rate the logarithm goes on as a parabola
+LEAST_OF_MEAN, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
 LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
 OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers: the best of 0.1, 0.15, 0.2
 ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
@@ -56,13 +56,17 @@ class Poisson(Likelihood):
     Photon counts, with Gaussian noise of standard deviation :math:`\sigma` on top: gain :math:`\gamma`, :math:`\sigma`.
 
     :math:`y / \gamma + (\sigma / \gamma)^2` has about the Poisson distribution of the rate
-    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree.
+    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. To the Gaussian noise is added what
+    keeps dark measurements from outweighing all others, the more the more photons there are.
     """
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         gain, sigma = self.of_rows(rows, measured)
-        extra = (sigma / gain).square()
-        return _poisson(measured / gain + extra, (y / gain + extra).clamp(min=0))
+        counts = (y / gain).clamp(min=0).flatten(1)
+        mean = counts.sum(1) / (counts > 0).sum(1).clamp(min=1)
+        least = mean * (LEAST_OF_MEAN + mean / MANY_PHOTONS).clamp(max=1)
+        extra = (sigma / gain).square() + least.view(-1, *[1] * (y.ndim - 1))
+        return _poisson(y / gain + extra, (measured - y) / gain)
 
     def std(self, measured: Tensor, rows: Tensor) -> Tensor:
         gain, sigma = self.of_rows(rows, measured)
@@ -74,7 +78,8 @@ class LogPoisson(Likelihood):
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         most, mu = self.of_rows(rows, measured)
-        return _poisson(most * torch.exp(-mu * measured), most * torch.exp(-mu * y))
+        counts = most * torch.exp(-mu * y)
+        return _poisson(counts, most * torch.exp(-mu * measured) - counts)
 
     def std(self, measured: Tensor, rows: Tensor) -> Tensor:
         most, mu = self.of_rows(rows, measured)
@@ -131,6 +136,8 @@ def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
         return None  # counts, of another size than A(x)
     kind, fields = names[type(noise)]
     parameters = [getattr(noise, name).detach() for name in fields]
+    if kind is Poisson and (parameters[0] <= 0).any():
+        return None  # no photons are counted
     if kind is Poisson and len(parameters) == 1:
         parameters.append(torch.zeros_like(parameters[0]))
     if kind is Outliers:
@@ -160,8 +167,16 @@ def noise_std(likelihood: Likelihood, measured: Measurements, rows: Tensor) -> M
     return like_parts(measured, tensors) if len(tensors) == len(stds) else None
 
 
-def _poisson(rate: Tensor, counts: Tensor) -> Tensor:
-    """``rate - counts log(rate)``, less its minimum; below a tenth of a photon the logarithm is a parabola."""
-    held = rate.clamp(min=LEAST_PHOTONS)
-    below = (rate - held) / LEAST_PHOTONS
-    return rate - counts - counts * (held.log() + below - below.square() / 2) + torch.special.xlogy(counts, counts)
+def _poisson(counts: Tensor, more: Tensor) -> Tensor:
+    """
+    ``rate - counts log(rate)`` of a rate so much above the counts, less its minimum.
+
+    Below a tenth of a photon the logarithm is a parabola. The difference is given: many counts leave it no digits.
+    """
+    rate, held = counts + more, counts.clamp(min=0)
+    more = torch.where(counts < 0, rate, more)
+    some, bright = held.clamp(min=1e-6), rate.clamp(min=LEAST_PHOTONS)
+    below = (rate - bright) / LEAST_PHOTONS
+    parabola = bright.log() - some.log() + below - below.square() / 2
+    relative = torch.where(rate > LEAST_PHOTONS, torch.log1p((more / some).clamp(min=-0.999999)), parabola)
+    return more - held * relative

@@ -62,17 +62,18 @@ class Positive(Free):
 @dataclass(frozen=True)
 class Simplex(Free):
     """
-    A parameter whose entries are at least 0 and add to one for each image, such as a blur kernel.
+    A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
 
-    :param torch.Tensor start: the first guess, (1, ...) or (B, ...); it is divided by its sum.
+    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), of channels (1, C, H, W); it is divided by its
+        sum.
     """
 
     def raw(self) -> Tensor:
-        rows = self.start.flatten(1)
-        return rows.clamp(min=_LEAST * rows.mean(1, keepdim=True)).log().view_as(self.start)
+        rows = _entries(self.start)
+        return rows.clamp(min=_LEAST * rows.mean(-1, keepdim=True)).log().view_as(self.start)
 
     def value(self, raw: Tensor) -> Tensor:
-        return raw.flatten(1).softmax(1).view_as(raw)
+        return _entries(raw).softmax(-1).view_as(raw)
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,21 @@ class Custom(Free):
         return self.function(raw)
 
 
+def _entries(t: Tensor) -> Tensor:
+    """What of a simplex adds to one, as the last dimension."""
+    return t.flatten(2) if t.ndim == 4 else t.flatten(1)
+
+
 Parameters: TypeAlias = "Mapping[str, Free | Tensor]"
 
 
 def check_unknown(unknown: Parameters) -> dict[str, Free]:
     """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
+    if not isinstance(unknown, Mapping) or not all(isinstance(name, str) for name in unknown):
+        raise TypeError(
+            f"unknown is {unknown!r}; pass first guesses by the names that physics.update takes, such as "
+            '{"filter": Simplex(kernel)}'
+        )
     checked = {}
     for name, given in unknown.items():
         guess = Free(given) if isinstance(given, Tensor) else given
@@ -104,16 +115,16 @@ def check_unknown(unknown: Parameters) -> dict[str, Free]:
                 "Positive(tensor), Free(tensor), Custom(tensor, function)"
             )
         start = guess.start
-        if start.ndim < 1 or not start.numel() or not start.is_floating_point() or not torch.isfinite(start).all():
+        if start.ndim < 2 or not start.numel() or not start.is_floating_point() or not torch.isfinite(start).all():
             raise ValueError(
                 f"unknown[{name!r}] has shape {tuple(start.shape)} and type {start.dtype}; pass finite floats, one "
-                "guess for all images or one for each: shape (1, ...) or (B, ...)"
+                "guess for all images or one for each: shape (1, ...) or (B, ...), with two dimensions at least"
             )
-        if isinstance(given, Tensor) and (start >= 0).all() and (start.flatten(1).sum(1) - 1).abs().max() < 1e-3:
+        if isinstance(given, Tensor) and (start >= 0).all() and (_entries(start).sum(-1) - 1).abs().max() < 1e-3:
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():
             raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
-        if isinstance(guess, Simplex) and not ((start >= 0).all() and (start.flatten(1).sum(1) > 0).all()):
+        if isinstance(guess, Simplex) and not ((start >= 0).all() and (_entries(start).sum(-1) > 0).all()):
             raise ValueError(f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish")
         checked[name] = guess
     return checked
@@ -134,6 +145,8 @@ class Unknowns:
     def __init__(self, given: dict[str, Free], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
         self.guesses, self.batch, self.num_samples = given, batch, num_samples
         self.physics = _copy(physics)
+        for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
+            operator.noise_model.update_parameters = lambda **_: None  # type: ignore[assignment]
         self.raw: dict[str, Tensor] = {}
         self._tried: dict[str, Tensor] | None = None
         for name, guess in given.items():

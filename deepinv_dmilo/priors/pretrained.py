@@ -166,10 +166,19 @@ def _load(folder: Path, part: str, kind: Any) -> Any:
             f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
             f"{kind.__name__}.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
         )
-    weights = {"use_safetensors": True, "low_cpu_mem_usage": False} if is_network else {}
+    weights = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True} if is_network else {}
     try:
-        return kind.from_pretrained(inside, local_files_only=True, **weights)
-    except MemoryError:
+        loaded = kind.from_pretrained(inside, local_files_only=True, **weights)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever diffusers and safetensors raise at what a file says
         raise ValueError(f"{inside}: the {kind.__name__} cannot be read: {error}") from error
+    if not is_network:
+        return loaded
+    network, found = loaded
+    if lacking := found["missing_keys"]:
+        raise ValueError(
+            f"{inside}: the weights lack {len(lacking)} tensors of the {kind.__name__}, such as {sorted(lacking)[0]}; "
+            "download or save them again"
+        )
+    return network

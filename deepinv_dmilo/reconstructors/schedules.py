@@ -28,6 +28,7 @@ PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 )
+NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 
 
@@ -136,9 +137,10 @@ class Levels:
         """
         How strongly the gradient steps of DMILO-PGD before a level are held at x: noise must not be taken for signal.
 
-        The image so far is taken to have errors of half the level's noise, or less.
+        The image so far is taken to have errors of half the level's noise, or less; where some measurements say nothing
+        at all, of none, since the steps would follow them.
         """
-        error = min(IMAGE_ERROR, level.sigma / 2)
+        error = NO_ERROR if observation.has_outliers else min(IMAGE_ERROR, level.sigma / 2)
         if not observation.is_gaussian:
             return torch.full_like(x[:, 0, 0, 0], 1 / error**2)
         return observation.noise_variance(x) / error**2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deepinv_dmilo import __version__, registry
@@ -171,7 +173,12 @@ def _reconstruct(args: argparse.Namespace) -> None:
         if isinstance(physics, LinearPhysics):
             before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
         print(f"PSNR {before}{PSNR()(x_hat, picture).item():.2f} dB ({args.method})")
-    as_png(x_hat[0]).save(args.out)
+    try:
+        as_png(x_hat[0]).save(args.out)
+    except OSError as error:  # a disk that is full by now
+        rescued = Path(mkdtemp()) / f"{args.out.stem}.png"
+        as_png(x_hat[0]).save(rescued)
+        raise InputError(f"{args.out} cannot be written ({error}); the picture is in {rescued}") from error
     print(f"wrote {args.out}")
 
 
@@ -182,6 +189,10 @@ def _check_pictures(args: argparse.Namespace) -> None:
     for file in filter(None, (args.image, args.mask)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
+        if args.out.exists() and args.out.samefile(file):
+            raise ValueError(f"--out {args.out} is {file}, which would be lost; type another")
+    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
+        raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
     if args.simulate:
         return
     if args.task not in PICTURE_TASKS:

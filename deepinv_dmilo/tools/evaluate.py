@@ -96,9 +96,10 @@ def evaluate(
 
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
     there is not done again; a damaged record is moved to ``NAME.json.damaged`` and its image done again. A picture that
-    cannot be read is told at the end, on stderr and under ``unreadable`` in the summary, and tried again by the next
-    run. The noise of an image follows from ``seed`` and its name alone, so that its result does
-    not depend on order, batch or process but for rounding, and not at all where batches and threads are the same.
+    cannot be read, or whose reconstruction diverges, is told at the end, on stderr and under ``unreadable`` in the
+    summary, and tried again by the next run. The noise of an image follows from ``seed`` and its name alone, so that
+    its result does not depend on order, batch or process but for rounding, and not at all where batches and threads are
+    the same.
 
     Another run into the same folder is refused while this one is at work. A file is written whole or not at all.
 
@@ -163,13 +164,43 @@ def _evaluate_share(
             todo = [i for i in batch if i not in records]
             x = _read_batch(images, names, todo, unreadable)
             if x:
-                y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-                run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
-                x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
-                for i, image, values in zip(x, x_hat, scores, strict=True):
+                run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory)
+                for i, image, values in _one_by_one_where_it_fails(run, x, names, unreadable):
                     records[i] = _keep(out, names[i], image, values)
             bar.update(len(todo))
     return records, unreadable
+
+
+def _reconstruct(
+    model: nn.Module,
+    names: Sequence[str],
+    physics: Physics,
+    seed: int,
+    device: str | torch.device,
+    halve_on_out_of_memory: bool,
+    x: dict[int, Tensor],
+) -> list[tuple[int, Tensor, dict[str, float]]]:
+    """Reconstructions of a batch of images by index, and their scores."""
+    y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
+    run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
+    x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
+    return list(zip(x, x_hat, scores, strict=True))
+
+
+def _one_by_one_where_it_fails(
+    run: Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]],
+    x: dict[int, Tensor],
+    names: Sequence[str],
+    failed: dict[str, str],
+) -> list[tuple[int, Tensor, dict[str, float]]]:
+    """A batch; where an image of it diverges the others are done alone, and the reason goes to ``failed``."""
+    try:
+        return run(x)
+    except FloatingPointError as error:
+        if len(x) > 1:
+            return [done for i in x for done in _one_by_one_where_it_fails(run, {i: x[i]}, names, failed)]
+        failed[names[next(iter(x))]] = shown(str(error))
+        return []
 
 
 def noisy_measurements(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
@@ -265,7 +296,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def _summarise(
     records: list[dict[str, Any]], unreadable: dict[str, str], settings: dict[str, Any], out: Path, device: str
 ) -> None:
-    """Write the records together and what they come to; tell what could not be read."""
+    """Write the records together and what they come to; tell what could not be done."""
     write_whole(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     columns: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(record.items() for record in records):
@@ -282,4 +313,7 @@ def _summarise(
     write_whole(out / "summary.json", json.dumps(summary, indent=1))
     if unreadable:
         told = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable.items())
-        print(f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be read:{told}", file=sys.stderr)
+        print(
+            f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be done:{told}",
+            file=sys.stderr,
+        )

@@ -14,6 +14,10 @@ from torch import Tensor
 #: what PIL raises at a file that is missing, damaged, no picture, or far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
+#: what is opened: PIL would hand PostScript under any name to a program, which runs it
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of a picture: where PIL begins to warn
+
 #: long over short side of a picture that is resized to a square: ours
 MOST_ELONGATED = 100
 
@@ -23,7 +27,10 @@ def read_picture(file: Path) -> Tensor:
     if not file.is_file():  # nor a pipe, which would keep us waiting
         raise ValueError(f"{file} is no file that can be read; give a PNG or JPEG")
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS:,}; crop or shrink it")
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits
                 pixels = np.repeat(np.asarray(picture, dtype=np.float32)[..., None] / 65535, 3, axis=2)
