@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, Free, Levels, Positive, Simplex
-from deepinv_dmilo.core.likelihoods import likelihood_of
+from deepinv_dmilo.core.likelihoods import likelihood_of, likelihoods_of
 from deepinv_dmilo.core.unknown import check_unknown
 from deepinv_dmilo.reconstructors.run import Run
 
@@ -224,7 +224,7 @@ def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
     for noise in (PoissonNoise(0.02), PoissonNoise(1.0)):  # the likelihood of which is another
         physics.noise_model = noise
         run = Run(model, 0.8 * x, physics, tuple(x.shape), None, None, False)
-        assert run.observation.noise_likelihood.parameters[0] == noise.gain
+        assert run.observation.noise_likelihoods[0].parameters[0] == noise.gain
         assert run.observation.noise_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
 
 
@@ -337,3 +337,19 @@ def test_unknown_parameters_are_asked_for_where_there_are_some():
     with pytest.raises(ValueError, match=r'type unknown=\{"filter": kernel\}, say'):
         DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
     assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)
+
+
+def test_operators_of_a_stack_have_noise_of_their_own():
+    """What is measured with little noise counts by that, and a second measurement with much noise takes nothing."""
+    torch.manual_seed(0)
+    x = 0.2 + 0.6 * torch.rand(1, *SHAPE).double()
+    members = [dinv.physics.Denoising(GaussianNoise(sigma)).double() for sigma in (0.02, 0.6)]
+    both = dinv.physics.StackedLinearPhysics(members)
+    y = both(x)
+    settings = {"schedule": Levels((0.25,), skip=False, mean=False), "max_passes": 40}
+    start = torch.full_like(x, 0.5)
+    model = DMILO(prior_that_believes(), **settings)
+    stacked, alone = (model(t, physics, init=start) for t, physics in ((y, both), (y[0], members[0])))
+    assert (stacked - x).abs().mean() < 1.05 * (alone - x).abs().mean()
+    members[1].noise_model = GaussianNoise(0.02)
+    assert likelihoods_of(dinv.physics.StackedLinearPhysics(members), y) is None  # of one size

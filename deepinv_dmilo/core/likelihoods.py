@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from deepinv.physics import (
     GammaNoise,
+    GaussianNoise,
     LaplaceNoise,
     LogPoissonNoise,
     Physics,
@@ -17,7 +18,7 @@ from deepinv.physics import (
 from torch import Tensor
 
 from deepinv_dmilo.core.data import LEAST_PHOTONS, Data
-from deepinv_dmilo.core.measurements import Measurements, like_parts, parts
+from deepinv_dmilo.core.measurements import Measurements, like_parts, operators, parts
 
 # All ours.
 LEAST_OF_MEAN, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
@@ -49,6 +50,18 @@ class Likelihood:
         """The parameters of some rows, each with the dimensions of ``like``."""
         ones = [1] * (like.ndim - 1)
         return [t.to(like).view(-1, *ones)[rows % t.numel()] for t in self.parameters]
+
+
+class Gaussian(Likelihood):
+    """Noise of a size of its own, of one of several operators: sigma."""
+
+    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        (sigma,) = self.of_rows(rows, measured)
+        return ((measured - y) / sigma).square() / 2
+
+    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
+        (sigma,) = self.of_rows(rows, measured)
+        return sigma.expand_as(measured)
 
 
 class Poisson(Likelihood):
@@ -119,8 +132,25 @@ class Outliers(Laplace):
         return None
 
 
+def likelihoods_of(physics: Physics, y: Measurements) -> tuple[Likelihood, ...] | None:
+    """The likelihoods of the parts of y; None: that of Gaussian noise of one size will do, or must."""
+    members = [member for member in operators(physics) if not hasattr(member, "physics_list")]
+    if len(members) == 1:
+        one = likelihood_of(physics, y)
+        return None if one is None else (one,) * len(parts(y))
+    if len(members) != len(parts(y)):
+        return None
+    found = [likelihood_of(m, t) or _gaussian_of(m, t) for m, t in zip(members, parts(y), strict=True)]
+    known = tuple(one for one in found if one is not None)
+    if len(known) < len(found):
+        return None
+    sizes = {tuple(one.parameters[0].flatten().tolist()) for one in known if isinstance(one, Gaussian)}
+    of_one_size = len(sizes) == 1 and all(isinstance(one, Gaussian) for one in known)
+    return None if of_one_size else known
+
+
 def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
-    """The likelihood of the noise model of a physics; None: that of Gaussian noise will do, or must."""
+    """The likelihood of the noise model of one operator; None: that of Gaussian noise will do, or must."""
     noise = getattr(physics, "noise_model", None)
     names: dict[type, tuple[type[Likelihood], tuple[str, ...]]] = {
         PoissonNoise: (Poisson, ("gain",)),
@@ -145,24 +175,34 @@ def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
     return kind(tuple(parameters))
 
 
+def _gaussian_of(physics: Physics, y: Measurements) -> Gaussian | None:
+    """Gaussian noise of a size that is told, for all images or each."""
+    noise = getattr(physics, "noise_model", None)
+    sigma = getattr(noise, "sigma", None) if type(noise) is GaussianNoise else None
+    if sigma is None or sigma.numel() not in (1, len(parts(y)[0])) or not (sigma > 0).all() or parts(y)[0].is_complex():
+        return None
+    return Gaussian((sigma.detach(),))
+
+
 @dataclass(frozen=True)
 class LikelihoodFit:
     """The negative log-likelihood of images x in [0, 1]."""
 
     data: Data
-    likelihood: Likelihood
+    likelihoods: tuple[Likelihood, ...]  # of the parts of y
 
     def __call__(self, x: Tensor) -> Tensor:
-        pairs = zip(parts(self.data.operator(x, self.data.rows)), parts(self.data.y), strict=True)
-        return torch.stack([self.likelihood(a, y, self.data.rows).flatten(1).sum(1) for a, y in pairs]).sum(0)
+        measured, y = parts(self.data.operator(x, self.data.rows)), parts(self.data.y)
+        terms = [one(a, t, self.data.rows) for one, a, t in zip(self.likelihoods, measured, y, strict=True)]
+        return torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
 
     def select(self, rows: Tensor) -> LikelihoodFit:
-        return LikelihoodFit(self.data.select(rows), self.likelihood)
+        return LikelihoodFit(self.data.select(rows), self.likelihoods)
 
 
-def noise_std(likelihood: Likelihood, measured: Measurements, rows: Tensor) -> Measurements | None:
+def noise_std(likelihoods: tuple[Likelihood, ...], measured: Measurements, rows: Tensor) -> Measurements | None:
     """The standard deviation of the noise of each measurement, (n, ...); None where there are outliers."""
-    stds = [likelihood.std(t, rows) for t in parts(measured)]
+    stds = [one.std(t, rows) for one, t in zip(likelihoods, parts(measured), strict=True)]
     tensors = [t for t in stds if t is not None]
     return like_parts(measured, tensors) if len(tensors) == len(stds) else None
 

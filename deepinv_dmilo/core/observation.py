@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresFit
 from deepinv_dmilo.core.descent import Values
-from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihood_of, noise_std
+from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihoods_of, noise_std
 from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, take, working_dtype
 from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
@@ -46,8 +46,8 @@ class Observation:
         self.y, self.operator, self.num_samples = y, operator, num_samples
         self.noise_level, self.data_fidelity = noise_level, data_fidelity
         given = noise_level is not None or data_fidelity is not None
-        #: that of the physics' noise model, where it is not about Gaussian noise of one size
-        self.noise_likelihood = None if given else likelihood_of(operator.physics, y)
+        #: of the parts of y, where the noise of the physics is not about Gaussian noise of one size
+        self.noise_likelihoods = None if given else likelihoods_of(operator.physics, y)
         rows = torch.arange(num_samples * operator.batch, device=parts(y)[0].device)
         #: y for every row, and for the first reconstruction of each image
         self.data = Data(take(y, rows % operator.batch), operator, rows)
@@ -76,7 +76,7 @@ class Observation:
     def _variance(self, images: Tensor) -> Tensor:
         if self.noise_level is None:
             clean, rows = self.operator(images, self.images.rows), self.images.rows
-            std = None if self.noise_likelihood is None else noise_std(self.noise_likelihood, clean, rows)
+            std = None if self.noise_likelihoods is None else noise_std(self.noise_likelihoods, clean, rows)
             if std is not None:
                 return self.operator.reached_energy(std, rows) / self.operator.reached
             return simulated_variance(images, clean, self.operator)
@@ -95,7 +95,7 @@ class Observation:
     @property
     def is_gaussian(self) -> bool:
         """Whether the data term is that of Gaussian noise of one size."""
-        return self.data_fidelity is None and self.noise_likelihood is None
+        return self.data_fidelity is None and self.noise_likelihoods is None
 
     def likelihood(self, x: Tensor) -> Fit:
         """The negative log-likelihood of images, up to a constant; of a noise that images so far, x, tell."""
@@ -109,8 +109,8 @@ class Observation:
     def _likelihood(self, x: Tensor) -> Fit:
         if self.data_fidelity is not None:
             return FidelityFit(self.data, self.data_fidelity)
-        if self.noise_likelihood is not None:
-            return LikelihoodFit(self.data, self.noise_likelihood)
+        if self.noise_likelihoods is not None:
+            return LikelihoodFit(self.data, self.noise_likelihoods)
         variance = self.variance(x)
         smallest = torch.finfo(variance.dtype).tiny ** 0.5  # of measurements that are explained to the last digit
         return SquaresFit(self.data, 1 / (2 * variance.clamp(min=smallest)))
@@ -125,7 +125,7 @@ class Observation:
     @property
     def has_outliers(self) -> bool:
         """Whether some measurements say nothing at all."""
-        return isinstance(self.noise_likelihood, Outliers)
+        return any(isinstance(one, Outliers) for one in self.noise_likelihoods or ())
 
     def largest_variance(self, x: Tensor) -> Tensor:
         """The variance of the noisiest measurement at S * B images, (S * B,); where it is not known, of all."""
@@ -159,9 +159,9 @@ class Observation:
         return weighed
 
     def _std(self, x: Tensor) -> Measurements | None:
-        if self.noise_likelihood is None:
+        if self.noise_likelihoods is None:
             return None
-        return noise_std(self.noise_likelihood, self.operator(x, self.data.rows), self.data.rows)
+        return noise_std(self.noise_likelihoods, self.operator(x, self.data.rows), self.data.rows)
 
     def mean_squares(self, x: Tensor | None = None) -> Fit:
         r"""

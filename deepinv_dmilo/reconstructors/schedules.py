@@ -165,7 +165,7 @@ class Levels:
         has_noise = observation.data_fidelity is None and not observation.has_outliers
         if self.mean and has_noise and run.prior.affine:
             x = self._mean_from_mode(run, x)
-        if self.deviation_threshold is None or observation.noise_likelihood is not None or run.unknowns is not None:
+        if self.deviation_threshold is None or observation.noise_likelihoods is not None or run.unknowns is not None:
             return x
         return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)
 
