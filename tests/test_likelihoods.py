@@ -228,6 +228,26 @@ def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
         assert run.observation.noise_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
 
 
+def test_an_unknown_parameter_goes_with_a_likelihood_that_is_taken_image_by_image():
+    x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.tensor([0.7, 1.6]).double().view(2, 1, 1, 1) * x
+    fidelity = dinv.optim.PoissonLikelihood(gain=0.001, bkg=0.0)
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
+    model = DMILO(prior_that_believes(), unknown=unknown, data_fidelity=fidelity, **NEAR)
+    _, found = model(y, Gain(), init=x, return_unknown=True)
+    torch.testing.assert_close(found["gain"].flatten(), torch.tensor([0.7, 1.6]).double(), rtol=0.03, atol=0)
+
+
+def test_noise_of_an_operator_follows_its_unknown_parameter():
+    """deepinv's inpainting masks its noise; two images have masks of their own."""
+    physics = dinv.physics.Inpainting(SHAPE, mask=0.5, noise_model=GaussianNoise(0.05)).double()
+    y = physics(torch.rand(2, *SHAPE).double())
+    model = DMILO(prior_that_believes(), unknown={"mask": Free(physics.mask.data.clone())}, **NEAR)
+    x_hat, found = model(y, physics, return_unknown=True)
+    assert x_hat.isfinite().all()
+    assert found["mask"].shape == (2, *SHAPE)
+
+
 def test_a_kernel_of_each_channel_adds_to_one():
     kernel = torch.rand(1, 3, 5, 5)
     guess = Simplex(kernel)

@@ -83,6 +83,8 @@ def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> 
     known = (Physics.forward, PhaseRetrieval.forward)  # of A(x), by what the physics says of its noise
 
     def noisy() -> Measurements:
+        if operator.unknowns is not None:
+            physics.update(**operator.unknowns.values(rows))
         if type(physics).forward in known:
             return physics.sensor(physics.noise(clean.clone()))
         return physics(as_input(x, physics))

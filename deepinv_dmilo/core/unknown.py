@@ -148,7 +148,7 @@ class Unknowns:
         for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
             operator.noise_model.update_parameters = lambda **_: None  # type: ignore[assignment]
         self.raw: dict[str, Tensor] = {}
-        self._tried: dict[str, Tensor] | None = None
+        self._tried: tuple[Tensor, dict[str, Tensor]] | None = None  # of which rows, what
         for name, guess in given.items():
             raw = guess.raw().to(like)
             if len(raw) not in (1, batch):
@@ -172,8 +172,9 @@ class Unknowns:
         x[..., ::2, :] = 0.25
         raw = {name: t[: self.batch].detach().requires_grad_() for name, t in self.raw.items()}
         try:
-            with torch.enable_grad(), self._trying(raw):
-                value = energy(measure(x, self.physics, **self.values(torch.arange(self.batch)))).sum()
+            rows = torch.arange(self.batch, device=x.device)
+            with torch.enable_grad(), self._trying(rows, raw):
+                value = energy(measure(x, self.physics, **self.values(rows))).sum()
                 told = value.requires_grad
                 gradients = torch.autograd.grad(value, tuple(raw.values()), allow_unused=True) if told else [None]
         except SHAPE_ERRORS as error:
@@ -188,8 +189,11 @@ class Unknowns:
 
     def values(self, rows: Tensor) -> dict[str, Tensor]:
         """The parameters of some rows as they are known so far, (n, ...) each."""
-        raw = self._tried or {name: t[rows] for name, t in self.raw.items()}
-        return {name: guess.value(raw[name]) for name, guess in self.guesses.items()}
+        raw = self.raw
+        if self._tried is not None:
+            tried, raw = self._tried
+            rows = (rows.to(tried.device)[:, None] == tried).long().argmax(1)
+        return {name: guess.value(raw[name][rows]) for name, guess in self.guesses.items()}
 
     def found(self) -> dict[str, Tensor]:
         """The parameters of the images, mean over their samples, (B, ...) each."""
@@ -199,7 +203,7 @@ class Unknowns:
     def improve(self, fit: Fit, x: Tensor, rows: Tensor) -> None:
         """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""
         start = torch.cat([self.raw[name][rows].flatten(1) for name in self.guesses], 1)
-        inner = _ForImages(self, fit, x.detach())
+        inner = _ForImages(self, fit, x.detach(), rows)
         best, value, _ = lbfgs.minimize(inner, start, steps=_STEPS, tolerance=_TOLERANCE, unit=start.shape[1] / 2)
         best = torch.where(torch.isfinite(value)[:, None], best, start)
         for name, part in self.unpacked(best).items():
@@ -212,8 +216,8 @@ class Unknowns:
         return {n: c.reshape(len(flat), *s) for n, c, s in zip(self.raw, columns, shapes, strict=True)}
 
     @contextmanager
-    def _trying(self, raw: dict[str, Tensor]) -> Iterator[None]:
-        self._tried = raw
+    def _trying(self, rows: Tensor, raw: dict[str, Tensor]) -> Iterator[None]:
+        self._tried = rows, raw
         try:
             yield
         finally:
@@ -227,17 +231,18 @@ class _ForImages:
     unknowns: Unknowns
     fit: Fit
     x: Tensor
+    rows: Tensor
 
     def gradients(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             flat = flat.detach().requires_grad_()
-            with self.unknowns._trying(self.unknowns.unpacked(flat)):
+            with self.unknowns._trying(self.rows, self.unknowns.unpacked(flat)):
                 value = self.fit(self.x)
             (gradient,) = torch.autograd.grad(value.sum(), flat)
         return value.detach(), gradient
 
     def select(self, rows: Tensor) -> _ForImages:
-        return _ForImages(self.unknowns, self.fit.select(rows), self.x[rows])
+        return _ForImages(self.unknowns, self.fit.select(rows), self.x[rows], self.rows[rows])
 
 
 @dataclass(frozen=True)
