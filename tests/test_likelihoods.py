@@ -68,6 +68,12 @@ def test_many_photons_and_much_noise_keep_their_digits(noise):
     torch.testing.assert_close(told(noise, a, y), (a - y).square() / (2 * spread**2), rtol=0.2, atol=1e-3)
 
 
+def test_parameters_of_the_noise_for_other_images_are_told():
+    physics = dinv.physics.Denoising(PoissonNoise(torch.full((4,), 0.1)))
+    with pytest.raises(ValueError, match="has 4 values of gain for 2 images; give it one for all, or one for each"):
+        DMILO(prior_about_grey())(torch.rand(2, *SHAPE).double(), physics)
+
+
 def test_no_gain_is_gaussian_noise():
     assert likelihood_of(dinv.physics.Denoising(PoissonGaussianNoise(0.0, 0.1)), torch.rand(1, *SHAPE)) is None
 

@@ -9,6 +9,7 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import LinearPhysics, Physics
+from deepinv.utils import TensorList
 from diffusers import UNet2DModel
 from torch.utils.data import DataLoader
 from toys import AffineNet, ConvNet, toy_prior
@@ -391,6 +392,38 @@ def test_the_fidelity_of_a_stack_with_a_kernel_for_each_image(micro_batch):
     alone = dinv.physics.StackedLinearPhysics([dinv.physics.Blur(kernels[1:2], padding="circular"), plain])
     one = given(dinv.utils.TensorList([t[1:2] for t in y]), alone)
     torch.testing.assert_close(x[1:2], one, rtol=0, atol=1e-6)
+
+
+def test_a_fidelity_may_ask_the_physics_for_more_than_a(prior, inpainting):
+    class Projected(dinv.optim.DataFidelity):
+        def fn(self, x, y, physics, *args, **kwargs):
+            scale = physics.noise_model.sigma if hasattr(physics.noise_model, "sigma") else 0.1
+            return (physics.A_adjoint(physics.A(x) - y) / scale).square().flatten(1).sum(1)
+
+    physics, y = inpainting
+    x_hat = DMILO(prior, data_fidelity=Projected(), max_passes=4)(y, physics)
+    assert x_hat.isfinite().all()
+
+
+def test_the_fidelity_of_a_stack_may_have_a_poisson_member(prior):
+    """deepinv 0.5's adds up the batch; the example of deepinv's documentation."""
+    members = [
+        dinv.physics.Denoising(noise) for noise in (dinv.physics.GaussianNoise(0.1), dinv.physics.PoissonNoise(0.1))
+    ]
+    physics = dinv.physics.StackedLinearPhysics(members)
+    y = physics(torch.rand(2, *IMAGE))
+    fidelity = dinv.optim.StackedPhysicsDataFidelity(
+        [dinv.optim.L2(0.1), dinv.optim.PoissonLikelihood(gain=0.1, bkg=0.1)]
+    )
+    model = DMILO(prior, data_fidelity=fidelity, max_passes=4)
+    alone = model(TensorList([t[1:] for t in y]), physics)
+    torch.testing.assert_close(model(y, physics)[1:], alone, rtol=0, atol=1e-4)
+
+
+def test_a_fidelity_without_a_gradient_is_told(prior, inpainting):
+    physics, y = inpainting
+    with pytest.raises(ValueError, match="ZeroFidelity has no gradient; pass one that is written in torch"):
+        DMILO(prior, data_fidelity=dinv.optim.ZeroFidelity())(y, physics)
 
 
 def test_a_fidelity_that_does_not_fit_says_why(prior):

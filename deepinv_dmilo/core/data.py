@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from deepinv.optim import DataFidelity, PoissonLikelihood
 from deepinv.physics import Physics, StackedPhysics
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements, energy, mean_energy, raise_out_of_memory, take
+from deepinv_dmilo.core.measurements import Measurements, as_input, energy, mean_energy, raise_out_of_memory, take
 from deepinv_dmilo.core.operator import Operator
 
 LEAST_PHOTONS = 0.1  # of a measurement that the logarithm of a Poisson likelihood takes: ours
@@ -73,33 +74,59 @@ class FidelityFit:
     fidelity: DataFidelity
 
     def __call__(self, x: Tensor) -> Tensor:
-        operator, y = self.data.operator, self.data.y
-        if isinstance(self.fidelity, PoissonLikelihood):
-            # deepinv 0.5's adds one of its two terms over the whole batch, and takes logarithms of what is below 0
-            if len(x) > 1:
-                each = torch.arange(len(x), device=x.device).split(1)
-                return torch.cat([self.select(row)(x[row]) for row in each])
-            darkest = LEAST_PHOTONS * float(self.fidelity.gain)
-            return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows).clamp(min=darkest)))
-        if isinstance(operator.physics, StackedPhysics):  # whose fidelity asks for its members
-            return operator.apply(lambda: self.fidelity(x, y, operator.physics), self.data.rows)
-        return self.fidelity(x, y, Physics(A=lambda x, **_: operator(x, self.data.rows)))
+        operator, y, rows = self.data.operator, self.data.y, self.data.rows
+        members = (self.fidelity, *getattr(self.fidelity, "data_fidelity_list", ()))
+        if len(x) > 1 and any(isinstance(member, PoissonLikelihood) for member in members):
+            # deepinv 0.5's adds one of its two terms over the whole batch
+            each = torch.arange(len(x), device=x.device).split(1)
+            return torch.cat([self.select(row)(x[row]) for row in each])
+        physics = operator.physics
+        if isinstance(physics, StackedPhysics):
+            stack: Any = physics
+            if len(members) > 1:
+                stack = [_floored(one, member.A) for one, member in zip(members[1:], physics, strict=True)]
+            return operator.apply(lambda: self.fidelity(x, y, stack), rows)
+        is_poisson = isinstance(self.fidelity, PoissonLikelihood)
+        if operator.is_split and operator.unknowns is None and not is_poisson:
+            return operator.apply(lambda: self.fidelity(as_input(x, physics), y, physics), rows)
+        return self.fidelity(x, y, _floored(self.fidelity, lambda x, **_: operator(x, rows)))
 
     def select(self, rows: Tensor) -> FidelityFit:
         return FidelityFit(self.data.select(rows), self.fidelity)
 
 
+def _floored(fidelity: DataFidelity, operator: Callable[..., Measurements]) -> Physics:
+    """A as a physics; for deepinv's Poisson likelihood, which takes logarithms, of a tenth of a photon at least."""
+    if not isinstance(fidelity, PoissonLikelihood):
+        return Physics(A=operator)
+    darkest = LEAST_PHOTONS * float(fidelity.gain)
+    return Physics(A=lambda x, **_: operator(x).clamp(min=darkest))  # type: ignore[union-attr]
+
+
 def check_fidelity(fidelity: DataFidelity, data: Data, x: Tensor) -> None:
     """Refuse a data fidelity that is not one finite value for each image, whatever the others are."""
-    if isinstance(data.operator.physics, StackedPhysics) and not data.operator.is_split:
-        raise ValueError("data_fidelity of a stack that hides what differs between its images; leave data_fidelity out")
+    if isinstance(data.operator.physics, StackedPhysics):
+        if not data.operator.is_split:
+            raise ValueError(
+                "data_fidelity of a stack that hides what differs between its images; leave data_fidelity out"
+            )
+        if data.operator.unknowns is not None:
+            raise ValueError("data_fidelity of a stack does not go with unknown parameters; leave data_fidelity out")
     name, twice = type(fidelity).__name__, torch.zeros(2, dtype=torch.long, device=x.device)
     try:
-        one, two = (FidelityFit(data, fidelity).select(rows)(x[rows]) for rows in (twice[:1], twice))
-    except (TypeError, AttributeError, RuntimeError) as error:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            one, two = (FidelityFit(data, fidelity).select(rows)(x[rows]) for rows in (twice[:1], twice))
+        shapes = [tuple(one.shape), tuple(two.shape)]
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise_out_of_memory(error)
-        raise ValueError(f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}") from error
-    if one.shape != (1,) or two.shape != (2,):
+        raise ValueError(
+            f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}; pass one that takes what the "
+            "physics measures"
+        ) from error
+    if not two.requires_grad:
+        raise ValueError(f"data_fidelity {name} has no gradient; pass one that is written in torch, such as L2(sigma)")
+    if shapes != [(1,), (2,)]:
         raise ValueError(
             f"data_fidelity {name} gives values of shape {tuple(two.shape)} for two images; pass one that gives a "
             "value for each image, (B,)"

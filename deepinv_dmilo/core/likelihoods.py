@@ -166,6 +166,13 @@ def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
         return None  # counts, of another size than A(x)
     kind, fields = names[type(noise)]
     parameters = [getattr(noise, name).detach() for name in fields]
+    batch = len(parts(y)[0])
+    for name, parameter in zip(fields, parameters, strict=True):
+        if parameter.numel() not in (1, batch):
+            raise ValueError(
+                f"the noise model has {parameter.numel()} values of {name} for {batch} images; give it one for all, or "
+                "one for each"
+            )
     if kind is Poisson and (parameters[0] <= 0).any():
         return None  # no photons are counted
     if kind is Poisson and len(parameters) == 1:
