@@ -178,7 +178,7 @@ def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch
         return z * float("nan"), value, passes
 
     monkeypatch.setattr(lbfgs, "minimize", diverging)
-    model.schedule = Levels((1.0,), deviation_threshold=None)
+    model = DMILO(model.prior, schedule=Levels((1.0,), mean=False, deviation_threshold=None))
     with pytest.raises(FloatingPointError, match="the last step left NaN"):
         model(physics(torch.rand(1, *IMAGE)), physics)
 

@@ -21,7 +21,7 @@ from deepinv_dmilo.core.data import LEAST_PHOTONS, Data
 from deepinv_dmilo.core.measurements import Measurements, like_parts, operators, parts
 
 # All ours.
-LEAST_OF_MEAN, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
+LEAST_VARIANCE, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
 LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
 OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers: the best of 0.1, 0.15, 0.2
 ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
@@ -77,7 +77,7 @@ class Poisson(Likelihood):
         gain, sigma = self.of_rows(rows, measured)
         counts = (y / gain).clamp(min=0).flatten(1)
         mean = counts.sum(1) / (counts > 0).sum(1).clamp(min=1)
-        least = mean * (LEAST_OF_MEAN + mean / MANY_PHOTONS).clamp(max=1)
+        least = mean * (LEAST_VARIANCE + mean / MANY_PHOTONS).clamp(max=1)
         extra = (sigma / gain).square() + least.view(-1, *[1] * (y.ndim - 1))
         return _poisson(y / gain + extra, (measured - y) / gain)
 

@@ -157,7 +157,9 @@ class PriorReconstructor(Reconstructor):
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
         if return_unknown and not getattr(self, "unknown", None):
-            raise ValueError('return_unknown=True needs unknown parameters; type DMILO(prior, unknown={"filter": kernel})')
+            raise ValueError(
+                'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
+            )
         with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
             shape = self.check(y, physics, init)
             if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
