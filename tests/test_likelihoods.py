@@ -360,7 +360,7 @@ def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
 
 
 def test_unknown_parameters_are_asked_for_where_there_are_some():
-    with pytest.raises(ValueError, match=r'type unknown=\{"filter": kernel\}, say'):
+    with pytest.raises(ValueError, match=r'DMILO\(prior, unknown=\{"filter": kernel\}\), say'):
         DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
     assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import partial
 
 import deepinv as dinv
 import torch
@@ -47,11 +48,17 @@ PHYSICS = {
     "rounding": lambda shape, noise: dinv.physics.Physics(A=lambda x: (8 * x).round() / 8, noise_model=noise),
     "complex": make_complex,
 }
+GAMMA = partial(dinv.physics.GammaNoise, 4.0)  # of deepinv, which takes nothing that is 0
 NOISES = (
     lambda: dinv.physics.ZeroNoise(),
     lambda: dinv.physics.GaussianNoise(0.05),
     lambda: dinv.physics.PoissonNoise(0.1),
     lambda: dinv.physics.UniformNoise(0.1),
+    lambda: dinv.physics.PoissonGaussianNoise(0.05, 0.1, clip_positive=True),
+    lambda: dinv.physics.LogPoissonNoise(50.0, 0.5),
+    GAMMA,
+    lambda: dinv.physics.LaplaceNoise(0.1),
+    lambda: dinv.physics.SaltPepperNoise(0.1, 0.1),
 )
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 MAYBE_ONE = st.sampled_from((None, 1))
@@ -123,6 +130,7 @@ def test_a_combination_of_settings_gives_images_or_is_refused(data, shape, batch
     torch.manual_seed(0)
     x = torch.rand(batch, *shape)
     assume(kind != "complex" or noise in NOISES[:2])  # deepinv's others are of real measurements
+    assume(noise is not GAMMA or kind in ("denoising", "blur", "nonlinear", "mean"))
     physics = PHYSICS[kind](shape, noise())
     with torch.no_grad():
         y = physics(x)
