@@ -254,6 +254,15 @@ def test_noise_of_an_operator_follows_its_unknown_parameter():
     assert found["mask"].shape == (2, *SHAPE)
 
 
+def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
+    physics = Gain()
+    physics.noise_model = None
+    x = torch.full((1, *SHAPE), 0.5).double()
+    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
+    _, found = model(0.8 * x, physics, init=x, return_unknown=True)
+    assert found["gain"].item() == pytest.approx(0.8, rel=0.03)
+
+
 def test_a_kernel_of_each_channel_adds_to_one():
     kernel = torch.rand(1, 3, 5, 5)
     guess = Simplex(kernel)

@@ -146,7 +146,8 @@ class Unknowns:
         self.guesses, self.batch, self.num_samples = given, batch, num_samples
         self.physics = _copy(physics)
         for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
-            operator.noise_model.update_parameters = lambda **_: None  # type: ignore[assignment]
+            if isinstance(noise := getattr(operator, "noise_model", None), torch.nn.Module):
+                noise.update_parameters = lambda **_: None  # type: ignore[assignment]
         self.raw: dict[str, Tensor] = {}
         self._tried: tuple[Tensor, dict[str, Tensor]] | None = None  # of which rows, what
         for name, guess in given.items():

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.core.measurements import raise_out_of_memory
+
 BUNDLED = Path(__file__).parent
 NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
 PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
@@ -169,9 +171,8 @@ def _load(folder: Path, part: str, kind: Any) -> Any:
     weights = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True} if is_network else {}
     try:
         loaded = kind.from_pretrained(inside, local_files_only=True, **weights)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # whatever diffusers and safetensors raise at what a file says
+        raise_out_of_memory(error)
         raise ValueError(f"{inside}: the {kind.__name__} cannot be read: {error}") from error
     if not is_network:
         return loaded

@@ -96,7 +96,8 @@ class Run:
         Gradient steps of images x, (S * B, C, H, W), on the measurements.
 
         What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or twice another negative log-likelihood.
-        "auto": steps of size ``1 / ||A||^2`` where that is known, else found by backtracking.
+        "auto": with a ``pull``, L-BFGS towards the proximal point; else steps of size ``1 / ||A||^2`` where that is
+        known, or found by backtracking.
         """
         misfit = misfit or self.observation.misfit(x)
         if step_size == "auto" and pull is not None:
@@ -107,7 +108,7 @@ class Run:
         norm = self.observation.operator.squared_norm if self.observation.is_gaussian else None
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
         how |= {"standstill": STANDSTILL, "limits": self.prior.limits}
-        return gradient_steps(x, misfit, size=auto, pull=pull, **how)
+        return gradient_steps(x, misfit, size=auto, **how)
 
     @property
     def budget(self) -> int | None:
