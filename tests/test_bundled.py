@@ -59,6 +59,17 @@ def test_the_bundled_prior_predicts_the_noise_of_digits_that_it_never_saw(prior)
     assert error < 0.03
 
 
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize(("task", "noise", "loss"), [("inpainting", 0.0, 0.7), ("denoising", 0.05, 1.5)])
+def test_noise_that_nobody_told_is_seen_by_the_network(method, task, noise, loss):
+    """At most so many dB below noise that is told; fitted to the last digit, photographs lost seven."""
+    x = held_out_images("photos")[12:14, :, 96:160, 96:160]
+    told, silent = (make_physics(task, (3, 64, 64), noise=sigma) for sigma in (max(noise, 0.005), 0.0))
+    y = make_physics(task, (3, 64, 64), noise=noise)(x)
+    model, psnr = method(DiffusionPrior.from_pretrained("photos"), max_passes=25), dinv.loss.metric.PSNR()
+    assert (psnr(model(y, silent), x) > psnr(model(y, told), x) - loss).all()
+
+
 def test_photographs_that_never_trained_are_restored_at_four_times_the_training_size():
     """Half of the pixels of a photograph, better than by total variation (deepinv), which knows none."""
     x = held_out_images("photos")[:1, :, 64:192, 32:160]

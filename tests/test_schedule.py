@@ -6,10 +6,13 @@ import torch
 from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
 from toys import AffineNet, ConvNet, observe, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import energy, measure
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 IMAGE = (3, 24, 40)
 METHODS = {
@@ -108,6 +111,24 @@ def test_noise_that_is_given_or_not_there():
     torch.testing.assert_close(observe(y, physics).variance(x), torch.full((2,), 0.01))
 
 
+def test_what_the_network_sees_of_noise_that_nobody_told():
+    """Of digits that it knows, with noise of their own; the same for each image alone, and with unreached pixels."""
+    prior = DiffusionPrior.from_pretrained("digits")
+    x, mask = held_out_images("digits")[:3], (torch.rand(1, 1, 32, 32) < 0.6).float()
+    sigma = torch.tensor([0.01, 0.03, 0.08])
+    y = mask * (x + sigma.view(3, 1, 1, 1) * torch.randn(x.shape))
+
+    def seen(rows):
+        y_rows, physics = y[rows], Inpainting((1, 32, 32), mask)
+        with torch.no_grad():
+            run = Run(DMILO(prior, rng=0), y_rows, physics, tuple(y_rows.shape), None, None, False)
+            return seen_variance(run, x[rows], 0.1, run.rows).sqrt()
+
+    together = seen([0, 1, 2])
+    torch.testing.assert_close(together, sigma, rtol=0.3, atol=0)
+    torch.testing.assert_close(seen([0])[0], together[0], rtol=1e-3, atol=0)
+
+
 def test_noise_of_an_operator_with_a_mask_for_every_sample():
     physics = Inpainting(IMAGE, mask=(torch.rand(2, *IMAGE) > 0.5).float(), noise_model=GaussianNoise(0.03))
     variance = noise_variance(torch.rand(2, *IMAGE), physics)
@@ -184,7 +205,7 @@ def test_deviation_satisfies_the_conditions_of_optimality():
     physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     y = physics(torch.rand(2, *IMAGE).double())
     x, weight = torch.full_like(y, 0.5), torch.full((2,), 0.6).double()
-    fit = observe(y, physics, noise_level=1.0).likelihood(x)
+    fit = observe(y, physics, noise_level=1.0).likelihood(torch.ones(len(y)))
     nu = sparse_deviation(fit, x, weight, torch.ones(2).double(), steps=1500, standstill=0.0).requires_grad_()
     (gradient,) = torch.autograd.grad(fit(x + nu).sum(), nu)
     active = nu != 0
@@ -200,7 +221,7 @@ def test_the_deviation_of_an_image_does_not_depend_on_its_batch():
     weight = torch.tensor([2.0, 0.5, 0.1]).double()
 
     def deviation(rows):
-        fit = observe(y, physics, noise_level=1.0).likelihood(x).select(rows)
+        fit = observe(y, physics, noise_level=1.0).likelihood(torch.ones(len(y))).select(rows)
         return sparse_deviation(fit, x[rows], weight[rows], torch.ones(3).double()[rows])
 
     together = deviation(torch.arange(3))

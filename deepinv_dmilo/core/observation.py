@@ -88,38 +88,42 @@ class Observation:
         noise = self.noise_variance(x)
         if (noise > 0).all():
             return noise
-        rest = self.operator.reached_energy(self.data.residual(x), self.data.rows)
-        rest = rest / self.operator.reached.repeat(self.num_samples)
-        return torch.where(noise > 0, noise, rest)
+        return torch.where(noise > 0, noise, self.rest(x))
+
+    def rest(self, x: Tensor) -> Tensor:
+        """The mean square of what S * B images leave unexplained of a measurement that they reach, (S * B,)."""
+        energies = self.operator.reached_energy(self.data.residual(x), self.data.rows)
+        return energies / self.operator.reached.repeat(self.num_samples)
 
     @property
     def is_gaussian(self) -> bool:
         """Whether the data term is that of Gaussian noise of one size."""
         return self.data_fidelity is None and self.noise_likelihoods is None
 
-    def likelihood(self, x: Tensor) -> Fit:
-        """The negative log-likelihood of images, up to a constant; of a noise that images so far, x, tell."""
-        return self._joint(self._likelihood(x))
+    def likelihood(self, variance: Tensor | None) -> Fit:
+        """The negative log-likelihood of images, up to a constant; of squares where it is one, of a variance."""
+        return self._joint(self._likelihood(variance))
 
     def _joint(self, fit: Fit) -> Fit:
         """Of unknown parameters of the physics, the best for every image."""
         unknowns = self.operator.unknowns
         return fit if unknowns is None else JointFit(fit, unknowns, self.data.rows)
 
-    def _likelihood(self, x: Tensor) -> Fit:
+    def _likelihood(self, variance: Tensor | None = None) -> Fit:
         if self.data_fidelity is not None:
             return FidelityFit(self.data, self.data_fidelity)
         if self.noise_likelihoods is not None:
             return LikelihoodFit(self.data, self.noise_likelihoods)
-        variance = self.variance(x)
+        if variance is None:
+            raise TypeError("squares need a variance")
         smallest = torch.finfo(variance.dtype).tiny ** 0.5  # of measurements that are explained to the last digit
         return SquaresFit(self.data, 1 / (2 * variance.clamp(min=smallest)))
 
-    def misfit(self, x: Tensor) -> Values:
-        """What gradient steps from x descend half of: ``||A(x) - y||^2``, or twice the negative log-likelihood."""
+    def misfit(self) -> Values:
+        """What gradient steps descend half of: ``||A(x) - y||^2``, or twice the negative log-likelihood."""
         if self.is_gaussian:
             return self.data.energy
-        fit = self._likelihood(x)
+        fit = self._likelihood()
         return lambda moved: 2 * fit(moved)
 
     @property
@@ -134,13 +138,14 @@ class Observation:
             return self.variance(x)
         return torch.stack([t.flatten(1).amax(1) for t in parts(std)]).amax(0).square()
 
-    def squares(self, x: Tensor, *, fresh_noise: bool = False) -> Values:
+    def squares(self, x: Tensor, variance: Tensor, *, fresh_noise: bool = False) -> Values:
         """
         ``||A(v) - y||^2`` of images v, each measurement weighed by its noise at images x, on the scale of their mean.
 
+        :param torch.Tensor variance: that mean, of the noise at images x, (S * B,).
         :param bool fresh_noise: of y with as much noise on top as it has already.
         """
-        variance, std = self.variance(x), self._std(x)
+        std = self._std(x)
         rows = [variance.sqrt().view(-1, *[1] * (y.ndim - 1)) for y in parts(self.y)]
         stds = rows if std is None else parts(std)
         data = self.data

@@ -67,7 +67,7 @@ class DMILO(PriorReconstructor):
     :param Levels, Chain schedule: what the outer steps do; with ``unknown`` parameters there are more levels.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
-        own noise model, and where it has none, what the images so far leave unexplained.
+        own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
     :param deepinv.optim.DataFidelity data_fidelity: with levels: the negative log-likelihood, e.g.
         ``dinv.optim.L2(sigma=0.05)``; None: that of the physics' noise model where it is one of photons, speckle,
         outliers or heavy tails (:doc:`/physics`), else that of Gaussian noise of the level above.
@@ -165,7 +165,7 @@ class DMILO(PriorReconstructor):
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
         for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            fit = self.schedule.fit(run.observation, x)
+            fit = self.schedule.fit(run.observation, self.schedule.variance(run, x, levels[0]))
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)
             x = self.schedule.finish(run, x) if is_last else x

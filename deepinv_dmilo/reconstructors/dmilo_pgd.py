@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepinv_dmilo.core.door import check_choice, check_settings
-from deepinv_dmilo.core.prior import Level
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.run import Run
 
@@ -112,21 +111,22 @@ class DMILOPGD(DMILO):
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
         for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            before, x = x, self._descend(run, x, levels[0])
-            fit = self.schedule.fit_after(run.observation, before, x)
+            variance = self.schedule.variance(run, x, levels[0])
+            x = self._descend(run, x, self.schedule.pull(run.observation, variance, levels[0]))
+            fit = self.schedule.fit_after(run.observation, variance, x)
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)
             x = self.schedule.finish(run, x) if is_last else x
             yield x, cost
 
-    def _descend(self, run: Run, x: Tensor, level: Level) -> Tensor:
+    def _descend(self, run: Run, x: Tensor, pull: Tensor | None) -> Tensor:
         """The gradient steps on the measurements, of the images that take part."""
         if not len(run.rows):
             return x
         moved = run.descend(
             x,
             step_size=self.step_size,
-            pull=self.schedule.pull(run.observation, x, level),
+            pull=pull,
             steps=self.gradient_steps,
             normalize=self.normalize_gradient,
         )

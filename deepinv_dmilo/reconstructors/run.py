@@ -99,7 +99,7 @@ class Run:
         "auto": with a ``pull``, L-BFGS towards the proximal point; else steps of size ``1 / ||A||^2`` where that is
         known, or found by backtracking.
         """
-        misfit = misfit or self.observation.misfit(x)
+        misfit = misfit or self.observation.misfit()
         if step_size == "auto" and pull is not None:
             return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=self.prior.limits)
         if step_size != "auto":

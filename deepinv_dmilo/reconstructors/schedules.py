@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -13,10 +14,12 @@ from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.left_open import left_open
+from deepinv_dmilo.core.measurements import working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
 # gradient steps from there: ours.
@@ -30,6 +33,9 @@ IMAGE_ERROR = (
 )
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
+# Of noise that nobody told: where an image begins at such a level or below, it is what the network sees of it. After a
+# level it is what the image leaves unexplained, and such a part of the noise of the level at least (it errs yet): ours.
+SEEN_FROM, CLOSENESS = 0.2, 0.02
 
 
 @dataclass
@@ -98,7 +104,9 @@ class Levels:
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
         if self.skip:
             images, n = run.observation.images, len(first)
-            needed = COVER * left_open(images, x[:n], run.observation.largest_variance(x)[:n])
+            gaussian = run.observation.is_gaussian
+            variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
+            needed = COVER * left_open(images, x[:n], variance[:n])
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
@@ -125,15 +133,35 @@ class Levels:
         z = level.signal * u + level.noise * run.noise()
         return State(levels, [{"latent": z[run.rows]}], center=level.signal * u[run.rows])
 
-    def fit(self, observation: Observation, x: Tensor) -> Fit:
-        """The negative log-likelihood; where the noise is not known, the residual of x stands in for it."""
-        return observation.likelihood(x)
+    def noise(self, run: Run, x: Tensor, sigma: float = SEEN_FROM) -> Tensor:
+        """The variance of the noise of a measurement, (S * B,); where it is not known, what the network sees of it."""
+        known = run.observation.noise_variance(x)
+        return known if (known > 0).all() else torch.where(known > 0, known, seen_variance(run, x, sigma, run.rows))
 
-    def fit_after(self, observation: Observation, before: Tensor, x: Tensor) -> Fit:
-        """The data term after the gradient steps of DMILO-PGD took ``before`` to x."""
-        return self.fit(observation, before)
+    def variance(self, run: Run, x: Tensor, level: Level) -> Tensor | None:
+        """How far a measurement may be from A(x) at a level, (S * B,); None: the data term is not one of squares."""
+        observation = run.observation
+        if not observation.is_gaussian:
+            return None
+        known = observation.noise_variance(x)
+        if (known > 0).all():
+            return known
+        noise = observation.rest(x)
+        if level.sigma <= SEEN_FROM:
+            begin = run.rows[run.passes[run.rows] == 0]
+            noise[begin] = seen_variance(run, x, level.sigma, begin)[begin]
+        gain = observation.operator.squared_gain.repeat(run.num_samples)
+        return torch.where(known > 0, known, torch.maximum(noise, (CLOSENESS * level.sigma) ** 2 * gain))
 
-    def pull(self, observation: Observation, x: Tensor, level: Level) -> Tensor | None:
+    def fit(self, observation: Observation, variance: Tensor | None) -> Fit:
+        """The negative log-likelihood."""
+        return observation.likelihood(variance)
+
+    def fit_after(self, observation: Observation, variance: Tensor | None, x: Tensor) -> Fit:
+        """The data term after the gradient steps of DMILO-PGD took the image to x."""
+        return self.fit(observation, variance)
+
+    def pull(self, observation: Observation, variance: Tensor | None, level: Level) -> Tensor | None:
         """
         How strongly the gradient steps of DMILO-PGD before a level are held at x: noise must not be taken for signal.
 
@@ -141,9 +169,8 @@ class Levels:
         at all, of none, since the steps would follow them.
         """
         error = NO_ERROR if observation.has_outliers else min(IMAGE_ERROR, level.sigma / 2)
-        if not observation.is_gaussian:
-            return torch.full_like(x[:, 0, 0, 0], 1 / error**2)
-        return observation.noise_variance(x) / error**2
+        one = torch.ones_like(observation.data.rows, dtype=working_dtype(observation.y))
+        return (one if variance is None else variance) / error**2
 
     def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
         """The problem of the one layer."""
@@ -176,9 +203,10 @@ class Levels:
         The levels end at a most probable image, which is less than the mean of the images that go with y: the network
         as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise.
         """
-        squares, pull = run.observation.squares, run.observation.variance(x) / IMAGE_ERROR**2
+        variance = self.noise(run, x, min(self.sigmas))
+        squares, pull = partial(run.observation.squares, x, variance), variance / IMAGE_ERROR**2
         noisy, noisier = (
-            run.descend(x, misfit=squares(x, fresh_noise=fresh), pull=pull, steps=LAST_STEPS) for fresh in (False, True)
+            run.descend(x, misfit=squares(fresh_noise=fresh), pull=pull, steps=LAST_STEPS) for fresh in (False, True)
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
         levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
@@ -195,7 +223,7 @@ class Levels:
         variance = observation.variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
-        return x + sparse_deviation(observation.likelihood(x), x, threshold * slope, 1 / slope**2)
+        return x + sparse_deviation(observation.likelihood(variance), x, threshold * slope, 1 / slope**2)
 
 
 @dataclass(frozen=True)
@@ -242,17 +270,19 @@ class Chain:
         state.run(run)
         return state
 
-    def fit(self, observation: Observation, x: Tensor) -> Fit:
+    def variance(self, run: Run, x: Tensor, level: Level) -> None:
+        """The paper asks for no noise."""
+
+    def fit(self, observation: Observation, variance: Tensor | None) -> Fit:
         """The paper's mean square."""
         return observation.mean_squares()
 
-    def fit_after(self, observation: Observation, before: Tensor, x: Tensor) -> Fit:
+    def fit_after(self, observation: Observation, variance: Tensor | None, x: Tensor) -> Fit:
         """DMILO-PGD fits the measurements of its iterate."""
         return observation.mean_squares(x)
 
-    def pull(self, observation: Observation, x: Tensor, level: Level) -> Tensor | None:
+    def pull(self, observation: Observation, variance: Tensor | None, level: Level) -> None:
         """The gradient steps are free."""
-        return None
 
     def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
         """The problem of layer i."""

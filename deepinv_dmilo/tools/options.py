@@ -18,7 +18,7 @@ def add_device(command: argparse._ActionsContainer) -> None:
 
 def add_bfloat16(command: argparse._ActionsContainer) -> None:
     """Add ``--bfloat16`` to a command or a group of its options."""
-    what = "the network computes in bfloat16: half the time on GPUs, and on CPUs that have it (AMX)"
+    what = "the network computes in bfloat16: faster on GPUs, and on CPUs that have it (AMX)"
     command.add_argument("--bfloat16", action="store_true", help=what)
 
 

@@ -57,9 +57,9 @@ plot({**images[0.2], "ground truth": x}, rescale_mode="clip", figsize=(7, 4), dp
 # Where the noise level comes from
 # --------------------------------
 #
-# By default DMILO simulates the noise model of the physics. Where the physics has none, the residual of the image so
-# far stands in. ``noise_level=`` overrules both: use it for pictures of your own whose noise you know. Here is what
-# each of these gives on the same measurements, and what a wrong level costs.
+# By default DMILO simulates the noise model of the physics. Where the physics has none, it estimates the noise, by the
+# residual of the image so far and by the network. ``noise_level=`` overrules both: use it for pictures of your own
+# whose noise you know. Here is what each of these gives on the same measurements, and what a wrong level costs.
 
 sigma = 0.1
 y = images[sigma]["noisy"]

@@ -1,0 +1,60 @@
+"""The noise of measurements that nobody told, as the network sees it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deepinv_dmilo.core.measurements import Measurements
+from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.reconstructors.run import Run
+
+# All ours.
+LOWER = (0.07, 0.02, 0.007)  # noise that is looked at below the first, in [0, 1]
+LEAST = 0.01  # of what the network leaves unexplained, that is noise
+
+
+def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
+    r"""
+    About the variance of the noise in a measurement, (S * B,), of some rows; of the others, infinite.
+
+    With fresh noise on the image so far, more than that of the measurements, the network gives an image :math:`x_1`
+    that does not know the noise in y: :math:`\|A(x_1) - y\|^2` is that noise and the network's own error. How large
+    the error is, is seen where the truth is known: of :math:`x_1` with fresh noise it makes :math:`x_2`, and errs by
+    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if it is less than the fresh noise; where it is much
+    less, less fresh noise is tried. Eight forward passes of the network at most.
+
+    :param torch.Tensor x: the images so far, (S * B, C, H, W).
+    :param float sigma: standard deviation of the first fresh noise, in [0, 1].
+    """
+    operator, data = run.observation.operator, run.observation.data
+    gain, reached = (t.repeat(run.num_samples) for t in (operator.squared_gain, operator.reached))
+    fresh = run.noise(), run.noise()  # drawn whether needed or not, so that a batch equals its images one by one
+    seen = torch.full_like(gain, torch.inf)
+
+    def energy(r: Measurements, rows: Tensor) -> Tensor:
+        return operator.reached_energy(r, data.rows[rows]) / reached[rows]
+
+    for noise in (sigma, *(lower for lower in LOWER if lower < sigma)):
+        rows = rows if noise == sigma else (seen < noise**2 * gain).nonzero()[:, 0]
+        if not len(rows):
+            break
+        level, here = run.prior.level(2 * noise), data.select(rows)
+        once = _denoised(run, x[rows], level, fresh[0], rows)
+        twice = _denoised(run, once, level, fresh[1], rows)
+        rest = energy(here.residual(once), rows)
+        error = energy(operator(twice, here.rows) - operator(once, here.rows), rows)
+        seen[rows] = torch.maximum(rest - error, LEAST * rest)
+    return seen
+
+
+def _denoised(run: Run, x: Tensor, level: Level, fresh: Tensor, rows: Tensor) -> Tensor:
+    """Images of some rows, what the network makes of them with fresh noise."""
+    z = level.signal * run.prior.encode(x) + level.noise * fresh[rows]
+    return run.in_parts(partial(_image, level=level), z, rows)
+
+
+def _image(prior: Prior, z: Tensor, level: Level) -> Tensor:
+    return prior.decode(prior.denoise(z, level)).clamp(*prior.limits)
