@@ -175,6 +175,20 @@ def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
     )
 
 
+def test_the_noise_of_a_degraded_picture_is_estimated(digit, tmp_path):
+    """Of noise 0.1, clipped to eight bits; where it is taken to be 0.005, all of it stays."""
+    x = held_out_images()[:1]
+    noisy, out = tmp_path / "noisy.png", tmp_path / "out.png"
+    y = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    Image.fromarray((y[0, 0].clamp(0, 1) * 255).byte().numpy()).save(noisy)
+    assert (
+        main(["reconstruct", str(noisy), *DIGITS, "--task", "denoising", "--max-passes", "25", "--out", str(out)]) == 0
+    )
+    before, after = (read_picture(file)[:1] for file in (noisy, out))
+    psnr = dinv.loss.metric.PSNR()
+    assert psnr(after[None], x) > psnr(before[None], x) + 3
+
+
 def test_a_sixteen_bit_picture_keeps_its_values(tmp_path):
     values = (held_out_images()[0, 0] * 65535).to(torch.int32).numpy().astype("uint16")
     Image.fromarray(values).save(tmp_path / "deep.png")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
+NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
+
 
 class _Parser(argparse.ArgumentParser):
     """Errors as one line, without the usage."""
@@ -89,12 +91,14 @@ def _parser() -> _Parser:
 
     for command in (reconstruct, evaluate):
         command.add_argument("--task", required=True, choices=TASKS)
-        command.add_argument("--method", default="dmilo-pgd", choices=registry.available())
+        command.add_argument("--method", default="dmilo-pgd", choices=registry.available(), help="(default: dmilo-pgd)")
         command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
-        command.add_argument("--max-passes", type=int, help="network passes that an image may take")
-        command.add_argument(
-            "--noise", type=float, default=0.005, help="standard deviation of the noise, images in [0, 1]"
-        )
+        command.add_argument("--max-passes", type=int, help="network passes that an image may take (100)")
+        noise = "standard deviation of the noise, images in [0, 1] "
+        if command is evaluate:
+            command.add_argument("--noise", type=float, default=NOISE, help=f"{noise}(default: {NOISE})")
+        else:
+            command.add_argument("--noise", type=float, help=f"{noise}({NOISE} with --simulate, else estimated)")
         command.add_argument("--factor", type=int, help="super-resolution factor (4)")
         command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
         command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
@@ -218,7 +222,10 @@ def _task_options(args: argparse.Namespace) -> dict[str, Any]:
         if args.task not in TASK_OPTIONS[name]:
             tasks = " or ".join(TASK_OPTIONS[name])
             raise ValueError(f"--{name.replace('_', '-')} goes with --task {tasks}, not {args.task}; leave it out")
-    return {"noise": args.noise, "seed": args.seed, **given}
+    noise = args.noise
+    if noise is None:  # of a degraded picture it is estimated, since the physics has none
+        noise = NOISE if args.simulate else 0.0
+    return {"noise": noise, "seed": args.seed, **given}
 
 
 def _model(args: argparse.Namespace, prior: DiffusionPrior, **settings: Any) -> Reconstructor:
