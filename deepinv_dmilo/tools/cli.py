@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
-NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
+SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,9 +96,13 @@ def _parser() -> _Parser:
         command.add_argument("--max-passes", type=int, help="network passes that an image may take (100)")
         noise = "standard deviation of the noise, images in [0, 1] "
         if command is evaluate:
-            command.add_argument("--noise", type=float, default=NOISE, help=f"{noise}(default: {NOISE})")
+            command.add_argument(
+                "--noise", type=float, default=SIMULATED_NOISE, help=f"{noise}(default: {SIMULATED_NOISE})"
+            )
         else:
-            command.add_argument("--noise", type=float, help=f"{noise}({NOISE} with --simulate, else estimated)")
+            command.add_argument(
+                "--noise", type=float, help=f"{noise}({SIMULATED_NOISE} with --simulate, else estimated)"
+            )
         command.add_argument("--factor", type=int, help="super-resolution factor (4)")
         command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
         command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
@@ -224,7 +228,7 @@ def _task_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--{name.replace('_', '-')} goes with --task {tasks}, not {args.task}; leave it out")
     noise = args.noise
     if noise is None:  # of a degraded picture it is estimated, since the physics has none
-        noise = NOISE if args.simulate else 0.0
+        noise = SIMULATED_NOISE if args.simulate else 0.0
     return {"noise": noise, "seed": args.seed, **given}
 
 
