@@ -150,6 +150,10 @@ class Run:
         """The images of clean latents of the rows that take part, within the limits."""
         return self.in_parts(lambda prior, part: prior.decode(part).clamp(*prior.limits), u)
 
+    def denoised(self, z: Tensor, level: Level, rows: Tensor) -> Tensor:
+        """What the network as a denoiser makes of latents of some rows at a level: images, within the limits."""
+        return self.in_parts(lambda prior, part: prior.decode(prior.denoise(part, level)).clamp(*prior.limits), z, rows)
+
     def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
         """Go through the outer steps; the last images, checked."""
         try:

@@ -213,9 +213,7 @@ class Levels:
         means = x.clone()
         for level in set(levels):
             rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
-            z = level.signal * run.prior.encode(noisy[rows])
-            u = run.in_parts(lambda prior, part, level=level: prior.denoise(part, level), z, rows)  # type: ignore[misc]
-            means[rows] = run.prior.decode(u).clamp(*run.prior.limits)
+            means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
         return means
 
     def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:

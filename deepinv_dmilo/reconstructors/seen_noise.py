@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements
-from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.reconstructors.run import Run
 
 # All ours.
@@ -34,7 +31,10 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
     fresh = run.noise(), run.noise()  # drawn whether needed or not, so that a batch equals its images one by one
     seen = torch.full_like(gain, torch.inf)
 
-    def energy(r: Measurements, rows: Tensor) -> Tensor:
+    def denoised(x: Tensor, fresh: Tensor) -> Tensor:
+        return run.denoised(level.signal * run.prior.encode(x) + level.noise * fresh[rows], level, rows)
+
+    def energy(r: Measurements) -> Tensor:
         return operator.reached_energy(r, data.rows[rows]) / reached[rows]
 
     for noise in (sigma, *(lower for lower in LOWER if lower < sigma)):
@@ -42,19 +42,9 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         if not len(rows):
             break
         level, here = run.prior.level(2 * noise), data.select(rows)
-        once = _denoised(run, x[rows], level, fresh[0], rows)
-        twice = _denoised(run, once, level, fresh[1], rows)
-        rest = energy(here.residual(once), rows)
-        error = energy(operator(twice, here.rows) - operator(once, here.rows), rows)
+        once = denoised(x[rows], fresh[0])
+        twice = denoised(once, fresh[1])
+        rest = energy(here.residual(once))
+        error = energy(operator(twice, here.rows) - operator(once, here.rows))
         seen[rows] = torch.maximum(rest - error, LEAST * rest)
     return seen
-
-
-def _denoised(run: Run, x: Tensor, level: Level, fresh: Tensor, rows: Tensor) -> Tensor:
-    """Images of some rows, what the network makes of them with fresh noise."""
-    z = level.signal * run.prior.encode(x) + level.noise * fresh[rows]
-    return run.in_parts(partial(_image, level=level), z, rows)
-
-
-def _image(prior: Prior, z: Tensor, level: Level) -> Tensor:
-    return prior.decode(prior.denoise(z, level)).clamp(*prior.limits)
