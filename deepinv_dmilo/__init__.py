@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from deepinv_dmilo.core.unknown import Custom, Free, Positive, Simplex
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
-    from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Tiled
+    from deepinv_dmilo.priors.tiled import Tiled
+    from deepinv_dmilo.priors.wrappers import Channelwise, Complex
     from deepinv_dmilo.reconstructors.dmilo import DMILO
     from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
@@ -40,7 +41,7 @@ _HOMES = {
     "DMPlug": "reconstructors.dmplug",
     "DiffusionPrior": "priors.diffusers",
     "LatentPrior": "priors.latent",
-    "Tiled": "priors.wrappers",
+    "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
     **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.unknown"),

@@ -96,6 +96,31 @@ def test_the_command_line_keeps_the_size_of_a_picture(tmp_path):
     assert read_picture(tmp_path / "out.png").shape == (3, 61, 31)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "options", "told", "widest"),
+    [
+        (600, [], "600 x 40 pixels: the network sees 2 tiles of 512 x 512 in each pass\n", 512),  # of themselves
+        (70, ["--tile", "32"], "70 x 40 pixels: the network sees 6 tiles of 32 x 32 in each pass\n", 32),
+        (70, [], "", 72),  # whole, padded
+    ],
+)
+def test_the_command_line_gives_the_network_tiles_of_a_large_picture(
+    pixels, options, told, widest, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("deepinv_dmilo.tools.reconstruct_command.WHOLE_PIXELS", 512 * 40)
+    seen = []
+    denoise = DiffusionPrior.denoise
+    monkeypatch.setattr(
+        DiffusionPrior, "denoise", lambda self, z, level: seen.append(z.shape[3]) or denoise(self, z, level)
+    )
+    as_png(held_out_images("photos")[0][:, :40, :40].repeat(1, 1, 15)[..., :pixels]).save(tmp_path / "wide.png")
+    command = ["reconstruct", str(tmp_path / "wide.png"), "--task", "denoising", "--simulate", "--device", "cpu"]
+    assert main([*command, "--max-passes", "1", *options, "--out", str(tmp_path / "out.png")]) == 0
+    assert capsys.readouterr().out.startswith(told or "PSNR")
+    assert read_picture(tmp_path / "out.png").shape == (3, 40, pixels)
+    assert max(seen) == widest
+
+
 def test_evaluate_takes_pictures_at_a_size_of_the_users(tmp_path):
     (tmp_path / "pictures").mkdir()
     as_png(torch.rand(1, 50, 40)).save(tmp_path / "pictures" / "noise.png")

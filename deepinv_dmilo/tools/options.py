@@ -1,14 +1,24 @@
-"""What several commands share: the device and the prior."""
+"""What several commands share: the device, the prior, the task and the method."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepinv_dmilo import registry
+from deepinv_dmilo.tools.task_names import TASK_OPTIONS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
+    from deepinv.models import Reconstructor
+
+    from deepinv_dmilo.core.prior import Prior
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
+
+SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
+PRIOR_HELP = "installed or bundled name, pipeline folder or hub id"
+NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
 
 
 def add_device(command: argparse._ActionsContainer) -> None:
@@ -20,6 +30,21 @@ def add_bfloat16(command: argparse._ActionsContainer) -> None:
     """Add ``--bfloat16`` to a command or a group of its options."""
     what = "the network computes in bfloat16: faster on GPUs, and on CPUs that have it (AMX)"
     command.add_argument("--bfloat16", action="store_true", help=what)
+
+
+def add_method(command: argparse._ActionsContainer) -> None:
+    """Add what says which task and which method."""
+    command.add_argument("--task", required=True, choices=TASKS)
+    command.add_argument("--method", default="dmilo-pgd", choices=registry.available(), help="(default: dmilo-pgd)")
+    command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
+    command.add_argument("--max-passes", type=int, help="network passes that an image may take (100)")
+    command.add_argument("--factor", type=int, help="super-resolution factor (4)")
+    command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
+    command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
+    command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
+    command.add_argument("--seed", type=int, default=0)
+    add_bfloat16(command)
+    add_device(command)
 
 
 def open_device(name: str | None) -> str:
@@ -48,3 +73,42 @@ def open_prior(name: str, device: str, *, bfloat16: bool = False) -> DiffusionPr
 
     settings: dict[str, Any] = {"autocast": torch.bfloat16} if bfloat16 else {}
     return registry.load(name, registry.PRIORS, optional={"device": device}, **settings).to(device)
+
+
+def png(text: str) -> Path:
+    """The PNG to write that an option names, in a folder that is there."""
+    file = Path(text)
+    if file.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
+    return file
+
+
+def task_options(args: argparse.Namespace, noise: float) -> dict[str, Any]:
+    """What the command line says of the task's physics; refuses what has no effect on it."""
+    given = {name: getattr(args, name) for name in TASK_OPTIONS if getattr(args, name) is not None}
+    for name in given:
+        if args.task not in TASK_OPTIONS[name]:
+            tasks = " or ".join(TASK_OPTIONS[name])
+            raise ValueError(f"--{name.replace('_', '-')} goes with --task {tasks}, not {args.task}; leave it out")
+    return {"noise": noise, "seed": args.seed, **given}
+
+
+def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reconstructor:
+    """The method of the command line; of another package's method only what its constructor takes is set."""
+    settings = {"rng": args.seed, "max_passes": args.max_passes, "num_layers": args.num_layers, **settings}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    method = registry.get(args.method)
+    takes = inspect.signature(method).parameters
+    if args.max_passes is not None and "max_passes" not in takes:
+        raise ValueError(f"{args.method} has no budget; leave --max-passes out")
+    if args.num_layers is not None and not (args.published or "num_layers" in takes):
+        raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
+    if not args.published:
+        return registry.load(args.method, optional={"prior": prior, **settings}).to(prior.device)
+    if not hasattr(method, "from_preset"):
+        raise ValueError(f"{args.method} has no published settings; leave --published out")
+    if args.task not in TASK_PRESETS:
+        raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
+    return method.from_preset(TASK_PRESETS[args.task], prior, **settings)

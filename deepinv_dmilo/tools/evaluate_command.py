@@ -1,0 +1,114 @@
+"""The command ``deepinv-dmilo evaluate``: a data set, image by image on record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from deepinv_dmilo.tools.errors import door
+from deepinv_dmilo.tools.options import (
+    NOISE_HELP,
+    PRIOR_HELP,
+    SIMULATED_NOISE,
+    add_method,
+    open_device,
+    open_method,
+    open_prior,
+    task_options,
+)
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    command = commands.add_parser(
+        "evaluate", help="degrade and reconstruct a data set; may be cut off; splits under accelerate launch"
+    )
+    command.add_argument("dataset", metavar="DATASET", help="folder of pictures, deepinv data set, or 'digits'")
+    command.add_argument("--out", type=Path, required=True, help="folder of pictures, records and summary")
+    command.add_argument("--data-root", type=Path, help="where deepinv keeps its data sets")
+    command.add_argument("--size", type=int, help="pictures are resized and cropped to it (default: as trained)")
+    command.add_argument("--limit", type=int, help="only so many images, the first")
+    command.add_argument("--batch-size", type=int, default=8, help="images reconstructed together (default: 8)")
+    command.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
+    command.add_argument("--prior", help=f"{PRIOR_HELP} (default: the data set's own, else photos)")
+    command.add_argument(
+        "--noise", type=float, default=SIMULATED_NOISE, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE})"
+    )
+    add_method(command)
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    from deepinv_dmilo.core.measurements import measure
+    from deepinv_dmilo.priors.pretrained import bundled_priors
+    from deepinv_dmilo.tools.evaluate import evaluate, open_images
+    from deepinv_dmilo.tools.tasks import make_physics
+
+    auto = args.micro_batch == "auto"
+    if args.prior is None:
+        args.prior = args.dataset if args.dataset in bundled_priors() else "photos"
+    with door():
+        _check_evaluate(args)
+        # One process may wait long for another's last batch.
+        state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
+        device = (
+            str(state.device)
+            if args.device in (None, "cuda") and state.device.type == "cuda"
+            else open_device(args.device)
+        )
+        prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
+        if prior.image_shape is None:
+            raise ValueError(f"--prior {args.prior}: its network does not tell its image size; give a UNet2DModel")
+        shape = prior.image_shape if args.size is None else (prior.image_shape[0], args.size, args.size)
+        model = open_method(
+            args, prior, micro_batch=None if auto or args.micro_batch is None else int(args.micro_batch)
+        )
+        if args.micro_batch is not None and not hasattr(model, "micro_batch"):
+            raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
+        with state.local_main_process_first():  # it may download
+            images, names = open_images(args.dataset, shape, args.data_root)
+        shape = tuple(images.shape[1:]) if torch.is_tensor(images) else shape  # type: ignore[assignment]
+        physics = make_physics(args.task, shape, device=device, **task_options(args, args.noise))
+        if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
+            model.check(measure(torch.zeros(1, *shape, device=device), physics), physics)
+    free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    settings["device"] = torch.device(device).type  # which draws the operator
+    with torch.no_grad():
+        evaluate(
+            model,
+            images,
+            names[: args.limit],
+            physics,
+            args.out,
+            settings=settings,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            device=device,
+            halve_on_out_of_memory=auto,
+        )
+    if not state.is_main_process:
+        return 0  # the exit code is the first process's, which may still be at work
+    summary = (args.out / "summary.json").read_text()
+    print(summary)
+    print(f"wrote {args.out}")
+    return 1 if json.loads(summary)["unreadable"] else 0
+
+
+def _check_evaluate(args: argparse.Namespace) -> None:
+    """Refuse numbers that are none, and results among the pictures."""
+    for name, word in (("limit", ""), ("size", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
+        value = getattr(args, name)
+        if value is None or (name == "micro_batch" and value == "auto"):
+            continue
+        if not (str(value).isdecimal() and int(value) > 0):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
+    if Path(args.dataset).resolve() in (args.out.resolve(), *args.out.resolve().parents):
+        raise ValueError(f"--out {args.out} is inside {args.dataset}, where its pictures would be taken for images")

@@ -1,0 +1,146 @@
+"""The command ``deepinv-dmilo reconstruct``: a picture of the user's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+from deepinv_dmilo.tools.errors import InputError, door
+from deepinv_dmilo.tools.options import (
+    NOISE_HELP,
+    PRIOR_HELP,
+    SIMULATED_NOISE,
+    add_method,
+    open_device,
+    open_method,
+    open_prior,
+    png,
+    task_options,
+)
+from deepinv_dmilo.tools.task_names import PICTURE_TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deepinv_dmilo.core.prior import Prior
+
+
+TILE = 512  # pixels of a tile's side, where the network has no attention
+WHOLE_PIXELS = TILE**2  # that such a network takes whole
+
+
+def add_reconstruct(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    command = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
+    command.add_argument("--out", type=png, required=True, help="PNG to write")
+    command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
+    command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
+    command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
+    command.add_argument("--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated)")
+    command.add_argument(
+        "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
+    )
+    add_method(command)
+    command.set_defaults(run=_reconstruct)
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    import torch
+    from deepinv.loss.metric import PSNR
+    from deepinv.physics import LinearPhysics
+
+    from deepinv_dmilo.tools.pictures import as_png
+    from deepinv_dmilo.tools.tasks import FACTOR, make_physics
+
+    with door():
+        _check_pictures(args)
+        device = open_device(args.device)
+        prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
+        channels = prior.image_shape[0] if prior.image_shape else 3
+        picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
+        unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
+        options = task_options(args, unsaid if args.noise is None else args.noise)
+        scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
+        size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
+        physics = make_physics(args.task, size, mask=_mask(args, picture), device=device, **options)
+        with torch.no_grad():
+            y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
+        model = open_method(args, _in_tiles(prior, args.tile, size), verbose=True)
+        if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
+            model.check(y, physics)
+    x_hat = model(y, physics)
+    if args.simulate:
+        before = ""
+        if isinstance(physics, LinearPhysics):
+            before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
+        print(f"PSNR {before}{PSNR()(x_hat, picture).item():.2f} dB ({args.method})")
+    try:
+        as_png(x_hat[0]).save(args.out)
+    except OSError as error:  # a disk that is full by now
+        rescued = Path(mkdtemp()) / f"{args.out.stem}.png"
+        as_png(x_hat[0]).save(rescued)
+        raise InputError(f"{args.out} cannot be written ({error}); the picture is in {rescued}") from error
+    print(f"wrote {args.out}")
+
+
+def _in_tiles(prior: Prior, tile: int | None, size: tuple[int, int, int]) -> Prior:
+    """The prior, its network on tiles where that is asked for or a picture (C, H, W) takes too much memory whole."""
+    from deepinv_dmilo.priors.tiled import Tiled
+    from deepinv_dmilo.priors.wrappers import LARGE, has_attention
+
+    height, width = size[1:]
+    if tile is None:
+        trained = prior.image_shape
+        limit, tile = WHOLE_PIXELS, TILE
+        if trained is not None and has_attention(prior):
+            limit, tile = int(LARGE * trained[1] * trained[2]), max(trained[1:])
+        if height * width <= limit or not prior.affine:
+            return prior
+        tile += -tile % prior.multiple
+    tiled = Tiled(prior, tile, overlap=tile // 8)
+    count = len(tiled.places(height)) * len(tiled.places(width))
+    print(f"{width} x {height} pixels: the network sees {count} tiles of {tile} x {tile} in each pass")
+    return tiled
+
+
+def _check_pictures(args: argparse.Namespace) -> None:
+    """Refuse pictures that are not there, that the task does not take, or that it lacks."""
+    if args.mask is not None and args.task != "inpainting":
+        raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
+    for file in filter(None, (args.image, args.mask)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such picture")
+        if args.out.exists() and args.out.samefile(file):
+            raise ValueError(f"--out {args.out} is {file}, which would be lost; type another")
+    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
+        raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
+    if args.simulate:
+        return
+    if args.task not in PICTURE_TASKS:
+        raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
+    if args.task == "inpainting" and args.mask is None:
+        raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
+
+
+def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
+    """The mask of the command line, (C, H, W) as the picture (1, C, H, W)."""
+    if args.mask is None:
+        return None
+    mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
+    if mask.shape[1:] != picture.shape[2:]:
+        raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
+    return mask.expand(picture.shape[1], -1, -1)
+
+
+def _read(file: Path, channels: int, what: str) -> Tensor:
+    """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
+    from deepinv_dmilo.tools.pictures import read_picture
+
+    picture = read_picture(file)
+    if channels == 1 and not (picture == picture[:1]).all():
+        raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
+    return picture[None, :channels]
