@@ -201,7 +201,7 @@ def test_priors_lists_what_is_bundled(capsys):
     assert main(["priors"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in bundled_priors())
-    assert "digits: images 1 x 32 x 32, 1,805,121 parameters" in out
+    assert "digits: trained on images 1 x 32 x 32, takes any size, 1,805,121 parameters" in out
     assert "photos: trained on images 3 x 64 x 64, takes any size, 4,063,843 parameters" in out
 
 

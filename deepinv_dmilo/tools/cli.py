@@ -99,5 +99,6 @@ def _priors(args: argparse.Namespace) -> None:
         parameters = sum(p.numel() for p in prior.parameters())
         shape = " x ".join(map(str, prior.image_shape or ()))
         print(
-            f"{name}: trained on images {shape}, takes any size, {parameters:,} parameters, {megabytes:.1f} MB, card {folder / 'README.md'}"
+            f"{name}: trained on images {shape}, takes any size, {parameters:,} parameters, "
+            f"{megabytes:.1f} MB, card {folder / 'README.md'}"
         )
