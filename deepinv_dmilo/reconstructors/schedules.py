@@ -24,9 +24,9 @@ from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
 # gradient steps from there: ours.
 START_NOISE, START_STEPS = 10.0, 10
-# An image begins with the lowest level that is so many times what its measurements leave open; measured in
-# docs/defaults.md.
-COVER = 1.5
+# An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
+# noise that they bring in at least, which is in the first image; measured in docs/defaults.md.
+COVER, COVER_NOISE = 1.5, 2.0
 PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = (
     0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
@@ -71,8 +71,9 @@ class Levels:
 
     :param tuple[float] sigmas: standard deviations of the noise, for images in [0, 1] (measured in docs/defaults.md).
     :param bool skip: an image begins with the lowest level whose noise hides, at every spatial frequency, what its
-        measurements leave open (ours; asks the physics alone), and its budget is shared by the levels from there on;
-        False: with the first. Of many levels a small budget takes as many as it has five passes for, evenly.
+        measurements leave open, and the noise that they bring in (ours; asks the physics alone), and its budget is
+        shared by the levels from there on; False: with the first. Of many levels a small budget takes as many as it
+        has five passes for, evenly.
     :param bool mean: after the last level, steps towards the measurements and one call of the network as a
         denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
         ``data_fidelity``, nor where the latents are those of an autoencoder.
@@ -93,6 +94,9 @@ class Levels:
         weights = {} if self.deviation_threshold is None else {"deviation_threshold": self.deviation_threshold}
         rates = {f"sigmas[{i}]": sigma for i, sigma in enumerate(self.sigmas)}
         check_settings(steps={}, rates=rates, weights=weights)
+        if any(after >= before for before, after in pairwise(self.sigmas)):
+            falling = tuple(sorted(set(self.sigmas), reverse=True))
+            raise ValueError(f"sigmas={self.sigmas} go from coarse to fine; type {falling}")
 
     def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
         """A chain of one layer from each level; those that the prior does not tell apart are one."""
@@ -106,7 +110,8 @@ class Levels:
             images, n = run.observation.images, len(first)
             gaussian = run.observation.is_gaussian
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
-            needed = COVER * left_open(images, x[:n], variance[:n])
+            noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
+            needed = torch.maximum(COVER * left_open(images, x[:n], variance[:n]), COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)

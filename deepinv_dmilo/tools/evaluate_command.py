@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator
+    settings["size"] = list(shape[1:])
+    if args.size is None and state.is_main_process and not torch.is_tensor(images):
+        note = f"pictures are resized and cropped to {shape[1]} x {shape[2]}, as the prior was trained; or type --size"
+        print(note, file=sys.stderr)
     with torch.no_grad():
         evaluate(
             model,

@@ -92,6 +92,8 @@ def task_options(args: argparse.Namespace, noise: float) -> dict[str, Any]:
         if args.task not in TASK_OPTIONS[name]:
             tasks = " or ".join(TASK_OPTIONS[name])
             raise ValueError(f"--{name.replace('_', '-')} goes with --task {tasks}, not {args.task}; leave it out")
+    if noise > 1:
+        raise ValueError(f"--noise {noise:g}: images are in [0, 1]; of values up to 255 type --noise {noise / 255:.3g}")
     return {"noise": noise, "seed": args.seed, **given}
 
 

@@ -39,6 +39,7 @@ def add_reconstruct(commands: Any) -> None:
     command.add_argument("--out", type=png, required=True, help="PNG to write")
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
+    command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1")
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument("--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated)")
     command.add_argument(
@@ -52,6 +53,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     import torch
     from deepinv.loss.metric import PSNR
     from deepinv.physics import LinearPhysics
+    from torchvision.transforms.functional import center_crop
 
     from deepinv_dmilo.tools.pictures import as_png
     from deepinv_dmilo.tools.tasks import FACTOR, make_physics
@@ -65,14 +67,16 @@ def _reconstruct(args: argparse.Namespace) -> None:
         unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
         options = task_options(args, unsaid if args.noise is None else args.noise)
         scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
-        size = (channels, picture.shape[2] * scale, picture.shape[3] * scale)
-        physics = make_physics(args.task, size, mask=_mask(args, picture), device=device, **options)
+        kernel = _kernel(args)
+        height, width = (side * scale for side in picture.shape[2:])
+        options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": not args.simulate}
+        physics = make_physics(args.task, (channels, height, width), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
-        model = open_method(args, _in_tiles(prior, args.tile, size), verbose=True)
+        model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
-    x_hat = model(y, physics)
+    x_hat = center_crop(model(y, physics), [height, width])  # of a blur it reaches farther than the picture
     if args.simulate:
         before = ""
         if isinstance(physics, LinearPhysics):
@@ -87,12 +91,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
-def _in_tiles(prior: Prior, tile: int | None, size: tuple[int, int, int]) -> Prior:
-    """The prior, its network on tiles where that is asked for or a picture (C, H, W) takes too much memory whole."""
+def _in_tiles(prior: Prior, tile: int | None, height: int, width: int) -> Prior:
+    """The prior, its network on tiles where that is asked for or a picture takes too much memory whole."""
     from deepinv_dmilo.priors.tiled import Tiled
     from deepinv_dmilo.priors.wrappers import LARGE, has_attention
 
-    height, width = size[1:]
     if tile is None:
         trained = prior.image_shape
         limit, tile = WHOLE_PIXELS, TILE
@@ -111,7 +114,11 @@ def _check_pictures(args: argparse.Namespace) -> None:
     """Refuse pictures that are not there, that the task does not take, or that it lacks."""
     if args.mask is not None and args.task != "inpainting":
         raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
-    for file in filter(None, (args.image, args.mask)):
+    if args.image.is_dir():
+        raise ValueError(f"{args.image} is a folder; type one of its pictures, or deepinv-dmilo evaluate {args.image}")
+    if args.kernel is not None and args.task not in ("deblurring", "motion-deblurring"):
+        raise ValueError(f"--kernel goes with --task deblurring or motion-deblurring, not {args.task}")
+    for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
         if args.out.exists() and args.out.samefile(file):
@@ -120,7 +127,9 @@ def _check_pictures(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
     if args.simulate:
         return
-    if args.task not in PICTURE_TASKS:
+    if args.task == "motion-deblurring" and args.kernel is None:
+        raise ValueError("a blurred picture needs --kernel FILE, a grey picture of the blur (or --simulate)")
+    if args.task not in PICTURE_TASKS and args.kernel is None:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
     if args.task == "inpainting" and args.mask is None:
         raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
@@ -134,6 +143,19 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     if mask.shape[1:] != picture.shape[2:]:
         raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
     return mask.expand(picture.shape[1], -1, -1)
+
+
+def _kernel(args: argparse.Namespace) -> Tensor | None:
+    """The blur kernel of the command line, (1, 1, h, w) with odd sides, sums to one."""
+    if args.kernel is None:
+        return None
+    from torch.nn.functional import pad
+
+    kernel = _read(args.kernel, 1, "a kernel")
+    if not kernel.sum() > 0:
+        raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
+    height, width = kernel.shape[2:]
+    return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
 
 
 def _read(file: Path, channels: int, what: str) -> Tensor:

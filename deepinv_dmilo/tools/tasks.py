@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from deepinv.physics import (
+    Blur,
     BlurFFT,
     CompressedSensing,
     Denoising,
@@ -77,6 +78,8 @@ def make_physics(
     missing: float = 0.7,
     mask: Tensor | None = None,
     blur_sigma: float = 1.5,
+    kernel: Tensor | None = None,
+    is_photograph: bool = False,
     ratio: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -93,6 +96,9 @@ def make_physics(
     :param torch.Tensor mask: inpainting: the mask itself, 1 where known, shape (1 or C, H, W).
     :param float blur_sigma: deblurring, linear and nonlinear: standard deviation of the Gaussian kernel, in pixels.
         Motion deblurring draws its kernel, of a quarter of the image's side.
+    :param torch.Tensor kernel: deblurring and motion deblurring: the kernel itself, (1, 1, h, w), sums to one.
+    :param bool is_photograph: a linear blur does not go round at the edges, as that of a camera: measurements are
+        smaller than the image by the kernel less one pixel.
     :param float ratio: measurements per unknown of compressed sensing (default 0.1) and phase retrieval (default 4);
         from 3 x 64 x 64 pixels on, about, their operators are structured: fast transforms with random phases.
     :param int seed: of the noise and the random operator; the global random state is never touched.
@@ -107,7 +113,11 @@ def make_physics(
         if factor < 1:
             raise ValueError(f"factor={factor}: type a whole number of at least 1, e.g. 4")
         if img_size[1] % factor or img_size[2] % factor:
-            raise ValueError(f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop or change it")
+            height, width = (side - side % factor for side in img_size[1:])
+            raise ValueError(
+                f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop to {height} x {width}, or change "
+                "it"
+            )
         return Downsampling(img_size, filter="bicubic", factor=factor, noise_model=noise_model, device=device)
     if task in ("inpainting", "box-inpainting"):
         if not 0 <= missing < 1:
@@ -119,13 +129,17 @@ def make_physics(
             known[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
         return Inpainting(img_size, mask=known, pixelwise=True, rng=rng, noise_model=noise_model, device=device)
     if task in ("deblurring", "nonlinear-deblurring", "motion-deblurring"):
-        if task == "motion-deblurring":
+        if kernel is not None:
+            kernel = kernel.to(device)
+        elif task == "motion-deblurring":
             side = min(img_size[1:]) // 4 + 1
             kernel = MotionBlurGenerator((side, side), rng=rng, device=str(device)).step()["filter"]
         elif not 0 < blur_sigma <= min(img_size[1:]) / 8:
             raise ValueError(f"blur_sigma={blur_sigma}: type a number above 0, at most an eighth of the image's side")
         else:
             kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
+        if is_photograph and task != "nonlinear-deblurring":
+            return Blur(filter=kernel, padding="valid", noise_model=noise_model, device=device)
         blur = BlurFFT(img_size, filter=kernel, noise_model=noise_model, device=device)
         return CameraResponseBlur(blur, noise_model) if task == "nonlinear-deblurring" else blur
     if task == "denoising":
