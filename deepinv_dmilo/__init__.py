@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from deepinv_dmilo.priors.latent import LatentPrior
     from deepinv_dmilo.priors.tiled import Tiled
     from deepinv_dmilo.priors.wrappers import Channelwise, Complex
+    from deepinv_dmilo.reconstructors.chain import Chain
     from deepinv_dmilo.reconstructors.dmilo import DMILO
     from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
     from deepinv_dmilo.reconstructors.dmplug import DMPlug
-    from deepinv_dmilo.reconstructors.schedules import Chain, Levels
+    from deepinv_dmilo.reconstructors.levels import Levels
 
 __version__ = "0.2.0"
 __all__ = [
@@ -47,8 +48,8 @@ _HOMES = {
     **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.unknown"),
     "LBFGS": "core.solvers",
     "Adam": "core.solvers",
-    "Levels": "reconstructors.schedules",
-    "Chain": "reconstructors.schedules",
+    "Levels": "reconstructors.levels",
+    "Chain": "reconstructors.chain",
 }
 
 

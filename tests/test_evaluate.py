@@ -16,7 +16,8 @@ from torch import nn
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
-from deepinv_dmilo.tools.evaluate import evaluate, noisy_measurements, open_images
+from deepinv_dmilo.tools.evaluate import evaluate, noisy_measurements
+from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.tasks import make_physics
 

@@ -16,8 +16,8 @@ from toys import tiny_unet
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
-from deepinv_dmilo.tools.evaluate import open_images
 from deepinv_dmilo.tools.folder import check_names, shown
+from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 
 

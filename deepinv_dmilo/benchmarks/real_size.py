@@ -30,7 +30,7 @@ from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmplug import DMPlug
-from deepinv_dmilo.reconstructors.schedules import Levels
+from deepinv_dmilo.reconstructors.levels import Levels
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import Meter
 from deepinv_dmilo.tools.tasks import make_physics

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepinv_dmilo.core.measurements import Measurements, join
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.tools.errors import InputError
-from deepinv_dmilo.tools.evaluate import open_images
+from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.options import open_prior
 from deepinv_dmilo.tools.tasks import make_physics
 

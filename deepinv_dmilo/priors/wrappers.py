@@ -161,7 +161,9 @@ class Padded(Wrapper):
 
 class Channelwise(Wrapper):
     """
-    A prior of grey images for images of any number of channels, each channel by itself.
+    A prior of grey images for images of any number of channels, each channel by itself, in [0, 1].
+
+    Real and imaginary parts have negative values, which it does not know: see :class:`deepinv_dmilo.Complex`.
 
     :param Prior prior: of images of one channel; a condition of an image is that of all its channels.
     """

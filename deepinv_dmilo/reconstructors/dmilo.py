@@ -16,8 +16,9 @@ from deepinv_dmilo.core.problem import LatentFit
 from deepinv_dmilo.core.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.core.unknown import Parameters, check_unknown
 from deepinv_dmilo.reconstructors.base import PriorReconstructor
+from deepinv_dmilo.reconstructors.chain import Chain, State
+from deepinv_dmilo.reconstructors.levels import Levels
 from deepinv_dmilo.reconstructors.run import Run
-from deepinv_dmilo.reconstructors.schedules import Chain, Levels, State
 
 _Method = TypeVar("_Method", bound="DMILO")
 

@@ -9,7 +9,8 @@ from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.reconstructors.run import Run
 
 # All ours.
-LOWER = (0.07, 0.02, 0.007)  # noise that is looked at below the first, in [0, 1]
+LOWER = (0.2, 0.07, 0.02, 0.007)  # noise that is looked at below the first, in [0, 1]
+SURE = 0.5  # of fresh noise, that noise in y hides in at most
 LEAST = 0.01  # of what the network leaves unexplained, that is noise
 
 
@@ -20,8 +21,8 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
     With fresh noise on the image so far, more than that of the measurements, the network gives an image :math:`x_1`
     that does not know the noise in y: :math:`\|A(x_1) - y\|^2` is that noise and the network's own error. How large
     the error is, is seen where the truth is known: of :math:`x_1` with fresh noise it makes :math:`x_2`, and errs by
-    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if it is less than the fresh noise; where it is much
-    less, less fresh noise is tried. Eight forward passes of the network at most.
+    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if the fresh noise hides it; where less would still
+    hide it, less is tried, since the network errs less then. Ten forward passes of the network at most.
 
     :param torch.Tensor x: the images so far, (S * B, C, H, W).
     :param float sigma: standard deviation of the first fresh noise, in [0, 1].
@@ -38,7 +39,7 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         return operator.reached_energy(r, data.rows[rows]) / reached[rows]
 
     for noise in (sigma, *(lower for lower in LOWER if lower < sigma)):
-        rows = rows if noise == sigma else (seen < noise**2 * gain).nonzero()[:, 0]
+        rows = rows if noise == sigma else (seen < (SURE * noise) ** 2 * gain).nonzero()[:, 0]
         if not len(rows):
             break
         level, here = run.prior.level(2 * noise), data.select(rows)

@@ -49,7 +49,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from deepinv_dmilo.core.measurements import measure
     from deepinv_dmilo.priors.pretrained import bundled_priors
-    from deepinv_dmilo.tools.evaluate import evaluate, open_images
+    from deepinv_dmilo.tools.evaluate import evaluate
+    from deepinv_dmilo.tools.images import open_images
     from deepinv_dmilo.tools.tasks import make_physics
 
     auto = args.micro_batch == "auto"

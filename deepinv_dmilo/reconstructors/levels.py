@@ -1,4 +1,4 @@
-"""What the outer steps do: chains from pure noise, as published, or a schedule of noise levels."""
+"""A schedule of noise levels, from coarse to fine, one layer each: what the outer steps do by default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from deepinv_dmilo.core.left_open import left_open
 from deepinv_dmilo.core.measurements import working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
-from deepinv_dmilo.core.problem import Problem, Variables
+from deepinv_dmilo.core.problem import Problem
+from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
@@ -35,25 +36,7 @@ NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 # Of noise that nobody told: where an image begins at such a level or below, it is what the network sees of it. After a
 # level it is what the image leaves unexplained, and such a part of the noise of the level at least (it errs yet): ours.
-SEEN_FROM, CLOSENESS = 0.2, 0.02
-
-
-@dataclass
-class State:
-    """The variables of every layer of a chain, the layer next to the noise first, of the rows that take part."""
-
-    levels: tuple[Level, ...]
-    variables: list[Variables]
-    center: Tensor | None = None  # of the latents, (n, C, H, W)
-
-    def run(self, run: Run) -> Tensor:
-        """The chain from its first latent with the deviations, every latent kept; returns its output."""
-        z = self.variables[0]["latent"]
-        for (a, b), v in zip(pairwise(self.levels), self.variables, strict=True):
-            v["latent"] = z
-            z = run.in_parts(lambda prior, part, a=a, b=b: prior.step(part, a, b), z)  # type: ignore[misc]
-            z = z + v["deviation"] if "deviation" in v else z
-        return z
+SEEN_FROM, CLOSENESS = 0.65, 0.02
 
 
 @dataclass(frozen=True)
@@ -138,10 +121,10 @@ class Levels:
         z = level.signal * u + level.noise * run.noise()
         return State(levels, [{"latent": z[run.rows]}], center=level.signal * u[run.rows])
 
-    def noise(self, run: Run, x: Tensor, sigma: float = SEEN_FROM) -> Tensor:
+    def noise(self, run: Run, x: Tensor) -> Tensor:
         """The variance of the noise of a measurement, (S * B,); where it is not known, what the network sees of it."""
         known = run.observation.noise_variance(x)
-        return known if (known > 0).all() else torch.where(known > 0, known, seen_variance(run, x, sigma, run.rows))
+        return known if (known > 0).all() else torch.where(known > 0, known, seen_variance(run, x, SEEN_FROM, run.rows))
 
     def variance(self, run: Run, x: Tensor, level: Level) -> Tensor | None:
         """How far a measurement may be from A(x) at a level, (S * B,); None: the data term is not one of squares."""
@@ -208,7 +191,7 @@ class Levels:
         The levels end at a most probable image, which is less than the mean of the images that go with y: the network
         as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise.
         """
-        variance = self.noise(run, x, min(self.sigmas))
+        variance = self.noise(run, x)
         squares, pull = partial(run.observation.squares, x, variance), variance / IMAGE_ERROR**2
         noisy, noisier = (
             run.descend(x, misfit=squares(fresh_noise=fresh), pull=pull, steps=LAST_STEPS) for fresh in (False, True)
@@ -227,80 +210,3 @@ class Levels:
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (observation.operator.squared_gain.repeat(observation.num_samples) / variance).sqrt()
         return x + sparse_deviation(observation.likelihood(variance), x, threshold * slope, 1 / slope**2)
-
-
-@dataclass(frozen=True)
-class Chain:
-    r"""
-    The paper's outer steps, each through the whole chain from pure noise, on the paper's objectives.
-
-    :param int num_layers: layers N of the chain (paper: 3).
-    :param int outer_steps: outer steps (paper: 5 or 10).
-    :param float sparsity: weight :math:`\lambda` of the mean absolute deviation (paper: 0.1); None: no deviations.
-    :param float latent_penalty: weight of the mean squared latent (authors' code: 1e-4).
-    """
-
-    num_layers: int = 3
-    outer_steps: int = 5
-    sparsity: float | None = 0.1
-    latent_penalty: float = 1e-4
-
-    def __post_init__(self) -> None:
-        weights = {"latent_penalty": self.latent_penalty}
-        if self.sparsity is not None:
-            weights["sparsity"] = self.sparsity
-        steps = {"num_layers": self.num_layers, "outer_steps": self.outer_steps}
-        check_settings(steps=steps, rates={}, weights=weights)
-
-    def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
-        """The same chain in every outer step."""
-        return [prior.levels(self.num_layers)] * self.outer_steps
-
-    def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> None:
-        """All images take all outer steps."""
-
-    def first_image(self, run: Run) -> Tensor:
-        """Mid-grey; it is the first latent that is drawn, or given."""
-        return run.grey()
-
-    def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
-        """Where the outer step before left off; the first from pure noise, run through the chain once."""
-        if before is not None:
-            return before
-        z = run.first_latent(levels[0])
-        with_deviation = {} if self.sparsity is None else {"deviation": torch.zeros_like(z)}
-        state = State(levels, [{"latent": z, **with_deviation} for _ in levels[1:]])
-        state.run(run)
-        return state
-
-    def variance(self, run: Run, x: Tensor, level: Level) -> None:
-        """The paper asks for no noise."""
-
-    def fit(self, observation: Observation, variance: Tensor | None) -> Fit:
-        """The paper's mean square."""
-        return observation.mean_squares()
-
-    def fit_after(self, observation: Observation, variance: Tensor | None, x: Tensor) -> Fit:
-        """DMILO-PGD fits the measurements of its iterate."""
-        return observation.mean_squares(x)
-
-    def pull(self, observation: Observation, variance: Tensor | None, level: Level) -> None:
-        """The gradient steps are free."""
-
-    def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
-        """The problem of layer i."""
-        pixels = state.variables[i]["latent"][0].numel()
-        return Problem(
-            run.prior.select(run.rows),
-            state.levels[i : i + 2],
-            fit,
-            pull=self.latent_penalty / pixels,
-            sparsity=(self.sparsity or 0.0) / pixels,
-            gives_image=i == self.num_layers - 1,
-            micro_batch=run.model.micro_batch,
-            name=f"layer {i + 1} of {self.num_layers}",
-        )
-
-    def finish(self, run: Run, x: Tensor) -> Tensor:
-        """Nothing is left to do."""
-        return x

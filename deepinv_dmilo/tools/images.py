@@ -1,0 +1,55 @@
+"""The images of a folder of pictures, of a data set of deepinv, or those that a bundled prior never saw."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import deepinv
+from deepinv.datasets import ImageFolder
+from torchvision import transforms
+
+from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.tools.folder import shown
+from deepinv_dmilo.tools.pictures import read_picture, refuse_strips
+
+
+def open_images(source: str, shape: tuple[int, int, int], root: Path | None = None) -> tuple[Any, list[str]]:
+    """
+    The images of a folder, of a data set of deepinv, or those that a bundled prior never saw.
+
+    :param str source: folder of pictures; class of ``deepinv.datasets`` such as ``"Set14HR"``, which is downloaded; or
+        bundled prior such as ``"digits"``.
+    :param tuple shape: (C, H, W) that pictures are resized and cropped to; made grey where C is 1.
+    :param pathlib.Path root: where ``deepinv.datasets`` keeps its files (default: ``datasets/``).
+    :return: images in [0, 1] by index, each (C, H, W); their names, unique.
+    """
+    grey = [transforms.Grayscale()] if shape[0] == 1 else []
+    fit = transforms.Compose(
+        [refuse_strips, *grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])]
+    )
+    if Path(source).is_dir():
+        images = ImageFolder(source, loader=read_picture, transform=fit)
+        images.x_paths = sorted(images.x_paths)
+        names = [path.relative_to(source).with_suffix("").as_posix() for path in images.x_paths]
+        if not names:
+            raise ValueError(f"{source} has no pictures; give a folder of PNG or JPEG files")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{source} has two pictures named {shown(twice[0])} but for their ending; rename one")
+        return images, names
+    if source in bundled_priors():
+        pictures = held_out_images(source)
+        pictures = fit(pictures).clamp(0, 1) if pictures.shape[1:] != shape else pictures
+        return pictures, [f"{i:05d}" for i in range(len(pictures))]
+    kind: Any = getattr(deepinv.datasets, source, None)
+    known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    if {"root", "download"} <= known.keys():
+        held_out = {name: value for name, value in {"mode": "val", "train": False}.items() if name in known}
+        to_tensor = transforms.Compose([transforms.ToTensor(), fit])
+        images = kind(root=str(root or Path("datasets") / source), download=True, transform=to_tensor, **held_out)
+        return images, [f"{i:05d}" for i in range(len(images))]
+    raise FileNotFoundError(
+        f"{source!r} is neither a folder of pictures, nor a data set of deepinv.datasets such as 'Set14HR', nor a "
+        f"bundled prior ({', '.join(bundled_priors())})"
+    )
