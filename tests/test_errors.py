@@ -241,6 +241,7 @@ def test_out_of_memory_in_the_noise_arrives_as_what_it_is(prior):
         (LBFGS, {"tolerance": -1.0}, "tolerance=-1.0: type a number of at least 0"),
         (Levels, {"sigmas": ()}, r"sigmas is empty; type Levels\(\)"),
         (Levels, {"sigmas": (1.0, -0.5)}, r"sigmas\[1\]=-0.5: type a number above 0"),
+        (Levels, {"sigmas": (0.2, 1.0)}, r"sigmas=\(0.2, 1.0\) go from coarse to fine; type \(1.0, 0.2\)"),
         (Levels, {"sigmas": "high"}, r"sigmas\[0\]='h': type a finite number"),
         (Levels, {"deviation_threshold": "auto"}, "deviation_threshold='auto': type a finite number"),
     ],

@@ -355,7 +355,7 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
         ({"gain": torch.ones(1, 1, 1, 1).int()}, ValueError, "pass finite floats"),
         ({"gain": Positive(torch.zeros(1, 1))}, ValueError, "Positive starts above 0; its least entry is 0"),
         ({"gain": Simplex(-torch.ones(1, 2))}, ValueError, "a Simplex starts at entries of at least 0"),
-        ({"gian": torch.ones(1, 1, 1, 1)}, ValueError, "a Gain has no parameter of that name"),
+        ({"gian": torch.ones(1, 1, 1, 1)}, ValueError, "a Gain has no parameter of that name; it has gain"),
         ({"gain": torch.ones(3, 1, 1, 1)}, ValueError, "has 3 rows for a batch of 2; give one for all images"),
         ({"device_": torch.ones(1, 1)}, ValueError, "has no parameter of that name"),
         ({"idle": torch.ones(1, 1)}, ValueError, r"physics.A does not depend on it"),
