@@ -55,6 +55,7 @@ candidates = {
     "no deviations": DMILO(prior, schedule=Levels(deviation_threshold=None), **budget),
     "a last level of 0.02 more": DMILO(prior, schedule=Levels((*SIGMAS, 0.02)), **budget),
     SILENT: DMILO(prior, **budget),
+    "four samples of a quarter of the passes": DMILO(prior, num_samples=4, **budget),
 }
 if args.passes is None:
     candidates |= {

@@ -122,3 +122,14 @@ def test_out_of_memory_at_any_image_loses_none(tmp_path):
     assert failures
     assert psnrs(records) == psnrs(whole)
     assert len(records) == len(names()) == len(DIGITS)
+
+
+def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
+    """By the program that tries it on 500 images, and with other faults (docs/reliability.md)."""
+    table = tmp_path / "table.md"
+    command = [sys.executable, "-m", "deepinv_dmilo.benchmarks.reliability", "--images", "40", "--faults", "killed"]
+    subprocess.run([*command, "--out", str(table)], check=True, timeout=300)
+    row = table.read_text().splitlines()[-1]
+    assert "all 40 images once, scores and pictures equal, nothing left over" in row
+    kills, inside = (int(part.split()[0]) for part in row.split("|")[2].split(", ")[:2])
+    assert kills >= inside > 1

@@ -42,7 +42,8 @@ from deepinv_dmilo.tools.provenance import provenance, sentence
 OPTIONS = "--task inpainting --method dmplug --num-layers 1 --max-passes 2 --batch-size 1 --device cpu"
 SCORES = ("name", "psnr", "ssim", "residual", "passes", "calls")
 FEW = 12  # images of all faults but the soak
-SECONDS_BETWEEN_KILLS = (1.0, 8.0)
+KILLS = 10  # in the mean; each after some images more, and up to so many seconds
+SECONDS_BEFORE_A_KILL = 0.2
 OUT_OF_MEMORY_EVERY = 10  # calls of the network, in the mean
 ATTEMPTS = 1000  # before a run that never ends is given up
 START_FROM_HERE = multiprocessing.get_context("fork")  # a new process without the seconds that imports take
@@ -138,7 +139,9 @@ def killed(bench: Bench, out: Path) -> tuple[str, int]:
     kills = inside = 0
     while True:
         process, before = bench.start(bench.argv(out, bench.images)), _records(out)
-        process.join(bench.chance.uniform(*SECONDS_BETWEEN_KILLS))
+        enough = before + bench.chance.randint(0, 2 * bench.images // KILLS)
+        _wait(300, lambda p=process, n=enough: p.exitcode is not None or _records(out) >= n)  # type: ignore[misc]
+        process.join(bench.chance.uniform(0, SECONDS_BEFORE_A_KILL))
         if process.exitcode is not None:
             break
         process.kill()
@@ -298,6 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.reliability")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     parser.add_argument("--images", type=int, default=500, help="of the run that is killed, 12 to 500 (500)")
+    faults = {fault.__name__: fault for fault in FAULTS}
+    parser.add_argument("--faults", nargs="+", choices=faults, default=list(faults), help="(all)")
     args = parser.parse_args(argv)
     if not FEW <= args.images <= 500:
         parser.error(f"--images {args.images}: type a number from {FEW} to 500")
@@ -314,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
         code, told = bench.run(bench.argv(bench.root / "undisturbed", args.images))
         rows.append(f"| None | exit code {code} | {args.images} images | {time.perf_counter() - start:.0f} |")
         print(rows[-1], told, flush=True)
-        for fault in FAULTS:
+        for fault in map(faults.__getitem__, args.faults):
             out, start = bench.root / fault.__name__, time.perf_counter()
             try:
                 happened, count = fault(bench, out)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.priors.conditioning import Conditioning, check_conditioning, leaves, mapped, names_timestep
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.families import family_of
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import load_pipeline
 from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
-
-Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
 
 #: what to do about a network that does not take what it is given
 REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
@@ -103,7 +101,7 @@ class DiffusionPrior(Prior):
                 'them, such as {"class_labels": torch.tensor([207])}'
             )
         self.conditioning = dict(conditioning or {})
-        _check_conditioning(network, self.conditioning)
+        check_conditioning(network, self.conditioning)
         self.autocast = autocast
         self.compile_network, self.checkpointing = compile, checkpointing
         # Outside the modules, so that the state dict has one copy of the weights under their own names.
@@ -191,8 +189,8 @@ class DiffusionPrior(Prior):
             row = row.to(z.device, dtype if row.is_floating_point() else row.dtype)
             return row.expand(len(z), *row.shape[1:])
 
-        named = {"timestep": t.expand(len(z)), **_mapped(self.conditioning, condition)}
-        times = () if _names_timestep(self.network) else (named.pop("timestep"),)
+        named = {"timestep": t.expand(len(z)), **mapped(self.conditioning, condition)}
+        times = () if names_timestep(self.network) else (named.pop("timestep"),)
         try:
             with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
                 output = self._callable()(z.to(dtype), *times, **named)
@@ -207,13 +205,13 @@ class DiffusionPrior(Prior):
 
     def _told(self, z: Tensor) -> str:
         """What the network was given, for messages."""
-        given = ", ".join(f"{name} {tuple(row.shape)}" for name, row in _leaves(self.conditioning))
+        given = ", ".join(f"{name} {tuple(row.shape)}" for name, row in leaves(self.conditioning))
         kind = type(self.network).__name__
         return f"{kind} does not take latents of shape {tuple(z.shape)} with {given or 'no conditioning'}"
 
     def _check_rows(self, batch: int) -> None:
         """Refuse conditions of another number of images."""
-        for name, row in _leaves(self.conditioning):
+        for name, row in leaves(self.conditioning):
             if len(row) not in (1, batch):
                 raise ValueError(
                     f"conditioning[{name!r}] has {len(row)} rows for a batch of {batch}; give one for all images, or "
@@ -225,7 +223,7 @@ class DiffusionPrior(Prior):
         if not self.conditioning:
             return self
         chosen = copy.copy(self)
-        chosen.conditioning = _mapped(self.conditioning, lambda row: row if len(row) == 1 else row[rows.to(row.device)])
+        chosen.conditioning = mapped(self.conditioning, lambda row: row if len(row) == 1 else row[rows.to(row.device)])
         return chosen
 
     def _callable(self) -> Any:
@@ -278,53 +276,6 @@ class DiffusionPrior(Prior):
             f"{type(self).__name__}({self.name or type(self.network).__name__!r}, {size:,} parameters, "
             f"{type(self.family).__name__}, {settings})"
         )
-
-
-def _mapped(conditioning: Conditioning, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """A function of every tensor."""
-    return {
-        name: _mapped(value, function) if isinstance(value, Mapping) else function(value)
-        for name, value in conditioning.items()
-    }
-
-
-def _leaves(conditioning: Conditioning) -> list[tuple[str, Any]]:
-    """What is no mapping, and its name."""
-    leaves = []
-    for name, value in conditioning.items():
-        leaves += _leaves(value) if isinstance(value, Mapping) else [(name, value)]
-    return leaves
-
-
-def _names_timestep(network: nn.Module) -> bool:
-    """Whether the network's time has diffusers' name; transformers of diffusers have it at other places than second."""
-    return "timestep" in inspect.signature(network.forward).parameters
-
-
-def _check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
-    """Refuse conditions that are no tensors, that the network does not know, or that it lacks."""
-    for name, row in _leaves(conditioning):
-        if not torch.is_tensor(row) or not row.ndim:
-            raise TypeError(
-                f"conditioning[{name!r}] is {row!r}; give a tensor with a row for all images or for each, such as "
-                "torch.tensor([207])"
-            )
-    known = inspect.signature(network.forward).parameters
-    kind = type(network).__name__
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
-    if unknown := conditioning.keys() - known.keys():
-        raise TypeError(f"{kind} takes no {min(unknown)!r}; type some of {', '.join(known)} in conditioning")
-    wanted = {name for name, p in list(known.items())[1:] if p.default is p.empty and name != "timestep"}
-    if "timestep" not in known:
-        wanted -= set(list(known)[1:2])  # it is given the time there
-    config = getattr(network, "config", None)
-    has_labels = any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type"))
-    if has_labels or getattr(config, "norm_type", None) == "ada_norm_zero":
-        wanted.add("class_labels")
-    for name in sorted(wanted - conditioning.keys()):
-        example = "torch.tensor([207])" if name == "class_labels" else "tensor of shape (1, ...)"
-        raise TypeError(f"a {kind} wants {name}; in Python, type conditioning={{{name!r}: {example}}}")
 
 
 def photos(**settings: Any) -> DiffusionPrior:
