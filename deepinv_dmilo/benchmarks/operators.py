@@ -1,6 +1,7 @@
 r"""
 Every operator of deepinv's own tests: which of them run, how closely they are fitted, and how good the images are.
 
+    pip install '.[operators]'  # packages that some of them need
     python -m deepinv_dmilo.benchmarks.operators --out docs/operators.md
 
 The operators are those that the installed deepinv's ``tests/test_physics.py`` lists, at the sizes that it gives them;
