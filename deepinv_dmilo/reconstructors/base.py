@@ -144,8 +144,10 @@ class PriorReconstructor(Reconstructor):
             levels.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W); used for the metric ``psnr`` alone.
         :param bool compute_metrics: also return ``cost`` (objective of the last layer), ``residual`` (root mean
-            square of A(x) - y), ``passes`` (network passes so far) and, given ``x_gt``, ``psnr`` (dB), each a list of
-            B lists with a value per outer step (DMPlug: before each of its steps, and at the end).
+            square of A(x) - y), ``passes`` (network passes so far), with levels and Gaussian noise ``noise`` (standard
+            deviation that a measurement is taken to have; where nobody told it, an estimate) and, given ``x_gt``,
+            ``psnr`` (dB), each a list of B lists with a value per outer step (DMPlug: before each of its steps, and at
+            the end).
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param bool return_unknown: also return the parameters of the physics that were not known, a dictionary of
             tensors with a row for each image.

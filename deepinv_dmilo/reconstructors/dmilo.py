@@ -166,7 +166,8 @@ class DMILO(PriorReconstructor):
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
         for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            fit = self.schedule.fit(run.observation, self.schedule.variance(run, x, levels[0]))
+            run.variance = self.schedule.variance(run, x, levels[0])
+            fit = self.schedule.fit(run.observation, run.variance)
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)
             x = self.schedule.finish(run, x) if is_last else x

@@ -111,9 +111,9 @@ class DMILOPGD(DMILO):
         x, state = self.schedule.first_image(run), None
         chains = self.schedule.chains(run.prior)
         for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            variance = self.schedule.variance(run, x, levels[0])
-            x = self._descend(run, x, self.schedule.pull(run.observation, variance, levels[0]))
-            fit = self.schedule.fit_after(run.observation, variance, x)
+            run.variance = self.schedule.variance(run, x, levels[0])
+            x = self._descend(run, x, self.schedule.pull(run.observation, run.variance, levels[0]))
+            fit = self.schedule.fit_after(run.observation, run.variance, x)
             state = self.schedule.start(run, levels, x, state)
             x, cost = self._pass(run, state, fit, x)
             x = self.schedule.finish(run, x) if is_last else x

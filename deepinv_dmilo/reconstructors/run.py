@@ -61,6 +61,8 @@ class Run:
         #: steps of the solver that a problem of each row may take
         self.steps = torch.full((rows,), model._steps(model._solves()), device=self.like.device)
         self.outer = 1
+        #: how far a measurement may be from A(x) in this outer step, (S * B,); None: the data term is another
+        self.variance: Tensor | None = None
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
         self.metrics: dict[str, list[list[float]]] = {}
         total = int(self.steps[0]) * model._solves()
@@ -201,10 +203,14 @@ class Run:
         images = mean(x[self.rows])
         numbers = self.rows[: len(images)]
         residual = self.observation.images.select(numbers).rms(images)
-        self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}")
+        noise = None if self.variance is None else mean(self.variance[self.rows]).sqrt()
+        shown = {} if noise is None else {"noise": f"{noise.mean().item():.3g}"}
+        self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}", **shown)
         if self.compute_metrics:
             passes = self.passes[self.rows].view(-1, len(images)).sum(0)
             values = {"cost": mean(cost), "residual": residual, "passes": passes}
+            if noise is not None:
+                values["noise"] = noise
             if self.x_gt is not None:
                 values["psnr"] = PSNR()(images, self.x_gt.to(x)[numbers])
             for name, value in values.items():
