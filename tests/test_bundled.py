@@ -246,6 +246,7 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
         ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur (or --simulate)"),
         ({"--kernel": "kernel.png"}, "--kernel goes with --task deblurring or motion-deblurring"),
+        ({"--task": "deblurring", "--kernel": "k.png", "--blur-sigma": "2"}, "both say what the blur is; type one"),
         ({"--noise": "25"}, "--noise 25: images are in [0, 1]; of values up to 255 type --noise 0.098"),
         ({"--tile": "33"}, "tile=33: type a multiple of"),
         ({"image": "."}, "is a folder; type one of its pictures, or deepinv-dmilo evaluate"),

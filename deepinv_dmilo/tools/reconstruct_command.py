@@ -118,6 +118,8 @@ def _check_pictures(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.image} is a folder; type one of its pictures, or deepinv-dmilo evaluate {args.image}")
     if args.kernel is not None and args.task not in ("deblurring", "motion-deblurring"):
         raise ValueError(f"--kernel goes with --task deblurring or motion-deblurring, not {args.task}")
+    if args.kernel is not None and args.blur_sigma is not None:
+        raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
     for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
