@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.core.prior import Prior
 
 
-TILE = 512  # pixels of a tile's side, where the network has no attention
+TILE = 512  # pixels of a tile's side, where the network has no attention: ours
 WHOLE_PIXELS = TILE**2  # that such a network takes whole
 
 
