@@ -371,3 +371,15 @@ def test_a_schedule_starts_from_what_the_prior_expects():
     physics = Inpainting(IMAGE, mask=torch.zeros(IMAGE)).double()
     x = DMILO(prior, schedule=Levels((1.0,)), noise_level=0.1)(physics.A(torch.rand(1, *IMAGE).double()), physics)
     torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-2)
+
+
+def test_denoising_is_what_the_network_makes_of_it():
+    """Also where noise takes what is black or white beyond the limits of images: it is not clamped away."""
+    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[248:252]
+    for sigma in (0.005, 0.05):
+        physics = dinv.physics.Denoising(GaussianNoise(sigma, rng=torch.Generator().manual_seed(0)))
+        y = physics(x)
+        one_call = prior.denoiser()(y, sigma).clamp(0, 1)
+        ours = DMILO(prior, max_passes=10)(y, physics)
+        psnr = dinv.metric.PSNR()
+        assert (psnr(ours, x) > psnr(one_call, x) - 0.3).all()

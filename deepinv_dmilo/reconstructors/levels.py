@@ -189,12 +189,14 @@ class Levels:
         Gradient steps towards the measurements, and the noise that they let through denoised by one call.
 
         The levels end at a most probable image, which is less than the mean of the images that go with y: the network
-        as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise.
+        as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
+        not clamped, since a denoiser expects noise about its mean in what is black or white, too.
         """
         variance = self.noise(run, x)
         squares, pull = partial(run.observation.squares, x, variance), variance / IMAGE_ERROR**2
         noisy, noisier = (
-            run.descend(x, misfit=squares(fresh_noise=fresh), pull=pull, steps=LAST_STEPS) for fresh in (False, True)
+            run.descend(x, misfit=squares(fresh_noise=fresh), pull=pull, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
+            for fresh in (False, True)
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
         levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]

@@ -92,6 +92,7 @@ class Run:
         step_size: float | str = "auto",
         misfit: Callable[[Tensor], Tensor] | None = None,
         pull: Tensor | None = None,
+        limits: tuple[float, float] | None = None,
         **how: Any,
     ) -> Tensor:
         """
@@ -99,18 +100,17 @@ class Run:
 
         What they descend is half of ``misfit``; None: of ``||A(x) - y||^2``, or twice another negative log-likelihood.
         "auto": with a ``pull``, L-BFGS towards the proximal point; else steps of size ``1 / ||A||^2`` where that is
-        known, or found by backtracking.
+        known, or found by backtracking. They are clamped to ``limits``; None: to those of the prior's images.
         """
-        misfit = misfit or self.observation.misfit()
+        misfit, limits = misfit or self.observation.misfit(), limits or self.prior.limits
         if step_size == "auto" and pull is not None:
-            return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=self.prior.limits)
+            return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=limits)
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
-            return gradient_steps(x, misfit, size=size, pull=pull, limits=self.prior.limits, **how)
+            return gradient_steps(x, misfit, size=size, pull=pull, limits=limits, **how)
         norm = self.observation.operator.squared_norm if self.observation.is_gaussian else None
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
-        how |= {"standstill": STANDSTILL, "limits": self.prior.limits}
-        return gradient_steps(x, misfit, size=auto, **how)
+        return gradient_steps(x, misfit, size=auto, standstill=STANDSTILL, limits=limits, **how)
 
     @property
     def budget(self) -> int | None:
