@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,10 +195,8 @@ class Levels:
         """
         variance = self.noise(run, x)
         squares, pull = partial(run.observation.squares, x, variance), variance / IMAGE_ERROR**2
-        noisy, noisier = (
-            run.descend(x, misfit=squares(fresh_noise=fresh), pull=pull, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
-            for fresh in (False, True)
-        )
+        how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
+        noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
         levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
         means = x.clone()
