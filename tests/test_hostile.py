@@ -2,35 +2,32 @@
 
 import json
 import os
-import struct
-import zlib
+import pickle
+import sys
+from contextlib import suppress
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from PIL import EpsImagePlugin, Image
 from test_evaluate import DIGITS, OPTIONS, run
 from toys import tiny_unet
 
 from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo.benchmarks.hostile_files import (
+    Trap,
+    change_json,
+    drop_tensor,
+    lying_weights,
+    png_that_claims,
+    postscript,
+    set_traps,
+)
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.folder import check_names, shown
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.pictures import as_png, read_picture
-
-
-def png_that_claims(width, height):
-    """A PNG of a few bytes with a header of any size."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.fixture
@@ -70,9 +67,10 @@ def test_a_picture_that_memory_may_not_hold_is_refused_by_its_header(pictures):
 
 def test_postscript_is_not_run_whatever_its_name(pictures):
     """PIL would start Ghostscript on it."""
-    (pictures / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (pictures / "script.png").write_text(postscript(pictures / "was run"))
     with pytest.raises(ValueError, match="is no picture that can be read; give a PNG or JPEG"):
         read_picture(pictures / "script.png")
+    assert not (pictures / "was run").exists()
 
 
 def test_a_strip_that_would_be_resized_to_gigabytes(tmp_path, pictures):
@@ -181,28 +179,14 @@ def refused(folder, capsys):
 @pytest.mark.parametrize("lie", ["length", "offsets", "shape", "overlap", "text", "empty"])
 def test_a_safetensors_header_that_lies(folder, capsys, lie):
     file = next((folder / "unet").glob("*.safetensors"))
-    content = file.read_bytes()
-    size = struct.unpack("<Q", content[:8])[0]
-    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
-    first, second = [name for name in header if name != "__metadata__"][:2]
-    if lie == "offsets":
-        header[first]["data_offsets"] = [0, 10**15]
-    if lie == "shape":
-        header[first]["shape"] = [2**40, 2**20]
-    if lie == "overlap":
-        header[first]["data_offsets"] = header[second]["data_offsets"]
-    packed = json.dumps(header).encode()
-    told_size = 2**62 if lie == "length" else len(packed)
-    lying = struct.pack("<Q", told_size) + packed + data
-    file.write_bytes({"text": b"import os; os.system('true')", "empty": b""}.get(lie, lying))
+    contents = {"text": b"import os; os.system('true')", "empty": b""}
+    file.write_bytes(contents[lie] if lie in contents else lying_weights(file.read_bytes(), lie))
     assert "the UNet2DModel cannot be read" in refused(folder, capsys)
 
 
 def test_weights_that_lack_tensors_are_not_made_up(folder, capsys):
     file = next((folder / "unet").glob("*.safetensors"))
-    tensors = load_file(file)
-    lacking = sorted(tensors)[0]
-    save_file({name: t for name, t in tensors.items() if name != lacking}, file)
+    lacking = drop_tensor(file)
     assert f"the weights lack 1 tensors of the UNet2DModel, such as {lacking}; download" in refused(folder, capsys)
 
 
@@ -211,9 +195,7 @@ def test_weights_that_lack_tensors_are_not_made_up(folder, capsys):
 def test_a_class_that_is_none_of_diffusers_is_not_loaded(folder, capsys, part, library, kind, monkeypatch):
     (folder / "evil.py").write_text("raise SystemExit('was run')")
     monkeypatch.syspath_prepend(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index[part] = [library, kind]
-    (folder / "model_index.json").write_text(json.dumps(index))
+    change_json(folder / "model_index.json", **{part: [library, kind]})
     assert "which is not read" in refused(folder, capsys)
 
 
@@ -233,18 +215,40 @@ def test_an_index_that_is_none(folder, capsys, content):
     ],
 )
 def test_a_config_of_nonsense(folder, capsys, part, changes):
-    file = next((folder / part).glob("*config.json"))
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    change_json(next((folder / part).glob("*config.json")), **changes)
     assert "cannot be read" in refused(folder, capsys)
 
 
 def test_pickled_weights_are_not_read(folder):
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(folder / "was run"),))
-
     next((folder / "unet").glob("*.safetensors")).unlink()
-    torch.save({"a": Evil()}, folder / "unet" / "diffusion_pytorch_model.bin")
+    torch.save({"a": Trap(folder / "was run")}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match="pickled ones are not read, they can run code"):
         DiffusionPrior.from_pretrained(str(folder))
     assert not (folder / "was run").exists()
+
+
+def test_the_traps_catch_what_is_run(tmp_path, monkeypatch):
+    """Those of docs/reliability.md, which says that nothing was."""
+    mark = tmp_path / "mark"
+
+    def was_run():
+        found = mark.exists()
+        mark.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os, "system", os.system)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    set_traps(tmp_path, mark)
+    assert not was_run()
+    os.system("true")
+    assert was_run()
+    os.system.from_pretrained("folder")
+    assert was_run()
+    pickle.loads(pickle.dumps(Trap(mark)))
+    assert was_run()
+    (tmp_path / "script.png").write_text(postscript(mark))
+    with Image.open(tmp_path / "script.png") as picture, suppress(OSError):  # no picture comes of it
+        picture.load()
+    assert was_run()

@@ -1,5 +1,5 @@
 r"""
-What happens to a run of ``deepinv-dmilo evaluate`` that is disturbed: faults, and whether an image is lost.
+What a disturbed run of ``deepinv-dmilo evaluate`` loses, and what files that mean harm do to the command line.
 
     python -m deepinv_dmilo.benchmarks.reliability --out docs/reliability.md
 
@@ -13,18 +13,9 @@ takes the right to mount; without it the two are told as not tried.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import random
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,214 +23,56 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from deepinv_dmilo.core.prior import Prior
+from deepinv_dmilo.benchmarks import hostile_files
+from deepinv_dmilo.benchmarks.faults import FAULTS, FEW, OPTIONS, Bench, NotTried
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.tools.cli import main as deepinv_dmilo
 from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
-OPTIONS = "--task inpainting --method dmplug --num-layers 1 --max-passes 2 --batch-size 1 --device cpu"
-SCORES = ("name", "psnr", "ssim", "residual", "passes", "calls")
-FEW = 12  # images of all faults but the soak
-KILLS = 10  # in the mean; each after some images more, and up to so many seconds
-SECONDS_BEFORE_A_KILL = 0.2
-OUT_OF_MEMORY_EVERY = 10  # calls of the network, in the mean
-ATTEMPTS = 1000  # before a run that never ends is given up
-START_FROM_HERE = multiprocessing.get_context("fork")  # a new process without the seconds that imports take
+HOSTILE = "hostile_files"  # the second table, among the names of the faults
 
 
-class NotTried(Exception):
-    """The machine does not let us."""
-
-
-@dataclass
-class Bench:
-    """Folders, the undisturbed run, and chance."""
-
-    root: Path
-    chance: random.Random
-    images: int
-
-    def argv(self, out: Path, count: int, pictures: Path | None = None) -> list[str]:
-        source = pictures or self.root / "pictures"
-        return [
-            "evaluate",
-            str(source),
-            *OPTIONS.split(),
-            "--prior",
-            str(self.root / "prior"),
-            "--limit",
-            str(count),
-            "--out",
-            str(out),
-        ]
-
-    def start(self, argv: list[str], before: Callable[[], None] | None = None, told: str = "told") -> Any:
-        """A process that runs the command line, after ``before``; it tells what it has to say in a file."""
-        process = START_FROM_HERE.Process(target=_run, args=(argv, self.root / told, before))
-        process.start()
-        return process
-
-    def run(self, argv: list[str], before: Callable[[], None] | None = None) -> tuple[int, str]:
-        """Exit code, and the last line that is told."""
-        process = self.start(argv, before)
-        process.join()
-        lines = (self.root / "told").read_text().splitlines()
-        return process.exitcode, lines[-1] if lines else ""
-
-    def differences(self, out: Path, count: int) -> str:
-        """How a run differs from the undisturbed one; empty where it does not."""
-        if not (out / "results.jsonl").exists():
-            return "no results"
-        whole, found = (
-            [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-            for folder in (self.root / "undisturbed", out)
-        )
-        scores, expected = ([[r[k] for k in SCORES] for r in records] for records in (found, whole[:count]))
-        told = [] if scores == expected else [f"{len(scores)} records for {count} images, or other scores"]
-        for record in whole[:count]:
-            one, two = (folder / "images" / f"{record['name']}.png" for folder in (self.root / "undisturbed", out))
-            same = two.exists() and one.read_bytes() == two.read_bytes()
-            told += [] if same else [f"another picture of {record['name']}, or none"]
-        kept = {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file() and f.suffix != ".damaged"}
-        files = {"settings.json", "summary.json", "results.jsonl"}
-        files |= {f"{room}.{end}" for n in whole[:count] for room, end in _files(n["name"])}
-        return "; ".join(told + [f"files left or lost: {sorted(kept ^ files)}"] * (kept != files))
-
-
-def _files(name: str) -> list[tuple[str, str]]:
-    return [(f"images/{name}", "png"), (f"records/{name}", "json")]
-
-
-def _run(argv: list[str], told: Path, before: Callable[[], None] | None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Try each and write the tables; the exit code tells whether a result was lost, or a file not refused."""
+    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.reliability")
+    parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
+    parser.add_argument("--images", type=int, default=500, help="of the run that is killed, 12 to 500 (500)")
+    names = [*(fault.__name__ for fault in FAULTS), HOSTILE]
+    parser.add_argument("--faults", nargs="+", choices=names, default=names, help="(all)")
+    args = parser.parse_args(argv)
+    if not FEW <= args.images <= 500:
+        parser.error(f"--images {args.images}: type a number from {FEW} to 500")
     torch.set_num_threads(1)
-    with told.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
-        if before is not None:
-            before()
-        code = deepinv_dmilo(argv)
-        stream.flush()
-    os._exit(code)
+    command = f"`python -m deepinv_dmilo.benchmarks.reliability {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    parts = ["# What a disturbed run loses", _text(__doc__), f"Options: `{OPTIONS}`."]
+    parts.append(f"{command}; {sentence(provenance())}.")
+    with TemporaryDirectory() as root:
+        bench = _bench(Path(root), args.images)
+        rows, failures = _disturbed(bench, args.faults)
+        parts.append("\n".join(rows))
+        if HOSTILE in args.faults:
+            rows, not_refused = hostile_files.try_all(bench)
+            parts += ["## Hostile files", _text(hostile_files.__doc__), "\n".join(rows)]
+            failures += not_refused
+    args.out.write_text("\n\n".join(parts) + "\n")
+    return 1 if failures else 0
 
 
-def _wait(seconds: float, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("the run does not get to work")
-        time.sleep(0.02)
+def _text(docstring: str | None) -> str:
+    """The last paragraph of a module's docstring."""
+    return " ".join(str(docstring).split("\n\n")[-1].split())
 
 
-def _records(out: Path) -> int:
-    return len(list((out / "records").glob("*.json")))
-
-
-def killed(bench: Bench, out: Path) -> tuple[str, int]:
-    """Killed (SIGKILL) at random moments."""
-    kills = inside = 0
-    while True:
-        process, before = bench.start(bench.argv(out, bench.images)), _records(out)
-        enough = before + bench.chance.randint(0, 2 * bench.images // KILLS)
-        _wait(300, lambda p=process, n=enough: p.exitcode is not None or _records(out) >= n)  # type: ignore[misc]
-        process.join(bench.chance.uniform(0, SECONDS_BEFORE_A_KILL))
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills, inside = kills + 1, inside + (_records(out) > before)
-    return f"{kills} kills, {inside} of them after new images; the last run: exit code {process.exitcode}", bench.images
-
-
-def second_run(bench: Bench, out: Path) -> tuple[str, int]:
-    """A second run into the folder of one that is at work."""
-    first = bench.start(bench.argv(out, FEW), told="told by the first")
-    _wait(60, lambda: _records(out) > 0)
-    code, told = bench.run(bench.argv(out, FEW))
-    first.join()
-    return f"the second: exit code {code}, `{_told(told, out)}`; the first: exit code {first.exitcode}", FEW
-
-
-@contextmanager
-def _disk(folder: Path, size: str) -> Iterator[None]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise NotTried("nothing can be mounted here") from error
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def _remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True, capture_output=True)
-
-
-def full_disk(bench: Bench, out: Path) -> tuple[str, int]:
-    """A disk of 96 KiB that fills up, then has room again."""
-    return _on_a_disk(bench, out, size="96k", mended="size=4m")
-
-
-def read_only(bench: Bench, out: Path) -> tuple[str, int]:
-    """A folder that is read-only, then writable again."""
-    return _on_a_disk(bench, out, size="4m", spoiled="ro", mended="rw")
-
-
-def _on_a_disk(bench: Bench, out: Path, *, size: str, spoiled: str | None = None, mended: str) -> tuple[str, int]:
-    """A run on a disk of its own that is mended after the run has ended; spoiled, after half of the images."""
-    with _disk(out, size):
-        if spoiled is not None:
-            bench.run(bench.argv(out / "run", FEW // 2))
-            _remount(out, spoiled)
-        code, told = bench.run(bench.argv(out / "run", FEW))
-        done = _records(out / "run")
-        _remount(out, mended)
-        again, _ = bench.run(bench.argv(out / "run", FEW))
-        shutil.copytree(out / "run", out.with_name("copy of the run"))
-    out.rmdir()
-    out.with_name("copy of the run").rename(out)
-    return f"{done} images, then exit code {code}, `{_told(told, out)}`; mended: exit code {again}", FEW
-
-
-def damaged_records(bench: Bench, out: Path) -> tuple[str, int]:
-    """Records that are cut off, empty, of another image, or no text."""
-    bench.run(bench.argv(out, FEW))
-    contents = [b"", b'{"name": "000', b'{"name": "00001"}', b"\xff\xfe\x00", b"[" * 100000]
-    chosen = bench.chance.sample(sorted((out / "records").iterdir()), len(contents))
-    for file, content in zip(chosen, contents, strict=True):
-        file.write_bytes(content)
-    code, _ = bench.run(bench.argv(out, FEW))
-    aside = len(list(out.rglob("*.damaged")))
-    return f"{aside} of {len(contents)} moved aside as `NAME.json.damaged`, exit code {code}", FEW
-
-
-def unreadable_pictures(bench: Bench, out: Path) -> tuple[str, int]:
-    """Pictures that are cut off, empty, or text; mended later."""
-    pictures = out.with_name("some unreadable")
-    shutil.copytree(bench.root / "pictures", pictures)
-    files = bench.chance.sample(sorted(pictures.iterdir())[:FEW], 3)
-    for file, content in zip(files, (files[0].read_bytes()[:60], b"", b"no picture"), strict=True):
-        file.write_bytes(content)
-    code, _ = bench.run(bench.argv(out, FEW, pictures))
-    told, done = len(json.loads((out / "summary.json").read_text())["unreadable"]), _records(out)
-    for file in files:
-        shutil.copy(bench.root / "pictures" / file.name, file)
-    again, _ = bench.run(bench.argv(out, FEW, pictures))
-    return f"{done} images, {told} told in the summary, exit code {code}; mended: exit code {again}", FEW
-
-
-def out_of_memory(bench: Bench, out: Path) -> tuple[str, int]:
-    """Out of memory at random calls of the network (injected)."""
-    codes = []
-    for attempt in range(ATTEMPTS):
-        chance = random.Random(f"{bench.chance.random()} {attempt}")
-        code, _ = bench.run(bench.argv(out, FEW), lambda chance=chance: _inject(chance))  # type: ignore[misc]
-        codes.append(code)
-        if code == 0:
-            break
-    return f"{codes.count(2)} of {len(codes)} runs ended so, with exit code 2; the last: exit code {codes[-1]}", FEW
+def _bench(root: Path, images: int) -> Bench:
+    """Digits as PNG files, and a small network."""
+    bench = Bench(root, random.Random(0), images)
+    (bench.root / "pictures").mkdir()
+    _save_prior(bench.root / "prior")
+    DiffusionPrior.from_pretrained(str(bench.root / "prior"))  # what it imports, processes from here have
+    for i, image in enumerate(held_out_images("digits")[:images]):
+        as_png(image).save(bench.root / "pictures" / f"{i:05d}.png")
+    return bench
 
 
 def _save_prior(folder: Path) -> None:
@@ -251,91 +84,27 @@ def _save_prior(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
-def _inject(chance: random.Random) -> None:
-    denoise: Any = DiffusionPrior.denoise
-
-    def hungry(self: Prior, *args: Any, **settings: Any) -> Any:
-        if chance.random() < 1 / OUT_OF_MEMORY_EVERY:
-            raise torch.OutOfMemoryError("out of memory (injected)")
-        return denoise(self, *args, **settings)
-
-    DiffusionPrior.denoise = hungry  # type: ignore[method-assign]
-
-
-def dead_worker(bench: Bench, out: Path) -> tuple[str, int]:
-    """One of two workers of torchrun killed (SIGKILL)."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deepinv_dmilo"]
-    argv = [sys.executable, *launch, *bench.argv(out, FEW)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    run = start()
-    _wait(300, lambda: _records(out) > 1)
-    workers = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-    os.kill(bench.chance.choice(workers), signal.SIGKILL)
-    code, done = run.wait(), _records(out)
-    again = start().wait()
-    return f"{done} of {FEW} images, then exit code {code}; started again: exit code {again}", FEW
-
-
-def _told(line: str, out: Path) -> str:
-    return line.replace(str(out), "OUT")
-
-
-FAULTS = (
-    killed,
-    second_run,
-    full_disk,
-    read_only,
-    damaged_records,
-    unreadable_pictures,
-    out_of_memory,
-    dead_worker,
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Try each fault and write the table; the exit code tells whether an undisturbed result was missed."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.reliability")
-    parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
-    parser.add_argument("--images", type=int, default=500, help="of the run that is killed, 12 to 500 (500)")
-    faults = {fault.__name__: fault for fault in FAULTS}
-    parser.add_argument("--faults", nargs="+", choices=faults, default=list(faults), help="(all)")
-    args = parser.parse_args(argv)
-    if not FEW <= args.images <= 500:
-        parser.error(f"--images {args.images}: type a number from {FEW} to 500")
-    torch.set_num_threads(1)
+def _disturbed(bench: Bench, names: list[str]) -> tuple[list[str], int]:
+    """The undisturbed run, then one for each fault: rows of the table, and how many lost something."""
     rows, lost = ["| fault | what happened | at the end | seconds |", "|---|---|---|---|"], 0
-    with TemporaryDirectory() as root:
-        bench = Bench(Path(root), random.Random(0), args.images)
-        (bench.root / "pictures").mkdir()
-        _save_prior(bench.root / "prior")
-        DiffusionPrior.from_pretrained(str(bench.root / "prior"))  # what it imports, processes from here have
-        for i, image in enumerate(held_out_images("digits")[: args.images]):
-            as_png(image).save(bench.root / "pictures" / f"{i:05d}.png")
-        start = time.perf_counter()
-        code, told = bench.run(bench.argv(bench.root / "undisturbed", args.images))
-        rows.append(f"| None | exit code {code} | {args.images} images | {time.perf_counter() - start:.0f} |")
-        print(rows[-1], told, flush=True)
-        for fault in map(faults.__getitem__, args.faults):
-            out, start = bench.root / fault.__name__, time.perf_counter()
-            try:
-                happened, count = fault(bench, out)
-                differs = bench.differences(out, count)
-                lost += bool(differs)
-                end = differs or f"all {count} images once, scores and pictures equal, nothing left over"
-            except NotTried as error:
-                happened, end = f"not tried: {error}", "-"
-            row = [str(fault.__doc__), happened, end, f"{time.perf_counter() - start:.0f}"]
-            rows.append(f"| {' | '.join(row)} |")
-            print(rows[-1], flush=True)
-    text = " ".join(str(__doc__).split("\n\n")[2].split())
-    command = f"`python -m deepinv_dmilo.benchmarks.reliability {' '.join(sys.argv[1:] if argv is None else argv)}`"
-    heading = f"# What a disturbed run loses\n\n{text}\n\nOptions: `{OPTIONS}`.\n\n{command}; {sentence(provenance())}."
-    args.out.write_text(f"{heading}\n\n" + "\n".join(rows) + "\n")
-    return 1 if lost else 0
+    start = time.perf_counter()
+    code, told = bench.run(bench.argv(bench.root / "undisturbed", bench.images))
+    rows.append(f"| None | exit code {code} | {bench.images} images | {time.perf_counter() - start:.0f} |")
+    print(rows[-1], told, flush=True)
+    faults = {fault.__name__: fault for fault in FAULTS}
+    for fault in (faults[name] for name in names if name in faults):
+        out, start = bench.root / fault.__name__, time.perf_counter()
+        try:
+            happened, count = fault(bench, out)
+            differs = bench.differences(out, count)
+            lost += bool(differs)
+            end = differs or f"all {count} images once, scores and pictures equal, nothing left over"
+        except NotTried as error:
+            happened, end = f"not tried: {error}", "-"
+        row = [str(fault.__doc__), happened, end, f"{time.perf_counter() - start:.0f}"]
+        rows.append(f"| {' | '.join(row)} |")
+        print(rows[-1], flush=True)
+    return rows, lost
 
 
 if __name__ == "__main__":
