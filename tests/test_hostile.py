@@ -199,6 +199,11 @@ def test_a_class_that_is_none_of_diffusers_is_not_loaded(folder, capsys, part, l
     assert "which is not read" in refused(folder, capsys)
 
 
+def test_an_error_has_nothing_that_a_terminal_would_obey(folder, capsys):
+    change_json(folder / "model_index.json", unet=["os", "\x1b[2Jsystem"])
+    assert r"its unet is a \x1b[2Jsystem of os" in refused(folder, capsys)
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "3", '{"unet": ["diffusers"]}', "\0"])
 def test_an_index_that_is_none(folder, capsys, content):
     (folder / "model_index.json").write_text(content)

@@ -181,6 +181,7 @@ BAD_PRIORS: dict[str, Spoil] = {
     "An index that names os.system": _module("unet", "os", "system"),
     "An index that names a class of a module in the folder": _module("scheduler", "evil", "Evil"),
     "An index that names ../evil": _module("unet", "../evil", "Evil"),
+    "An index whose class name clears the terminal": _module("unet", "os", "\x1b[2Jsystem"),
     "An index nested 100000 deep": lambda prior, mark: (prior / "model_index.json").write_text("[" * 100_000),
     "A config with code for a noise schedule": _code,
     "A config with os.system for a block": _config("unet", down_block_types=["os.system", "DownBlock2D"]),

@@ -11,6 +11,7 @@ from deepinv_dmilo import __version__
 from deepinv_dmilo.benchmarks.cli import add_benchmark
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.evaluate_command import add_evaluate
+from deepinv_dmilo.tools.folder import shown
 from deepinv_dmilo.tools.options import add_device, open_device, png
 from deepinv_dmilo.tools.reconstruct_command import add_reconstruct
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError | MemoryError) and not _is_out_of_memory(error):
             raise  # a bug
-        print(f"deepinv-dmilo: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
+        print(f"deepinv-dmilo: error: {shown(str(error)) or 'out of memory'}", file=sys.stderr)
         return 2
 
 
