@@ -181,7 +181,7 @@ def test_a_fit_below_the_noise_is_not_sought():
     prior = toy_prior(AffineNet(0.5, 0.0), prediction_type="sample", clip_sample=False)
     physics = dinv.physics.Denoising(GaussianNoise(0.2, rng=torch.Generator().manual_seed(0)))
     y = physics(torch.full((1, *IMAGE), 0.5).double())
-    settings = {"schedule": Levels((0.3, 0.1)), "solver": LBFGS(tolerance=0.0)}
+    settings = {"schedule": Levels((0.3, 0.1), mean=False), "solver": LBFGS(tolerance=0.0)}
     residuals = {}
     for noise in (0.2, 1e-6):
         x = DMILO(prior, noise_level=noise, **settings)(y, physics)
@@ -382,4 +382,4 @@ def test_denoising_is_what_the_network_makes_of_it():
         one_call = prior.denoiser()(y, sigma).clamp(0, 1)
         ours = DMILO(prior, max_passes=10)(y, physics)
         psnr = dinv.metric.PSNR()
-        assert (psnr(ours, x) > psnr(one_call, x) - 0.3).all()
+        assert (psnr(ours, x) > psnr(one_call, x) - 0.05).all()

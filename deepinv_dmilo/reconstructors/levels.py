@@ -95,7 +95,9 @@ class Levels:
             gaussian = run.observation.is_gaussian
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
             noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
-            needed = torch.maximum(COVER * left_open(images, x[:n], variance[:n]), COVER_NOISE * noise)
+            needed = COVER * left_open(images, x[:n], variance[:n])
+            run.determined = needed <= COVER_NOISE * noise
+            needed = torch.maximum(needed, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
@@ -191,10 +193,12 @@ class Levels:
 
         The levels end at a most probable image, which is less than the mean of the images that go with y: the network
         as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
-        not clamped, since a denoiser expects noise about its mean in what is black or white, too.
+        not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where measurements
+        leave open little more than their noise, the steps go all the way, and it is they that are denoised.
         """
         variance = self.noise(run, x)
-        squares, pull = partial(run.observation.squares, x, variance), variance / IMAGE_ERROR**2
+        held = ~run.determined.repeat(run.num_samples)
+        squares, pull = partial(run.observation.squares, x, variance), held * variance / IMAGE_ERROR**2
         how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
         noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
