@@ -1,11 +1,10 @@
-"""How much of an image its measurements leave open, by asking the physics alone."""
+"""What the physics alone tells of an image: an estimate, and how much the measurements leave open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from deepinv_dmilo.core.data import Data
@@ -18,16 +17,20 @@ STEPS = 15  # of conjugate gradients, twice; with fewer, more seems to be left o
 LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least
 PROBE = 1e-2  # root mean square of the change of an image that a nonlinear A is probed with
 DONE = 1e-10  # of the squared residual
+LOWEST = 0.75  # periods on the longer side, from which octaves of frequencies are counted
+WINDOW = 0.25  # standard deviation of the neighbourhood that an energy is local to, in wavelengths
+WHITE_IMAGES = 8  # of white noise, whose mean energy others are relative to
 
 
 def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     r"""
-    The amplitude of what the measurements leave open, at the spatial frequencies where it is largest, (n,).
+    The amplitude of what the measurements leave open, where and at the spatial frequencies where it is largest, (n,).
 
     A random image whose amplitudes fall off with the frequency, as those of natural images do
     :footcite:p:`field1987relations`, is measured with noise and estimated from that by regularised least squares; A is
-    linearised at x. What the estimate misses is looked at octave by octave: in each, its root mean square relative to
-    white noise of standard deviation 1, so that noise of the returned standard deviation hides all that is left open.
+    linearised at x. What the estimate misses is looked at octave by octave, where it is: in each, its amplitude
+    relative to white noise of standard deviation 1, so that noise of the returned standard deviation hides all that is
+    left open, be it of the whole image or of a scratch.
 
     Few steps of conjugate gradients miss more than many, so of two ways to take them the one that misses less counts.
     No network is asked; A some thirty times, and its adjoint as often. Every image has the same random numbers.
@@ -36,23 +39,54 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
     :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
     """
-    spectrum, tangent = _spectrum(x), _Tangent(data, x)
-    std = variance.sqrt().clamp(min=LEAST_NOISE)
-    one = torch.ones_like(std)
-    image, probe = _filtered(same_noise(x, one, seed=0), spectrum.sqrt()), same_noise(x, one, seed=1)
-    noise = parts(same_noise(data.y, std))
-    noisy = [t + n for t, n in zip(tangent(image), noise, strict=True)]
-    # What a pixel is worth in measurements, on average, over the variance of one.
-    precision = _energy(tangent(probe)) / energy(probe) / std.square()
+    squares = _LeastSquares(data, x, variance)
+    image = _filtered(same_noise(x, torch.ones_like(variance), seed=0), squares.spectrum.sqrt())
+    noise = parts(same_noise(data.y, squares.std))
+    noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
+    return torch.stack([_largest_amplitude(found - image) for found in squares.solutions(noisy)]).amin(0)
 
-    def normal(v: Tensor) -> Tensor:
-        return tangent.adjoint(tangent(v)) / _as(std.square(), v) + _filtered(v, 1 / spectrum)
 
-    right = tangent.adjoint(noisy) / _as(std.square(), x)
-    # The first is the inverse of ``normal`` where A is about a multiple of the identity, the second where A is nothing.
-    inverses = 1 / (_as(precision, x) + 1 / spectrum), spectrum
-    errors = [_conjugate_gradients(normal, right, inverse) - image for inverse in inverses]
-    return torch.stack([_largest_amplitude(error) for error in errors]).amin(0)
+def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
+    """
+    The images around x that go with the measurements, (n, C, H, W), by the same regularised least squares.
+
+    What the measurements leave open is filled from what is around it, as smoothly as natural images are.
+
+    :param Data data: measurements of n images by a linear A.
+    :param torch.Tensor x: what is expected before any measurement, (n, C, H, W).
+    :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
+    """
+    squares = _LeastSquares(data, x, variance)
+    rest = [-r for r in parts(data.residual(x))]
+    right = squares.right(rest)
+    solutions = torch.stack(squares.solutions(rest))
+    values = torch.stack([_dot(v, squares.normal(v) - 2 * right) for v in solutions])
+    return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
+
+
+class _LeastSquares:
+    """Changes v of images x with the least ``|A v - r|^2 / variance + |v|^2 / spectrum``; A is linearised at x."""
+
+    def __init__(self, data: Data, x: Tensor, variance: Tensor) -> None:
+        self.spectrum, self.tangent = _spectrum(x), _Tangent(data, x)
+        self.std = variance.sqrt().clamp(min=LEAST_NOISE)
+        self.probe = same_noise(x, torch.ones_like(variance), seed=1)  # white
+        # What a pixel is worth in measurements, on average, over the variance of one.
+        precision = _energy(self.tangent(self.probe)) / energy(self.probe) / self.std.square()
+        # The inverse of ``normal`` where A is about a multiple of the identity, and where A is nothing.
+        self.inverses = 1 / (_as(precision, x) + 1 / self.spectrum), self.spectrum
+
+    def normal(self, v: Tensor) -> Tensor:
+        """The normal operator, symmetric and positive."""
+        return self.right(self.tangent(v)) + _filtered(v, 1 / self.spectrum)
+
+    def right(self, r: list[Tensor]) -> Tensor:
+        """The right-hand side of the normal equations."""
+        return self.tangent.adjoint(r) / _as(self.std.square(), self.probe)
+
+    def solutions(self, r: list[Tensor]) -> list[Tensor]:
+        """About the minimisers, found in two ways, (n, C, H, W) each."""
+        return [_conjugate_gradients(self.normal, self.right(r), inverse) for inverse in self.inverses]
 
 
 def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, inverse: Tensor) -> Tensor:
@@ -77,14 +111,18 @@ class _Tangent:
     """The derivative of A at images, and its adjoint; A itself where it is linear."""
 
     def __init__(self, data: Data, x: Tensor) -> None:
-        self.data, self.is_linear = data, isinstance(data.operator.physics, LinearPhysics)
+        self.data = data
         with torch.enable_grad():
             self.x = x.detach().requires_grad_()
             self.measured = parts(data.operator(self.x, data.rows))
 
     def __call__(self, v: Tensor) -> list[Tensor]:
         """Images (n, C, H, W) to changes of their measurements."""
-        size = torch.ones_like(v[:, 0, 0, 0]) if self.is_linear else PROBE / v.square().flatten(1).mean(1).sqrt()
+        size = (
+            torch.ones_like(v[:, 0, 0, 0])
+            if self.data.operator.is_linear
+            else PROBE / v.square().flatten(1).mean(1).sqrt()
+        )
         moved = parts(self.data.operator(self.x.detach() + _as(size, v) * v, self.data.rows))
         return [(b - a.detach()) / _as(size, b) for a, b in zip(self.measured, moved, strict=True)]
 
@@ -111,11 +149,22 @@ def _filtered(v: Tensor, gain: Tensor) -> Tensor:
 
 
 def _largest_amplitude(error: Tensor) -> Tensor:
-    """Root mean square over the frequencies of the octave where it is largest, (n,)."""
-    octave = (_frequency(error) / 0.75).log2().floor().clamp(min=0).long().flatten()  # the first one: below 1.5
-    power = torch.fft.fft2(error, norm="ortho").abs().square().mean(1).flatten(1)
-    sums = power.new_zeros(len(power), int(octave.max()) + 1).index_add(1, octave, power)
-    return (sums / torch.bincount(octave).clamp(min=1)).amax(1).sqrt()
+    """Amplitude of errors relative to white noise in the octave where it is largest, (n,)."""
+    frequency, one = _frequency(error), torch.ones_like(error[:1, 0, 0, 0])
+    white = torch.cat([same_noise(error[:1], one, seed=2 + k) for k in range(WHITE_IMAGES)])
+    octave = (frequency / LOWEST).log2().floor().clamp(min=0)  # the first one: below twice that
+    amplitudes = []
+    for k in range(int(octave.max()) + 1):
+        window = torch.exp(-2 * (torch.pi * WINDOW * frequency / (1.5 * LOWEST * 2**k)).square())
+        here, usual = (_where_it_is(_filtered(v, octave == k), window) for v in (error, white))
+        amplitudes.append((here / usual.mean()).sqrt())
+    return torch.stack(amplitudes).amax(0)
+
+
+def _where_it_is(v: Tensor, window: Tensor) -> Tensor:
+    """The mean of the local energy of images, by where it is, (n,): of what fills a tenth of an image, tenfold."""
+    power = _filtered(v.square().mean(1, keepdim=True), window).clamp(min=0)
+    return energy(power) / power.flatten(1).sum(1).clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def _energy(r: list[Tensor]) -> Tensor:

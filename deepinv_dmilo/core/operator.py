@@ -93,10 +93,15 @@ class Operator:
         pairs = zip(parts(r), self._reached, strict=True)
         return torch.stack([(real(t) * mask[rows % self.batch]).square().sum(1) for t, mask in pairs]).sum(0)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether A is linear, as the class of the physics tells."""
+        return isinstance(self.physics, LinearPhysics)
+
     @cached_property
     def squared_norm(self) -> Tensor | None:
         """``||A||^2`` for each image, (B,); None where A is not linear, or not known."""
-        if self.unknowns is not None or not isinstance(self.physics, LinearPhysics):
+        if self.unknowns is not None or not self.is_linear:
             return None
         rows = torch.arange(self.batch, device=self.like.device)
         return squared_norm(lambda x: self(x, rows), self.like)

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
-from deepinv_dmilo.core.left_open import left_open
+from deepinv_dmilo.core.left_open import least_squares, left_open
 from deepinv_dmilo.core.measurements import working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
@@ -23,9 +23,9 @@ from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
-# The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images, and
-# gradient steps from there: ours.
-START_NOISE, START_STEPS = 10.0, 10
+# The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images; from
+# there regularised least squares, with such noise where it is not told, or gradient steps: ours.
+START_NOISE, GUESSED_NOISE, START_STEPS = 10.0, 0.05, 10
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md.
 COVER, COVER_NOISE = 1.5, 2.0
@@ -95,9 +95,9 @@ class Levels:
             gaussian = run.observation.is_gaussian
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
             noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
-            needed = COVER * left_open(images, x[:n], variance[:n])
-            run.determined = needed <= COVER_NOISE * noise
-            needed = torch.maximum(needed, COVER_NOISE * noise)
+            unknown = left_open(images, x[:n], variance[:n])
+            run.determined = unknown <= COVER * noise
+            needed = torch.maximum(COVER * unknown, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
@@ -108,15 +108,27 @@ class Levels:
         return taken.to(x.device)
 
     def first_image(self, run: Run) -> Tensor:
-        """What the prior expects before any measurement, and gradient steps from there."""
+        """What the prior expects before any measurement, taken to the measurements without the network."""
         if run.init is not None:
             return run.init
+        x, observation = self._mean_image(run), run.observation
+        if not observation.operator.is_linear or observation.data_fidelity is not None or observation.has_outliers:
+            return run.descend(x, steps=START_STEPS)
+        gaussian = observation.is_gaussian
+        known = observation.noise_variance(x) if gaussian else observation.largest_variance(x)
+        gain = observation.operator.squared_gain.repeat(run.num_samples)
+        variance = torch.where(known > 0, known, GUESSED_NOISE**2 * gain)
+        x = least_squares(observation.data, x, variance).clamp(*run.prior.limits)
+        told = (known > 0) & gaussian
+        return x if told.all() else torch.where(told.view(-1, 1, 1, 1), x, run.descend(x, steps=START_STEPS))
+
+    def _mean_image(self, run: Run) -> Tensor:
+        """What the prior expects before any measurement."""
         a, b = run.prior.level(2 * START_NOISE), run.prior.levels(1)[-1]
         if a.sigma < START_NOISE / 4:  # the network knows no pure noise
-            return run.descend(run.grey(), steps=START_STEPS)
+            return run.grey()
         z = a.spread * run.noise()
-        x = run.images(run.in_parts(lambda prior, part: prior.step(part, a, b), z))
-        return run.descend(x, steps=START_STEPS)
+        return run.images(run.in_parts(lambda prior, part: prior.step(part, a, b), z))
 
     def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
         """Fresh noise on the image so far."""
