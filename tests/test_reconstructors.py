@@ -284,7 +284,7 @@ def test_any_deepinv_denoiser_is_a_prior(inpainting):
     y, physics = y.double(), physics.double()
     model = DMILO(Shrink(), noise_level=0.02)
     assert model.prior.level(10.0).sigma == 0.2
-    x = model(y, physics)
+    x = model(y, physics, init=torch.full_like(y, 0.5))
     hidden = (physics.mask == 0).expand_as(x)
     torch.testing.assert_close(x[hidden], torch.full_like(x[hidden], 0.4), rtol=0, atol=2e-2)  # of the tolerance
     assert ((x - y)[~hidden]).square().mean().sqrt() < 0.05
@@ -323,7 +323,7 @@ def test_the_likelihood_that_is_given_is_the_one_that_is_fitted(prior, inpaintin
     exact = toy_prior(ConvNet())
     plain = Levels((1.0, 0.2), skip=False, mean=False, deviation_threshold=None)
     level, fidelity = (
-        DMILO(exact, **{**SHORT, "schedule": plain}, **s)(y.double(), physics.double())
+        DMILO(exact, **{**SHORT, "schedule": plain}, **s)(y.double(), physics.double(), init=torch.full_like(y, 0.5))
         for s in ({"noise_level": 0.1}, {"data_fidelity": dinv.optim.L2(sigma=0.1)})
     )
     torch.testing.assert_close(level, fidelity, rtol=0, atol=1e-6)  # of the noise level that weighs nothing else

@@ -122,7 +122,7 @@ def test_what_the_network_sees_of_noise_that_nobody_told():
         y_rows, physics = y[rows], Inpainting((1, 32, 32), mask)
         with torch.no_grad():
             run = Run(DMILO(prior, rng=0), y_rows, physics, tuple(y_rows.shape), None, None, False)
-            return seen_variance(run, x[rows], 0.1, run.rows).sqrt()
+            return seen_variance(run, x[rows], 0.1).sqrt()
 
     together = seen([0, 1, 2])
     torch.testing.assert_close(together, sigma, rtol=0.3, atol=0)

@@ -35,8 +35,8 @@ IMAGE_ERROR = (
 )
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
-# Of noise that nobody told: where an image begins at such a level or below, it is what the network sees of it. After a
-# level it is what the image leaves unexplained, and such a part of the noise of the level at least (it errs yet): ours.
+# Of noise that nobody told: it is looked for from so much on. After a level it is what the image leaves unexplained, if
+# that is less, and such a part of the noise of the level at least (the image errs yet): ours.
 SEEN_FROM, CLOSENESS = 0.65, 0.02
 
 
@@ -137,24 +137,25 @@ class Levels:
         return State(levels, [{"latent": z[run.rows]}], center=level.signal * u[run.rows])
 
     def noise(self, run: Run, x: Tensor) -> Tensor:
-        """The variance of the noise of a measurement, (S * B,); where it is not known, what the network sees of it."""
+        """The variance of the noise of a measurement, (S * B,); not known, what the network sees of it at first."""
         known = run.observation.noise_variance(x)
-        return known if (known > 0).all() else torch.where(known > 0, known, seen_variance(run, x, SEEN_FROM, run.rows))
+        if (known > 0).all():
+            return known
+        if run.seen is None:
+            run.seen = seen_variance(run, x, SEEN_FROM)
+        return torch.where(known > 0, known, run.seen)
 
     def variance(self, run: Run, x: Tensor, level: Level) -> Tensor | None:
         """How far a measurement may be from A(x) at a level, (S * B,); None: the data term is not one of squares."""
         observation = run.observation
         if not observation.is_gaussian:
             return None
-        known = observation.noise_variance(x)
-        if (known > 0).all():
-            return known
-        noise = observation.rest(x)
-        if level.sigma <= SEEN_FROM:
-            begin = run.rows[run.passes[run.rows] == 0]
-            noise[begin] = seen_variance(run, x, level.sigma, begin)[begin]
+        noise, known = self.noise(run, x), observation.noise_variance(x) > 0
+        if known.all():
+            return noise
         gain = observation.operator.squared_gain.repeat(run.num_samples)
-        return torch.where(known > 0, known, torch.maximum(noise, (CLOSENESS * level.sigma) ** 2 * gain))
+        left = torch.where(run.passes > 0, torch.minimum(observation.rest(x), noise), noise)
+        return torch.where(known, noise, torch.maximum(left, (CLOSENESS * level.sigma) ** 2 * gain))
 
     def fit(self, observation: Observation, variance: Tensor | None) -> Fit:
         """The negative log-likelihood."""

@@ -63,6 +63,8 @@ class Run:
         self.outer = 1
         #: how far a measurement may be from A(x) in this outer step, (S * B,); None: the data term is another
         self.variance: Tensor | None = None
+        #: the variance of noise that nobody told, as the network saw it at the first image, (S * B,)
+        self.seen: Tensor | None = None
         #: images whose measurements are known to leave open little more than their noise, (B,)
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)

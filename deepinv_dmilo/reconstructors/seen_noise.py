@@ -11,18 +11,19 @@ from deepinv_dmilo.reconstructors.run import Run
 # All ours.
 LOWER = (0.2, 0.07, 0.02, 0.007)  # noise that is looked at below the first, in [0, 1]
 SURE = 0.5  # of fresh noise, that noise in y hides in at most
+WORTH = 0.75  # of less fresh noise, that noise found with more may be for it to be tried
 LEAST = 0.01  # of what the network leaves unexplained, that is noise
 
 
-def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
+def seen_variance(run: Run, x: Tensor, sigma: float) -> Tensor:
     r"""
-    About the variance of the noise in a measurement, (S * B,), of some rows; of the others, infinite.
+    About the variance of the noise in a measurement, (S * B,).
 
     With fresh noise on the image so far, more than that of the measurements, the network gives an image :math:`x_1`
     that does not know the noise in y: :math:`\|A(x_1) - y\|^2` is that noise and the network's own error. How large
     the error is, is seen where the truth is known: of :math:`x_1` with fresh noise it makes :math:`x_2`, and errs by
-    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if the fresh noise hides it; where less would still
-    hide it, less is tried, since the network errs less then. Ten forward passes of the network at most.
+    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if the fresh noise hides it; then less is
+    tried, since the network errs less, and counts where it still hides what is found. Ten forward passes at most.
 
     :param torch.Tensor x: the images so far, (S * B, C, H, W).
     :param float sigma: standard deviation of the first fresh noise, in [0, 1].
@@ -30,7 +31,7 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
     operator, data = run.observation.operator, run.observation.data
     gain, reached = (t.repeat(run.num_samples) for t in (operator.squared_gain, operator.reached))
     fresh = run.noise(), run.noise()  # drawn whether needed or not, so that a batch equals its images one by one
-    seen = torch.full_like(gain, torch.inf)
+    seen, rows = torch.full_like(gain, torch.inf), torch.arange(len(x), device=x.device)
 
     def denoised(x: Tensor, fresh: Tensor) -> Tensor:
         return run.denoised(level.signal * run.prior.encode(x) + level.noise * fresh[rows], level, rows)
@@ -39,7 +40,7 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         return operator.reached_energy(r, data.rows[rows]) / reached[rows]
 
     for noise in (sigma, *(lower for lower in LOWER if lower < sigma)):
-        rows = rows if noise == sigma else (seen < (SURE * noise) ** 2 * gain).nonzero()[:, 0]
+        rows = rows if noise == sigma else rows[seen[rows] < (WORTH * noise) ** 2 * gain[rows]]
         if not len(rows):
             break
         level, here = run.prior.level(2 * noise), data.select(rows)
@@ -47,5 +48,8 @@ def seen_variance(run: Run, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         twice = denoised(once, fresh[1])
         rest = energy(here.residual(once))
         error = energy(operator(twice, here.rows) - operator(once, here.rows))
-        seen[rows] = torch.maximum(rest - error, LEAST * rest)
+        found = torch.maximum(rest - error, LEAST * rest)
+        is_hidden = found < (SURE * noise) ** 2 * gain[rows]
+        seen[rows] = torch.where(is_hidden | (noise == sigma), found, seen[rows])
+        rows = rows[is_hidden]
     return seen
