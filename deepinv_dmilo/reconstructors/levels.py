@@ -209,6 +209,8 @@ class Levels:
         not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where measurements
         leave open little more than their noise, the steps go all the way, and it is they that are denoised.
         """
+        if run.seen is not None:  # again, since the network errs less on a better image
+            run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
         variance = self.noise(run, x)
         held = ~run.determined.repeat(run.num_samples)
         squares, pull = partial(run.observation.squares, x, variance), held * variance / IMAGE_ERROR**2
