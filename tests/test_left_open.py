@@ -11,6 +11,7 @@ from deepinv_dmilo.core.data import Data
 from deepinv_dmilo.core.left_open import SPREAD, least_squares, left_open
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.tools.tasks import make_physics
 
 IMAGE = (3, 24, 40)
@@ -170,3 +171,15 @@ def test_the_last_call_denoises_what_the_steps_let_through():
     )
     kept = 0.1**2 / (0.1**2 + 0.05**2) * 0.05
     assert asked[-1] == pytest.approx(kept, rel=0.05)  # of 2,880 random numbers
+
+
+def test_a_nonlinear_blur_is_not_taken_to_determine_the_image():
+    """Its gain is that between two images, no norm: strong noise over it may be more than what is left open."""
+    prior, x = DiffusionPrior.from_pretrained("photos"), held_out_images("photos")[12:13, :, 96:160, 96:160]
+    physics = make_physics("nonlinear-deblurring", (3, 64, 64), noise=0.05)
+    y, model = physics(x), DMILO(prior, max_passes=10)
+    with torch.no_grad():
+        run = Run(model, y, physics, tuple(x.shape), None, None, False)
+        first = model.schedule.first_image(run)
+        model.schedule.taken(run, first, model.schedule.chains(run.prior))
+    assert not run.determined.any()

@@ -96,7 +96,8 @@ class Levels:
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
             noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
             unknown = left_open(images, x[:n], variance[:n])
-            run.determined = unknown <= COVER * noise
+            if run.observation.operator.is_linear:  # else the gain is no norm
+                run.determined = unknown <= COVER * noise
             needed = torch.maximum(COVER * unknown, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
