@@ -22,7 +22,7 @@ OTHER_MINIMA = {*JUMPS, "structured_random_phase_retrieval"}
 #: their adjoint and their forward map mix the images of a batch, or refuse one: deepinv's, not ours
 ONE_IMAGE_ONLY = {"lidar"}
 #: whose transform is of single precision, and ill-conditioned: rounding grows in ten steps to so much of an image
-ROUGH = {"NonCartesianMRI": 2e-2}
+ROUGH = {"NonCartesianMRI": 2e-2, "ultrasound_planewave_pulse": 2e-2}
 
 
 def reason(name):
