@@ -43,7 +43,8 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     image = _filtered(same_noise(x, torch.ones_like(variance), seed=0), squares.spectrum.sqrt())
     noise = parts(same_noise(data.y, squares.std))
     noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
-    return torch.stack([_largest_amplitude(found - image) for found in squares.solutions(noisy)]).amin(0)
+    errors = torch.cat([found - image for found in squares.solutions(noisy)])
+    return _largest_amplitude(errors).view(-1, len(x)).amin(0)
 
 
 def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
