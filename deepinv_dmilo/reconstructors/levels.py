@@ -27,12 +27,11 @@ from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 # there regularised least squares, with such noise where it is not told, or gradient steps: ours.
 START_NOISE, GUESSED_NOISE, START_STEPS = 10.0, 0.05, 10
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
-# noise that they bring in at least, which is in the first image; measured in docs/defaults.md.
+# noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
+# than the first times that noise, the measurements determine the image.
 COVER, COVER_NOISE = 1.5, 2.0
 PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
-IMAGE_ERROR = (
-    0.1  # that gradient steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
-)
+IMAGE_ERROR = 0.1  # that steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 # Of noise that nobody told: it is looked for from so much on. After a level it is what the image leaves unexplained, if
@@ -95,10 +94,10 @@ class Levels:
             gaussian = run.observation.is_gaussian
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
             noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
-            unknown = left_open(images, x[:n], variance[:n])
+            amplitude = left_open(images, x[:n], variance[:n])
             if run.observation.operator.is_linear:  # else the gain is no norm
-                run.determined = unknown <= COVER * noise
-            needed = torch.maximum(COVER * unknown, COVER_NOISE * noise)
+                run.determined = amplitude <= COVER * noise
+            needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
