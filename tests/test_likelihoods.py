@@ -16,9 +16,10 @@ from deepinv.physics import (
 from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, Free, Levels, Positive, Simplex
+from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
 from deepinv_dmilo.core.likelihoods import likelihood_of, likelihoods_of
 from deepinv_dmilo.core.unknown import check_unknown
+from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.run import Run
 
 SHAPE = (3, 12, 20)
@@ -220,6 +221,36 @@ def test_an_unknown_gain_is_found(constraint):
     assert physics.gain.item() == 1.0
     _, alone = model(y[1:], physics, init=x[1:], return_unknown=True)
     torch.testing.assert_close(alone["gain"], found["gain"][1:], rtol=0, atol=1e-4)
+
+
+def test_of_several_samples_with_an_unknown_parameter_the_one_of_least_cost_is_returned():
+    """With its parameter; a mean of images, and one of what multiplies them, belong to no sample."""
+    x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
+    model = DMILO(prior_that_believes(), unknown=unknown, num_samples=3, **NEAR)
+    run = Run(model, 0.7 * x, Gain(), tuple(x.shape), None, None, False)
+    run.unknowns.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
+    samples = torch.rand(6, *SHAPE).double()
+    cost = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])  # rows 0, 2, 4 are of image 0
+    images, _ = run.last_of(lambda run: iter([(samples, cost)]))
+    assert torch.equal(images, samples[[4, 1]])
+    torch.testing.assert_close(run.unknowns.found()["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
+    x_hat, found, metrics = model(0.7 * x, Gain(), init=x, return_unknown=True, compute_metrics=True)
+    residual = (found["gain"] * x_hat - 0.7 * x).square().flatten(1).mean(1).sqrt()
+    last = torch.tensor([curve[-1] for curve in metrics["residual"]]).double()
+    torch.testing.assert_close(residual, last, rtol=1e-6, atol=0)
+
+
+def test_the_first_image_is_not_taken_back_by_a_blur_that_is_only_guessed():
+    """The inverse of a guess that is too wide leaves an image further off than y."""
+    guess, kernel = (dinv.physics.functional.gaussian_blur(sigma=(sigma, sigma)) for sigma in (2.0, 1.0))
+    x = held_out_images("digits")[240:242]
+    y = dinv.physics.BlurFFT((1, 32, 32), filter=kernel).A(x)
+    physics = dinv.physics.BlurFFT((1, 32, 32), filter=guess, noise_model=GaussianNoise(0.005))
+    model = DMILO(DiffusionPrior.from_pretrained("digits"), unknown={"filter": Simplex(guess)})
+    with torch.no_grad():
+        first = Levels().first_image(Run(model, y, physics, tuple(x.shape), None, None, False))
+    assert (first - x).square().mean() < (y - x).square().mean()
 
 
 def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():

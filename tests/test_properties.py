@@ -10,7 +10,7 @@ from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DMPlug, Free, Levels, Positive
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "25"))  # the whole file in a minute; thousands to search for defects
 REFUSALS = (ValueError, TypeError, FloatingPointError)
@@ -36,6 +36,11 @@ def make_complex(shape, noise):
     return physics
 
 
+def make_stack(shape, noise):
+    mask = dinv.physics.Inpainting(shape, mask=0.5, noise_model=noise)
+    return dinv.physics.stack(mask, dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1)))
+
+
 PHYSICS = {
     "denoising": lambda shape, noise: dinv.physics.Denoising(noise),
     "mask": lambda shape, noise: dinv.physics.Inpainting(shape, mask=0.5, noise_model=noise),
@@ -47,7 +52,10 @@ PHYSICS = {
     "mean": lambda shape, noise: dinv.physics.Physics(A=lambda x: x.flatten(1).mean(1, keepdim=True), img_size=shape),
     "rounding": lambda shape, noise: dinv.physics.Physics(A=lambda x: (8 * x).round() / 8, noise_model=noise),
     "complex": make_complex,
+    "stack": make_stack,
 }
+KERNEL = torch.full((1, 1, 1, 1), 0.4)
+UNKNOWN = (None, {"filter": Free(KERNEL)}, {"filter": Positive(KERNEL)}, {"filter": Custom(KERNEL, torch.sigmoid)})
 GAMMA = partial(dinv.physics.GammaNoise, 4.0)  # of deepinv, which takes nothing that is 0
 NOISES = (
     lambda: dinv.physics.ZeroNoise(),
@@ -79,7 +87,7 @@ SOLVERS = st.one_of(
 
 
 @st.composite
-def models(draw, channels, dtype):
+def models(draw, channels, dtype, unknown=(None,)):
     prior = toy_prior(ConvNet(channels), dtype=dtype)
     shared = {
         "max_passes": draw(st.sampled_from((1, 3, 6))),
@@ -93,6 +101,7 @@ def models(draw, channels, dtype):
     extra = {"schedule": draw(schedules()), "solver": draw(SOLVERS)}
     extra["noise_level"] = draw(st.sampled_from((None, None, 1e-3, 0.5)))
     extra["data_fidelity"] = draw(st.sampled_from((None, None, dinv.optim.L2(0.1), dinv.optim.L1())))
+    extra["unknown"] = draw(st.sampled_from(unknown))
     if method is DMILOPGD:
         extra["step_size"] = draw(st.sampled_from(("auto", 0.5)))
         extra["gradient_steps"] = draw(st.sampled_from((1, 3)))
@@ -130,17 +139,21 @@ def test_a_combination_of_settings_gives_images_or_is_refused(data, shape, batch
     torch.manual_seed(0)
     x = torch.rand(batch, *shape)
     assume(kind != "complex" or noise in NOISES[:2])  # deepinv's others are of real measurements
-    assume(noise is not GAMMA or kind in ("denoising", "blur", "nonlinear", "mean"))
+    assume(noise is not GAMMA or kind in ("denoising", "blur", "nonlinear", "mean"))  # also not through a stack's mask
     physics = PHYSICS[kind](shape, noise())
     with torch.no_grad():
         y = physics(x)
-    model = attempt(lambda: data.draw(models(shape[0], torch.float32)))
+    model = attempt(lambda: data.draw(models(shape[0], torch.float32, UNKNOWN if kind == "blur" else (None,))))
     asked = {"compute_metrics": data.draw(st.booleans()), "return_std": data.draw(st.booleans())}
     asked["init"] = torch.randn(x.shape) if data.draw(st.booleans()) else None
+    if getattr(model, "unknown", None):
+        asked["return_unknown"] = True
     result = None if model is None else attempt(lambda: model(y, physics, **asked))
     if result is None:
         return
     images, *rest = result if isinstance(result, tuple) else (result,)
+    if getattr(model, "unknown", None):
+        assert torch.isfinite(rest.pop(1 if asked["return_std"] else 0)["filter"]).all()
     check_images(images, x.shape, torch.float32)
     low, high = images.min(), images.max()
     assert low >= -1e-6  # rounding of a mean over samples

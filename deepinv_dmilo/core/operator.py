@@ -98,10 +98,15 @@ class Operator:
         """Whether A is linear, as the class of the physics tells."""
         return isinstance(self.physics, LinearPhysics)
 
+    @property
+    def is_known_linear(self) -> bool:
+        """Whether A is linear, and nothing of it is to be found."""
+        return self.is_linear and self.unknowns is None
+
     @cached_property
     def squared_norm(self) -> Tensor | None:
         """``||A||^2`` for each image, (B,); None where A is not linear, or not known."""
-        if self.unknowns is not None or not self.is_linear:
+        if not self.is_known_linear:
             return None
         rows = torch.arange(self.batch, device=self.like.device)
         return squared_norm(lambda x: self(x, rows), self.like)

@@ -143,7 +143,7 @@ class Unknowns:
     """
 
     def __init__(self, given: dict[str, Free], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
-        self.guesses, self.batch, self.num_samples = given, batch, num_samples
+        self.guesses, self.batch = given, batch
         self.physics = _copy(physics)
         for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
             if isinstance(noise := getattr(operator, "noise_model", None), torch.nn.Module):
@@ -200,10 +200,13 @@ class Unknowns:
             rows = (rows.to(tried.device)[:, None] == tried).long().argmax(1)
         return {name: guess.value(raw[name][rows]) for name, guess in self.guesses.items()}
 
+    def keep(self, rows: Tensor) -> None:
+        """Take those of one row of each image, (B,), for all of its samples."""
+        self.raw = {name: t[rows].repeat(len(t) // len(rows), *[1] * (t.ndim - 1)) for name, t in self.raw.items()}
+
     def found(self) -> dict[str, Tensor]:
-        """The parameters of the images, mean over their samples, (B, ...) each."""
-        values = self.values(torch.arange(self.batch * self.num_samples))
-        return {name: t.view(self.num_samples, -1, *t.shape[1:]).mean(0).detach() for name, t in values.items()}
+        """The parameters of the images, once those of one sample each are kept, (B, ...) each."""
+        return {name: t.detach() for name, t in self.values(torch.arange(self.batch)).items()}
 
     def improve(self, fit: Fit, x: Tensor, rows: Tensor) -> None:
         """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""

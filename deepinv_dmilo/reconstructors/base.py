@@ -33,7 +33,8 @@ class PriorReconstructor(Reconstructor):
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param int max_passes: forward and backward passes of the network that an image may take, its samples together.
-    :param int num_samples: reconstructions of each image, from different noise; their mean is returned.
+    :param int num_samples: reconstructions of each image, from different noise; their mean is returned, or with unknown
+        parameters the one of the least cost.
     :param int micro_batch: how many reconstructions go through the network at once; None: all.
     :param bool verbose: show a progress bar.
     :param torch.Generator, int rng: where the noise is drawn from, or a seed: the same noise for every image.
@@ -151,8 +152,9 @@ class PriorReconstructor(Reconstructor):
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param bool return_unknown: also return the parameters of the physics that were not known, a dictionary of
             tensors with a row for each image.
-        :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples; a tuple
-            (images, standard deviations, parameters, metrics) of what was asked for.
+        :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples (with unknown
+            parameters the sample of the least cost); a tuple (images, standard deviations, parameters, metrics) of what
+            was asked for.
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.
         """
@@ -170,8 +172,7 @@ class PriorReconstructor(Reconstructor):
             y = y.clone()  # a plain tensor, whatever the caller's is
             with torch.autocast(self.prior.device.type, enabled=False):  # the caller's; the prior has its own
                 run = Run(self, y, physics, shape, init, x_gt, compute_metrics)
-                samples = run.last_of(self._iterates)
-                images = run.observation.mean(samples)
+                images, samples = run.last_of(self._iterates)
                 run.observation.warn_if_unexplained(images)
         result: list[Any] = [images]
         if return_std:

@@ -79,7 +79,8 @@ class DMILO(PriorReconstructor):
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
         are not given, 100 for a sample.
-    :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned,
+    :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
+        (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
     :param bool verbose: show a progress bar with outer step and measurement residual.

@@ -95,7 +95,7 @@ class Levels:
             variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
             noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
             amplitude = left_open(images, x[:n], variance[:n])
-            if run.observation.operator.is_linear:  # else the gain is no norm
+            if run.observation.operator.is_known_linear:  # else the gain is no norm
                 run.determined = amplitude <= COVER * noise
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
@@ -112,7 +112,8 @@ class Levels:
         if run.init is not None:
             return run.init
         x, observation = self._mean_image(run), run.observation
-        if not observation.operator.is_linear or observation.data_fidelity is not None or observation.has_outliers:
+        is_squares = observation.data_fidelity is None and not observation.has_outliers
+        if not (is_squares and observation.operator.is_known_linear):
             return run.descend(x, steps=START_STEPS)
         gaussian = observation.is_gaussian
         known = observation.noise_variance(x) if gaussian else observation.largest_variance(x)

@@ -160,8 +160,8 @@ class Run:
         """What the network as a denoiser makes of latents of some rows at a level: images, within the limits."""
         return self.in_parts(lambda prior, part: prior.decode(prior.denoise(part, level)).clamp(*prior.limits), z, rows)
 
-    def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> Tensor:
-        """Go through the outer steps; the last images, checked."""
+    def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+        """Go through the outer steps; the last images, checked, one for each image and all samples."""
         try:
             for x, cost in iterates(self):
                 self.record(x, cost)
@@ -169,7 +169,24 @@ class Run:
             self.bar.close()
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"the last step left NaN or infinite pixels; {SLOWER}")
-        return x
+        images, rows = self.of_samples(x, cost)
+        if self.unknowns is not None:
+            self.unknowns.keep(rows)
+        return images, x
+
+    def of_samples(self, x: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        What the samples of each of the present images come to, (n, C, H, W), and a row of each, (n,).
+
+        Their mean; where parameters of the physics are unknown, the sample that explains y at the least cost: a blur may
+        be shifted against its image, so that a mean of such images, or of such blurs, is neither.
+
+        :param torch.Tensor cost: the objectives of the present rows.
+        """
+        costs = cost.view(self.num_samples, -1)
+        best = torch.zeros_like(costs[0], dtype=torch.long) if self.unknowns is None else costs.argmin(0)
+        rows = self.rows.view(self.num_samples, -1).gather(0, best[None])[0]
+        return self.observation.mean(x[self.rows]) if self.unknowns is None else x[rows], rows
 
     def solve(self, problem: Problem, start: Variables, watch: Callable[..., object] | None = None) -> Solution:
         """The solution of a problem of the present rows, its passes counted; those of one budget go together."""
@@ -203,10 +220,9 @@ class Run:
         """Keep the metrics of images (S * B, C, H, W), of those that take part now, where somebody looks at them."""
         if not self.is_watched or not len(self.rows):
             return
-        mean = self.observation.mean
-        images = mean(x[self.rows])
-        numbers = self.rows[: len(images)]
-        residual = self.observation.images.select(numbers).rms(images)
+        mean, (images, rows) = self.observation.mean, self.of_samples(x, cost)
+        numbers = rows % self.shape[0]
+        residual = self.observation.data.select(rows).rms(images)
         noise = None if self.variance is None else mean(self.variance[self.rows]).sqrt()
         shown = {} if noise is None else {"noise": f"{noise.mean().item():.3g}"}
         self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}", **shown)
