@@ -57,14 +57,45 @@ def test_measurements_of_another_physics(model, physics):
         model(torch.rand(2, 1, 4, 6), physics)
 
 
-def test_physics_that_hides_its_image_size_asks_for_init(model):
+def test_physics_that_hides_its_image_size_is_asked_to_tell_it(model):
     physics = dinv.physics.Physics(A=lambda x: x.flatten(1)[:, :100].square())
     y = torch.rand(2, 100)
     assert model(y, physics).shape == (2, 1, 16, 16)  # the prior's own size fits
     y, physics = torch.rand(2, 384), dinv.physics.Physics(A=lambda x: x.flatten(1).square())
-    with pytest.raises(ValueError, match="or init=z of shape"):
+    with pytest.raises(ValueError, match=r"type physics.img_size = \(C, H, W\)"):
         model(y, physics)
     assert model(y, physics, init=torch.randn(2, *IMAGE)).shape == (2, *IMAGE)
+    physics.img_size = IMAGE
+    assert model(y, physics).shape == (2, *IMAGE)
+
+
+def test_complex_measurements_of_a_real_physics_and_the_reverse(model):
+    fourier = dinv.physics.Physics(A=lambda x: torch.fft.fft2(x, norm="ortho"))
+    y = torch.rand(2, 1, 8, 8)
+    with pytest.raises(TypeError, match="y is real and the physics' measurements are complex"):
+        model(y, fourier)
+    with pytest.raises(TypeError, match="y is complex and the physics' measurements are real"):
+        model(y.to(torch.complex64), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1)))
+
+
+def test_measurements_far_out_of_scale_are_refused_before_any_work(model, physics):
+    y = physics(torch.rand(2, *IMAGE))
+    with pytest.raises(
+        ValueError, match=r"y is 1\d\d times as large as measurements of images in \[0, 1\]; pass y / 255"
+    ):
+        model.check(255 * y, physics)
+    noisy = dinv.physics.Denoising(dinv.physics.GaussianNoise(20.0))
+    assert DMILO(model.prior, max_passes=4).check(noisy(torch.rand(1, *IMAGE)), noisy) == (1, *IMAGE)
+
+
+def test_a_check_looks_at_all_that_a_call_looks_at(model, physics):
+    y = physics(torch.rand(2, *IMAGE))
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        model.check(y, dinv.physics.Physics(A=lambda x: x.detach()))
+    one = DMILO(model.prior, max_passes=4)
+    one.max_passes = 0
+    with pytest.raises(ValueError, match="max_passes=0: type a whole number of at least 1"):
+        one(y, physics)
 
 
 def test_init_of_another_batch(model, physics):
@@ -137,7 +168,7 @@ def test_whole_numbers_are_no_measurements(model, physics):
 
 def test_measurements_on_another_scale_are_told(model, physics):
     y = physics(torch.rand(2, *IMAGE))
-    y[1] *= 255
+    y[1] *= 10
     with pytest.warns(RuntimeWarning, match=r"1 of 2 images leave \d+% of the energy of y unexplained"):
         model(y, physics)
 
@@ -259,7 +290,8 @@ def test_parts_out_of_range(part, setting, message):
         (DMILOPGD, {"gradient_steps": 0}, "gradient_steps=0"),
         (DMILOPGD, {"normalize_gradient": True}, "step_size=1.0"),
         (DMPlug, {"steps": 0}, "steps=0"),
-        (DMILO, {"noise_level": 0.0}, "noise_level=0.0: type a number above 0"),
+        (DMILO, {"noise_level": 0.0}, "noise_level=0: leave it out"),
+        (DMILO, {"noise_level": -1.0}, "noise_level=-1.0: type a number above 0"),
         (DMILO, {"max_passes": 14, "schedule": Chain(), "solver": Adam()}, "max_passes=14 is not .* at least 15"),
         (DMILO, {"max_passes": 1, "num_samples": 2}, "type at least 2"),
         (DMPlug, {"max_passes": 2}, "max_passes=2 is not a pass .* type at least 3"),

@@ -183,3 +183,31 @@ def test_a_nonlinear_blur_is_not_taken_to_determine_the_image():
         first = model.schedule.first_image(run)
         model.schedule.taken(run, first, model.schedule.chains(run.prior))
     assert not run.determined.any()
+
+
+@pytest.mark.parametrize(
+    ("task", "determines"), [("denoising", True), ("deblurring", False), ("super-resolution", False)]
+)
+def test_strong_noise_does_not_make_an_operator_determine_the_image(task, determines):
+    """It hides what a blur takes away, as it hides all else; that does not mean that the blur may be undone."""
+    physics = make_physics(task, IMAGE, noise=0.3).double()
+    x = torch.full((1, *IMAGE), 0.5).double()
+    model = DMILO(toy_prior(ConvNet()), max_passes=10)
+    with torch.no_grad():
+        run = Run(model, physics(x), physics, (1, *IMAGE), None, None, False)
+        model.schedule.taken(run, x, model.schedule.chains(run.prior))
+    assert run.determined.tolist() == [determines]
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e3])
+def test_the_unit_of_the_measurements_does_not_matter(unit):
+    physics = make_physics("deblurring", IMAGE).double()
+    inner = torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(0)).double()
+
+    def at(scale):
+        scaled = dinv.physics.LinearPhysics(A=lambda x: scale * physics.A(x), A_adjoint=None)
+        data, x = observed(scaled, lambda x: scaled.A(inner))
+        variance = torch.full((1,), (0.0004 * scale) ** 2).double()
+        return left_open(data, x, variance), least_squares(data, x, variance)
+
+    torch.testing.assert_close(at(unit), at(1.0), rtol=1e-3, atol=1e-3)

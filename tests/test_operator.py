@@ -8,6 +8,7 @@ from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
 from deepinv_dmilo.core.measurements import energy
+from deepinv_dmilo.core.operator import Operator
 
 IMAGE = (3, 24, 40)
 GAINS = torch.tensor([0.05, 1.0, 0.5, 1.0]).double()
@@ -120,3 +121,19 @@ def test_the_operator_is_seldom_asked(method, name):
     passes = sum(curve[-1] for curve in metrics["passes"]) / 2
     looks = len(Levels().sigmas)  # of the metrics
     assert sum(counts) / 2 - looks <= 1.5 * passes + 120
+
+
+@pytest.mark.parametrize(
+    ("A", "linear"),
+    [
+        (lambda x: 3 * x[..., ::2].flatten(1), True),
+        (lambda x: torch.fft.fft2(x), True),
+        (lambda x: x + 0.1, False),
+        (lambda x: x.square(), False),
+        (lambda x: x.clamp(0, 1), False),
+        (lambda x: torch.sigmoid(8 * (x - 0.5)), False),
+    ],
+)
+def test_an_operator_that_does_not_say_so_is_found_to_be_linear(A, linear):
+    x = torch.rand(2, 3, 8, 10)
+    assert Operator(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear

@@ -56,6 +56,7 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     prior.check_shape(shape)
     if init is not None:
         _check_init(init, y, physics)
+    _check_kind(shape, y, physics)
     return shape
 
 
@@ -73,10 +74,18 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
     if produced != shapes(y):
         raise ValueError(
             f"init has shape {tuple(init.shape)}, whose measurements are {produced}, but y has {shapes(y)}; pass an "
-            "init of shape (B, C, H, W), one latent per measurement"
+            "init of shape (B, C, H, W), one for each of the measurements' images"
         ) from failure
     if not torch.isfinite(init).all():
         raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+
+
+def _check_kind(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
+    """Refuse real measurements where those of the physics are complex, and complex ones where they are real."""
+    for made, given in zip(parts(_measured(shape, y, physics)), parts(y), strict=True):
+        if made.is_complex() != given.is_complex():
+            here, there = ("complex", "real") if given.is_complex() else ("real", "complex")
+            raise TypeError(f"y is {here} and the physics' measurements are {there}; pass y = physics(x)")
 
 
 def _check_devices(y: Measurements, physics: Physics, prior: Prior) -> None:
@@ -114,7 +123,8 @@ def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, 
     report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
     raise ValueError(
         f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
-        "y = physics(x), or init=z of shape (B, C, H, W) where physics does not tell its image size"
+        "y = physics(x) of images x (B, C, H, W), a single one as a batch, y[None]; where the physics does not tell "
+        "the size of its images, type physics.img_size = (C, H, W)"
     ) from failure
 
 
@@ -141,9 +151,12 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterat
 
 
 def _measured_shapes(shape: tuple[int, ...], y: Measurements, physics: Physics) -> list[tuple[int, ...]]:
-    x = torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y))
+    return shapes(_measured(shape, y, physics))
+
+
+def _measured(shape: tuple[int, ...], y: Measurements, physics: Physics) -> Measurements:
     with torch.no_grad():
-        return shapes(measure(x, physics))
+        return measure(torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y)), physics)
 
 
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:

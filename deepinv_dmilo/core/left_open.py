@@ -14,7 +14,7 @@ from deepinv_dmilo.core.noise import same_noise
 # All ours.
 SPREAD = 0.3  # standard deviation of a pixel of the images that are assumed
 STEPS = 15  # of conjugate gradients, twice; with fewer, more seems to be left open
-LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least
+LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least, over what a pixel is worth
 PROBE = 1e-2  # root mean square of the change of an image that a nonlinear A is probed with
 DONE = 1e-10  # of the squared residual
 LOWEST = 0.75  # periods on the longer side, from which octaves of frequencies are counted
@@ -70,7 +70,8 @@ class _LeastSquares:
 
     def __init__(self, data: Data, x: Tensor, variance: Tensor) -> None:
         self.spectrum, self.tangent = _spectrum(x), _Tangent(data, x)
-        self.std = variance.sqrt().clamp(min=LEAST_NOISE)
+        least = LEAST_NOISE * data.operator.squared_gain.sqrt()[data.rows % data.operator.batch]
+        self.std = torch.maximum(variance.sqrt(), least)
         self.probe = same_noise(x, torch.ones_like(variance), seed=1)  # white
         # What a pixel is worth in measurements, on average, over the variance of one.
         precision = _energy(self.tangent(self.probe)) / energy(self.probe) / self.std.square()

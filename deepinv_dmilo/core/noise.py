@@ -46,17 +46,19 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
             raise_out_of_memory(error)
             failure = error
     else:
-        _warn(
+        _warn_once(
+            operator,
             f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
-            "noise, type noise_level=0.05 or what it is"
+            "noise, type noise_level=0.05 or what it is",
         )
         return torch.zeros_like(x[:, 0, 0, 0])
     energies, energies_of_mean = (torch.cat(columns) for columns in zip(*draws, strict=True))
     # The mean of independent draws has the energy of one over their number, if they are about 0.
     if (energies_of_mean > 0.75 * energies).any():
-        _warn(
+        _warn_once(
+            operator,
             "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
-            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)"
+            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
         )
     return energies / operator.reached
 
@@ -73,8 +75,11 @@ def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
     return like_parts(y, noises)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+def _warn_once(operator: Operator, message: str) -> None:
+    """Warn, of an operator once: its noise is asked for at every level."""
+    if message not in operator.told:
+        operator.told.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:

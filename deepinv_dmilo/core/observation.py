@@ -17,6 +17,7 @@ from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import JointFit
 
+TOO_LARGE = 30.0  # relative to measurements of black, of white, and of random pixels: ours
 LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
 
 
@@ -176,6 +177,24 @@ class Observation:
         """
         data = self.data if x is None else replace(self.data, y=self.operator(x, self.data.rows))
         return self._joint(SquaresFit(data, torch.full_like(data.rows, 4 / self.size, dtype=working_dtype(self.y))))
+
+    def check_scale(self) -> None:
+        """
+        Refuse measurements far larger than those of images in [0, 1] and than their noise.
+
+        :raises ValueError: they are.
+        """
+        flat = [torch.full_like(self.operator.like, value) for value in (0, 1)]
+        energies = [energy(self.operator(x, self.images.rows)) for x in flat]
+        usual = torch.stack([*energies, self.operator.usual_energy]).amax(0)
+        if (energy(self.y) > TOO_LARGE**2 * usual).any():
+            usual = usual + self._variance(flat[1]) * self.operator.reached
+            ratio = (energy(self.y) / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
+            if ratio > TOO_LARGE:
+                raise ValueError(
+                    f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, or a "
+                    "physics of the scale of y"
+                )
 
     def warn_if_unexplained(self, images: Tensor) -> None:
         """Warn where B images leave a quarter of the energy of y, and more than the noise has: no fit at all."""

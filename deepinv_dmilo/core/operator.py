@@ -58,6 +58,8 @@ class Operator:
         physics = self.physics
         self.like = like.new_zeros(()).expand(shape)
         self.members = _Members(physics)
+        #: warnings that were given
+        self.told: set[str] = set()
         self._look()
         self.tensors: dict[str, Tensor] = {}
         self.noise_tensors = {} if single else self._tensors_of_images(of_noise=True)
@@ -93,10 +95,18 @@ class Operator:
         pairs = zip(parts(r), self._reached, strict=True)
         return torch.stack([(real(t) * mask[rows % self.batch]).square().sum(1) for t, mask in pairs]).sum(0)
 
-    @property
+    @cached_property
     def is_linear(self) -> bool:
-        """Whether A is linear, as the class of the physics tells."""
-        return isinstance(self.physics, LinearPhysics)
+        """Whether A is linear, as the class of the physics tells, or a combination of two images."""
+        if isinstance(self.physics, LinearPhysics):
+            return True
+        x = self._random_images(1, seed=0).repeat(self.batch, 1, 1, 1)
+        try:
+            one, other, both = (measure(v, self.physics) for v in (x, 1 - x, 2 * x - 3 * (1 - x)))
+        except SHAPE_ERRORS as error:  # of an A that takes nothing outside of [0, 1]
+            raise_out_of_memory(error)
+            return False
+        return _agree(2 * one - 3 * other, both)
 
     @property
     def is_known_linear(self) -> bool:
@@ -126,7 +136,8 @@ class Operator:
                 raise ValueError(
                     "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
                 )
-            change = measured - measure(1 - x.detach(), self.physics)
+            other = measure(1 - x.detach(), self.physics)
+            change = measured - other
             (gradient,) = torch.autograd.grad(energy(change).sum(), x)
         self._reached = [(real(t.detach()) != 0) for t in parts(change)]
         if any(mask.any() for mask in self._reached) and not gradient.any():
@@ -134,6 +145,8 @@ class Operator:
                 "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; "
                 "use a smooth function in place of them"
             )
+        #: squared 2-norm of measurements of two images of random pixels, the larger one, (B,)
+        self.usual_energy = torch.maximum(energy(measured), energy(other)).detach()
         #: number of real measurements of an image that change with it, (B,)
         self.reached = torch.stack([mask.sum(1) for mask in self._reached]).sum(0).clamp(min=1)
         # 2 x - 1 has a variance of 1/3, in the pixels that are seen.

@@ -158,7 +158,8 @@ class Unknowns:
                     "for each"
                 )
             if not any(hasattr(operator, name) for operator in operators(physics)):
-                known = sorted({n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)})
+                names = {n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)}
+                known = sorted(name for name in names if not name.startswith("_"))
                 raise ValueError(
                     f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name"
                     + (f"; it has {', '.join(known)}" if known else "")

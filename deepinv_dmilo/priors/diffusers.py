@@ -252,7 +252,11 @@ class DiffusionPrior(Prior):
             raise ValueError(
                 f"images of shape {shape} do not fit the prior, which takes (B, {channels or 'C'}, H, W); "
                 "use a prior and a physics with the same number of channels"
-                + (", or Channelwise(prior)" if channels == 1 else "")
+                + (
+                    ", or Channelwise(prior); of real and imaginary parts a prior of both, Complex(prior)"
+                    if channels == 1
+                    else ""
+                )
             )
         self._check_rows(shape[0])
         warn_of_attention(self, shape[2] * shape[3])

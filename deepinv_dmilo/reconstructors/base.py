@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -86,6 +87,8 @@ class PriorReconstructor(Reconstructor):
         :param overrides: settings that replace the preset's, e.g. ``outer_steps=2``.
         :return: the reconstructor.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"from_preset takes the task first: type {cls.__name__}.from_preset('inpainting', prior)")
         preset = cls.presets.get(name.replace("-", "_"))
         if preset is None:
             raise ValueError(f"no preset {name!r} for {cls.__name__}; type one of {', '.join(cls.presets)}")
@@ -103,11 +106,35 @@ class PriorReconstructor(Reconstructor):
 
     def check(self, y: Measurements, physics: Physics, init: Tensor | None = None) -> tuple[int, ...]:
         """
-        Check measurements, physics and start against each other and the prior, as :meth:`forward` does first.
+        Check settings, measurements, physics and start against each other, as :meth:`forward` does first.
 
         :return: the shape (B, C, H, W) of the images.
         :raises TypeError, ValueError: they do not fit; says which and what to type.
         """
+        with self._at_work():
+            return self._open(y, physics, init, None, False).shape
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The grad mode, the weights and the types that all work has, whatever the caller's are."""
+        kind = self.prior.device.type
+        autocast = torch.autocast("cpu" if kind == "meta" else kind, enabled=False)  # meta knows none
+        with torch.inference_mode(False), torch.no_grad(), self.prior.frozen(), autocast:  # the prior has its own
+            yield
+
+    def _open(
+        self, y: Measurements, physics: Physics, init: Tensor | None, x_gt: Tensor | None, compute_metrics: bool
+    ) -> Run:
+        """A call with all that it was given checked; y is a plain tensor then, whatever the caller's is."""
+        self.__post_init__()  # settings may have been changed since
+        shape = self._shape(y, physics, init)
+        if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
+            given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
+            raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
+        return Run(self, y.clone(), physics, shape, init, x_gt, compute_metrics)
+
+    def _shape(self, y: Measurements, physics: Physics, init: Tensor | None) -> tuple[int, ...]:
+        """The shape (B, C, H, W) of the images, once y, physics, prior and start fit each other."""
         if init is None or self._draws_after_init():
             return check_inputs(y, physics, self.prior, init)
         if self.num_samples > 1:
@@ -164,19 +191,13 @@ class PriorReconstructor(Reconstructor):
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
-        with torch.inference_mode(False), torch.no_grad(), self.prior.frozen():
-            shape = self.check(y, physics, init)
-            if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
-                given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
-                raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
-            y = y.clone()  # a plain tensor, whatever the caller's is
-            with torch.autocast(self.prior.device.type, enabled=False):  # the caller's; the prior has its own
-                run = Run(self, y, physics, shape, init, x_gt, compute_metrics)
-                images, samples = run.last_of(self._iterates)
-                run.observation.warn_if_unexplained(images)
+        with self._at_work():
+            run = self._open(y, physics, init, x_gt, compute_metrics)
+            images, samples = run.last_of(self._iterates)
+            run.observation.warn_if_unexplained(images)
         result: list[Any] = [images]
         if return_std:
-            result.append(samples.view(self.num_samples, *shape).std(0))
+            result.append(samples.view(self.num_samples, *run.shape).std(0))
         if run.unknowns is not None and return_unknown:
             result.append(run.unknowns.found())
         if compute_metrics:
@@ -227,7 +248,7 @@ class PriorReconstructor(Reconstructor):
             needed = self.num_samples * self._least_solves() * self._passes_per_step()
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "
-                f"{needed}, or fewer outer_steps or num_samples"
+                f"{needed}, or fewer layers, outer steps or samples"
             )
 
     def extra_repr(self) -> str:

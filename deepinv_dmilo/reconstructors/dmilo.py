@@ -22,7 +22,7 @@ from deepinv_dmilo.reconstructors.run import Run
 
 _Method = TypeVar("_Method", bound="DMILO")
 
-LEVELS, SOLVER = Levels(), LBFGS()  # by default
+SOLVER = LBFGS()  # by default
 #: by default where parameters of the physics are unknown: images and parameters take turns more often (ours; in trials
 #: that are not kept up to 9 dB above the five levels from 1.0 on for motion blur, and level for a Gaussian one)
 FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
@@ -38,6 +38,11 @@ MOVED = {
     "latent_penalty": "with levels it follows the noise; with chains from pure noise type Chain(latent_penalty=...)",
     "step_size": "type DMILOPGD(prior, step_size=...)",
     "gradient_steps": "type DMILOPGD(prior, gradient_steps=...)",
+    **dict.fromkeys(("sigma", "sigma_noise", "noise"), "type noise_level=..., or give the physics its noise model"),
+    **dict.fromkeys(("max_iter", "num_steps"), "type max_passes=..., forward and backward passes of the network"),
+    **dict.fromkeys(("seed", "generator"), "type rng=..., a seed or a generator"),
+    "lr": "L-BFGS has none; type solver=Adam(latent_lr=...)",
+    "device": "type DMILO(prior.to(device)), or model.to(device)",
     "layers_per_level": "a level has one layer; type schedule=Chain(num_layers=...) for more",
 }
 
@@ -65,7 +70,8 @@ class DMILO(PriorReconstructor):
     a batched L-BFGS.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
-    :param Levels, Chain schedule: what the outer steps do; with ``unknown`` parameters there are more levels.
+    :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, or with ``unknown`` parameters fifteen
+        levels.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
@@ -111,7 +117,7 @@ class DMILO(PriorReconstructor):
     }
     moved: ClassVar[dict[str, str]] = MOVED
 
-    schedule: Levels | Chain = LEVELS
+    schedule: Levels | Chain = None  # type: ignore[assignment]
     solver: LBFGS | Adam = SOLVER
     noise_level: float | None = None
     # by a factory, since a class attribute would hide the module that torch keeps elsewhere
@@ -120,6 +126,8 @@ class DMILO(PriorReconstructor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.schedule is None:
+            self.schedule = FINER if self.unknown else Levels()
         for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
             if not isinstance(getattr(self, name), kinds):
                 first, second = (kind.__name__ for kind in kinds)
@@ -131,7 +139,10 @@ class DMILO(PriorReconstructor):
             )
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
-            self.schedule = FINER if self.schedule is LEVELS else self.schedule
+        if self.noise_level == 0:
+            raise ValueError(
+                "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"
+            )
         if self.noise_level is not None:
             check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
         self._check_together()

@@ -28,8 +28,8 @@ from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 START_NOISE, GUESSED_NOISE, START_STEPS = 10.0, 0.05, 10
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
-# than the first times that noise, the measurements determine the image.
-COVER, COVER_NOISE = 1.5, 2.0
+# than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
+COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
 PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 IMAGE_ERROR = 0.1  # that steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
@@ -91,12 +91,14 @@ class Levels:
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
         if self.skip:
             images, n = run.observation.images, len(first)
-            gaussian = run.observation.is_gaussian
-            variance = self.noise(run, x) if gaussian else run.observation.largest_variance(x)
-            noise = (variance[:n] / run.observation.operator.squared_gain).sqrt()
-            amplitude = left_open(images, x[:n], variance[:n])
-            if run.observation.operator.is_known_linear:  # else the gain is no norm
-                run.determined = amplitude <= COVER * noise
+            gaussian, operator = run.observation.is_gaussian, run.observation.operator
+            variance = (self.noise(run, x) if gaussian else run.observation.largest_variance(x))[:n]
+            noise = (variance / operator.squared_gain).sqrt()
+            amplitude = left_open(images, x[:n], variance)
+            if operator.is_known_linear and (amplitude <= COVER * noise).any():  # else the gain is no norm
+                little = noise.clamp(max=LITTLE_NOISE)  # much noise would hide what A does not transmit
+                open_to_little = left_open(images, x[:n], little.square() * operator.squared_gain)
+                run.determined = open_to_little <= COVER * little
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
@@ -113,9 +115,11 @@ class Levels:
             return run.init
         x, observation = self._mean_image(run), run.observation
         is_squares = observation.data_fidelity is None and not observation.has_outliers
-        if not (is_squares and observation.operator.is_known_linear):
+        if not (is_squares and observation.operator.is_linear):
             return run.descend(x, steps=START_STEPS)
         gaussian = observation.is_gaussian
+        if run.unknowns is not None:  # a guess of A explains nothing of y yet
+            return least_squares(observation.data, x, observation.rest(x)).clamp(*run.prior.limits)
         known = observation.noise_variance(x) if gaussian else observation.largest_variance(x)
         gain = observation.operator.squared_gain.repeat(run.num_samples)
         variance = torch.where(known > 0, known, GUESSED_NOISE**2 * gain)

@@ -49,6 +49,7 @@ class Run:
         self.unknowns = Unknowns(given, physics, shape[0], model.num_samples, self.like) if given else None
         operator = Operator(physics, shape, self.like, single=rows == 1, unknowns=self.unknowns)
         self.observation = Observation(y, operator, model.num_samples, noise_level, fidelity)
+        self.observation.check_scale()
         if fidelity is not None:
             check_fidelity(fidelity, self.observation.data, self.grey())
         self.draws = Draws(model.rng)
@@ -69,8 +70,6 @@ class Run:
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
         self.metrics: dict[str, list[list[float]]] = {}
-        total = int(self.steps[0]) * model._solves()
-        self.bar = tqdm(total=total, desc=type(model).__name__, unit="step", disable=not model.verbose)
 
     @property
     def is_watched(self) -> bool:
@@ -162,11 +161,10 @@ class Run:
 
     def last_of(self, iterates: Callable[[Run], Iterator[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
         """Go through the outer steps; the last images, checked, one for each image and all samples."""
-        try:
+        total = int(self.steps[0]) * self.model._solves()
+        with tqdm(total=total, desc=type(self.model).__name__, unit="step", disable=not self.model.verbose) as self.bar:
             for x, cost in iterates(self):
                 self.record(x, cost)
-        finally:
-            self.bar.close()
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"the last step left NaN or infinite pixels; {SLOWER}")
         images, rows = self.of_samples(x, cost)
@@ -178,8 +176,8 @@ class Run:
         """
         What the samples of each of the present images come to, (n, C, H, W), and a row of each, (n,).
 
-        Their mean; where parameters of the physics are unknown, the sample that explains y at the least cost: a blur may
-        be shifted against its image, so that a mean of such images, or of such blurs, is neither.
+        Their mean; where parameters of the physics are unknown, the sample that explains y at the least cost: a blur
+        may be shifted against its image, so that a mean of such images, or of such blurs, is neither.
 
         :param torch.Tensor cost: the objectives of the present rows.
         """

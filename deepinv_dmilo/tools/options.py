@@ -37,7 +37,9 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--task", required=True, choices=TASKS)
     command.add_argument("--method", default="dmilo-pgd", choices=registry.available(), help="(default: dmilo-pgd)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
-    command.add_argument("--max-passes", type=int, help="forward and backward passes of the network that an image may take (100); up to 15 forward passes come on top")
+    command.add_argument(
+        "--max-passes", type=int, help="forward and backward passes that an image may take (100; a few calls on top)"
+    )
     command.add_argument("--factor", type=int, help="super-resolution factor (4)")
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
     command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")

@@ -41,7 +41,9 @@ def add_reconstruct(commands: Any) -> None:
     command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
     command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1")
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
-    command.add_argument("--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated)")
+    command.add_argument(
+        "--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated; also what 0 says)"
+    )
     command.add_argument(
         "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
     )
@@ -114,6 +116,8 @@ def _check_pictures(args: argparse.Namespace) -> None:
     """Refuse pictures that are not there, that the task does not take, or that it lacks."""
     if args.mask is not None and args.task != "inpainting":
         raise ValueError(f"--mask goes with --task inpainting, not {args.task}")
+    if args.mask is not None and args.missing is not None:
+        raise ValueError("--mask and --missing both say what is missing; type one of them")
     if args.image.is_dir():
         raise ValueError(f"{args.image} is a folder; type one of its pictures, or deepinv-dmilo evaluate {args.image}")
     if args.kernel is not None and args.task not in ("deblurring", "motion-deblurring"):
