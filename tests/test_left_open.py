@@ -199,6 +199,19 @@ def test_strong_noise_does_not_make_an_operator_determine_the_image(task, determ
     assert run.determined.tolist() == [determines]
 
 
+def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_a_linear_one():
+    """Columns that are not measured are filled from those beside them, whether the others are bent or not."""
+    x = make_physics("deblurring", IMAGE).A(torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(0))).double()
+    errors = []
+    for bend in (lambda v: v, lambda v: v.clamp(min=1e-3) ** 0.8):
+        physics = dinv.physics.Physics(A=lambda v, f=bend: f(v)[..., ::2], noise_model=GaussianNoise(0.01))
+        physics.img_size = IMAGE
+        run = Run(DMILO(toy_prior(ConvNet()), max_passes=10), physics.A(x), physics, (1, *IMAGE), None, None, False)
+        with torch.no_grad():
+            errors.append((Levels().first_image(run) - x).square().mean().sqrt().item())
+    assert errors[1] < 1.2 * errors[0]
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e3])
 def test_the_unit_of_the_measurements_does_not_matter(unit):
     physics = make_physics("deblurring", IMAGE).double()

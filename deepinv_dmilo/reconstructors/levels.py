@@ -24,8 +24,9 @@ from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images; from
-# there regularised least squares, with such noise where it is not told, or gradient steps: ours.
-START_NOISE, GUESSED_NOISE, START_STEPS = 10.0, 0.05, 10
+# there regularised least squares, with such noise where it is not told; where A is not linear, so often (Gauss and
+# Newton), and gradient steps: ours.
+START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
@@ -114,18 +115,29 @@ class Levels:
         if run.init is not None:
             return run.init
         x, observation = self._mean_image(run), run.observation
-        is_squares = observation.data_fidelity is None and not observation.has_outliers
-        if not (is_squares and observation.operator.is_linear):
+        operator, gaussian = observation.operator, observation.is_gaussian
+        if observation.data_fidelity is not None or observation.has_outliers or not (gaussian or operator.is_linear):
             return run.descend(x, steps=START_STEPS)
-        gaussian = observation.is_gaussian
         if run.unknowns is not None:  # a guess of A explains nothing of y yet
-            return least_squares(observation.data, x, observation.rest(x)).clamp(*run.prior.limits)
+            return self._least_squares(run, x, observation.rest(x))
         known = observation.noise_variance(x) if gaussian else observation.largest_variance(x)
-        gain = observation.operator.squared_gain.repeat(run.num_samples)
-        variance = torch.where(known > 0, known, GUESSED_NOISE**2 * gain)
-        x = least_squares(observation.data, x, variance).clamp(*run.prior.limits)
-        told = (known > 0) & gaussian
-        return x if told.all() else torch.where(told.view(-1, 1, 1, 1), x, run.descend(x, steps=START_STEPS))
+        gain = operator.squared_gain.repeat(run.num_samples)
+        x = self._least_squares(run, x, torch.where(known > 0, known, GUESSED_NOISE**2 * gain))
+        solved = (known > 0) & gaussian & operator.is_linear
+        return x if solved.all() else torch.where(solved.view(-1, 1, 1, 1), x, run.descend(x, steps=START_STEPS))
+
+    def _least_squares(self, run: Run, x: Tensor, variance: Tensor) -> Tensor:
+        """Regularised least squares around x; where A is not linear, a few times, as long as they lead nearer to y."""
+        data = run.observation.data
+        if data.operator.is_linear:
+            return least_squares(data, x, variance).clamp(*run.prior.limits)
+        for _ in range(NEWTON_STEPS):
+            moved = least_squares(data, x, variance).clamp(*run.prior.limits)
+            nearer = data.energy(moved) < data.energy(x)  # not where it is no number
+            if not nearer.any():
+                break
+            x = torch.where(nearer.view(-1, 1, 1, 1), moved, x)
+        return x
 
     def _mean_image(self, run: Run) -> Tensor:
         """What the prior expects before any measurement."""
