@@ -3,6 +3,7 @@
 import deepinv as dinv
 import pytest
 import torch
+from deepinv.loss.metric import PSNR
 from deepinv.physics import GaussianNoise
 from toys import AffineNet, ConvNet, toy_prior
 
@@ -224,3 +225,15 @@ def test_the_unit_of_the_measurements_does_not_matter(unit):
         return left_open(data, x, variance), least_squares(data, x, variance)
 
     torch.testing.assert_close(at(unit), at(1.0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", ["denoising", "deblurring", "super-resolution", "inpainting", "motion-deblurring"])
+def test_the_last_call_is_no_loss_at_strong_noise(task):
+    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[240:244]
+    physics = make_physics(task, (1, 32, 32), noise=0.2)
+    y = physics(x)
+    mean, mode = (
+        PSNR()(DMILO(prior, max_passes=10, schedule=Levels(mean=with_call))(y, physics), x).mean()
+        for with_call in (True, False)
+    )
+    assert mean > mode - 0.1
