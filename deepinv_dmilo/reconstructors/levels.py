@@ -32,7 +32,9 @@ START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
 COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
 PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
-IMAGE_ERROR = 0.1  # that steps towards the measurements assume the image so far to have at most, in [0, 1]: ours
+# That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
+# the noise of the measurements is: ours.
+IMAGE_ERROR = 0.1
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
 LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 # Of noise that nobody told: it is looked for from so much on. After a level it is what the image leaves unexplained, if
@@ -229,8 +231,11 @@ class Levels:
         if run.seen is not None:  # again, since the network errs less on a better image
             run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
         variance = self.noise(run, x)
-        held = ~run.determined.repeat(run.num_samples)
-        squares, pull = partial(run.observation.squares, x, variance), held * variance / IMAGE_ERROR**2
+        held, operator = ~run.determined.repeat(run.num_samples), run.observation.operator
+        error = torch.full_like(variance, IMAGE_ERROR)
+        if operator.is_known_linear:  # where y itself errs more, so may the image: held so, that is not amplified
+            error = torch.maximum(error, (variance / operator.squared_gain.repeat(run.num_samples)).sqrt())
+        squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
         how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
         noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
