@@ -35,7 +35,7 @@ def add_bfloat16(command: argparse._ActionsContainer) -> None:
 def add_method(command: argparse._ActionsContainer) -> None:
     """Add what says which task and which method."""
     command.add_argument("--task", required=True, choices=TASKS)
-    command.add_argument("--method", default="dmilo-pgd", choices=registry.available(), help="(default: dmilo-pgd)")
+    command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
         "--max-passes", type=int, help="forward and backward passes that an image may take (100; a few calls on top)"
