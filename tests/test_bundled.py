@@ -242,7 +242,7 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--task": "motion-deblurring", "--simulate": None, "--blur-sigma": "2"}, "--blur-sigma goes with --task deb"),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
-        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 15"),
+        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 30"),
         ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
         ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur (or --simulate)"),
         ({"--kernel": "kernel.png"}, "--kernel goes with --task deblurring or motion-deblurring"),
@@ -251,6 +251,7 @@ def test_priors_lists_what_is_bundled(capsys):
         ({"--tile": "33"}, "tile=33: type a multiple of"),
         ({"image": "."}, "is a folder; type one of its pictures, or deepinv-dmilo evaluate"),
         ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),
+        ({"--task": "inpainting", "--mask": "m.png", "--missing": "0.5"}, "both say what is missing; type one"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path, capsys, short):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from deepinv_dmilo import DMILOPGD
+from deepinv_dmilo import DMILO
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png
@@ -31,7 +31,7 @@ def break_down(monkeypatch, error):
     def forward(self, y, physics):
         raise error
 
-    monkeypatch.setattr(DMILOPGD, "forward", forward)
+    monkeypatch.setattr(DMILO, "forward", forward)
 
 
 def test_the_help_imports_neither_torch_nor_deepinv():
@@ -89,7 +89,7 @@ def test_a_picture_that_could_not_be_written_is_told_before_the_work(commands, t
 
 
 def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):
-    monkeypatch.setattr(DMILOPGD, "forward", lambda self, y, physics: physics.A_adjoint(y))
+    monkeypatch.setattr(DMILO, "forward", lambda self, y, physics: physics.A_adjoint(y))
     assert main(commands["evaluate"]) == 0
     assert main([*commands["evaluate"], "--noise", "0.1"]) == 2
     assert "deepinv-dmilo: error:" in (told := capsys.readouterr().err)
@@ -121,7 +121,7 @@ def test_bfloat16_is_what_the_network_computes_in(name, commands, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     computed = []
     monkeypatch.setattr(
-        DMILOPGD, "forward", lambda self, y, physics: computed.append(self.prior.autocast) or physics.A_adjoint(y)
+        DMILO, "forward", lambda self, y, physics: computed.append(self.prior.autocast) or physics.A_adjoint(y)
     )
     assert main(commands[name]) == main([*commands[name], "--bfloat16", *OTHER_FOLDER[name]]) == 0
     assert computed == [None, torch.bfloat16]

@@ -333,6 +333,8 @@ def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
         ("inner_steps", r"type solver=LBFGS\(steps=...\)"),
         ("outer_steps", r"type schedule=Chain\(outer_steps=...\)"),
         ("sparsity", r"Levels\(deviation_threshold=...\), or .* Chain\(sparsity=...\)"),
+        ("sigma", "type noise_level=..., or give the physics its noise model"),
+        ("max_iter", "type max_passes=..."),
         ("max_pases", "type some of prior, max_passes, num_samples"),
         ("layers_per_level", "DMILO has no setting 'layers_per_level': a level has one layer"),
     ],
@@ -352,6 +354,11 @@ def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
 def test_a_part_of_another_kind(prior, setting, message):
     with pytest.raises(TypeError, match=message):
         DMILO(prior, **setting)
+
+
+def test_a_preset_and_a_prior_in_the_wrong_order(prior):
+    with pytest.raises(TypeError, match=r"type DMILO.from_preset\('inpainting', prior\)"):
+        DMILO.from_preset(prior, "inpainting")
 
 
 def test_settings_are_given_by_name(prior):
