@@ -4,7 +4,7 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
-from deepinv.physics import GaussianNoise
+from deepinv.physics import GaussianNoise, PoissonNoise
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
@@ -12,6 +12,7 @@ from deepinv_dmilo.core.data import Data
 from deepinv_dmilo.core.left_open import SPREAD, least_squares, left_open
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.levels import START_STEPS
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -211,6 +212,23 @@ def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_
         with torch.no_grad():
             errors.append((Levels().first_image(run) - x).square().mean().sqrt().item())
     assert errors[1] < 1.2 * errors[0]
+
+
+@pytest.mark.parametrize(("photons", "squares"), [(100, True), (5, False)])
+def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squares):
+    """Their noise is of many sizes, and no more about Gaussian."""
+    x = held_out_images("digits")[240:241]
+    noise = PoissonNoise(1 / photons, clip_positive=True, rng=torch.Generator().manual_seed(0))
+    physics = dinv.physics.Denoising(noise)
+    model = DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=10)
+    with torch.no_grad():
+        run = Run(model, physics(x), physics, tuple(x.shape), None, None, False)
+        first = model.schedule.first_image(run)
+        model.schedule.taken(run, first, model.schedule.chains(run.prior))
+        run.draws.count = 0  # of the same noise again
+        steps = run.descend(model.schedule._mean_image(run), steps=START_STEPS)
+    assert torch.equal(first, steps) is not squares
+    assert not run.determined.any()
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])

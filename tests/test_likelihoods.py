@@ -1,4 +1,4 @@
-"""The likelihoods of noise models, and unknown parameters of a physics: against closed forms, and what they gain."""
+"""The likelihoods of noise models: against closed forms, and what they gain."""
 
 import deepinv as dinv
 import pytest
@@ -8,19 +8,14 @@ from deepinv.physics import (
     GaussianNoise,
     LaplaceNoise,
     LogPoissonNoise,
-    Physics,
     PoissonGaussianNoise,
     PoissonNoise,
     SaltPepperNoise,
 )
-from diffusers import DDIMScheduler
-from toys import AffineNet, ConvNet, toy_prior
+from toys import AffineNet, ConvNet, prior_that_believes, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
+from deepinv_dmilo import DMILO, DMILOPGD, Levels
 from deepinv_dmilo.core.likelihoods import likelihood_of, likelihoods_of
-from deepinv_dmilo.core.unknown import check_unknown
-from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.run import Run
 
 SHAPE = (3, 12, 20)
 ROWS = torch.arange(1)
@@ -163,35 +158,6 @@ def test_the_poisson_likelihood_of_deepinv_is_taken_image_by_image():
     torch.testing.assert_close(model(y[1:2], physics), whole[1:2], rtol=0, atol=1e-6)
 
 
-# Unknown parameters
-
-#: the image stays near the one that is given
-NEAR = {"schedule": Levels((0.01,), skip=False, mean=False), "max_passes": 20}
-
-
-def prior_that_believes():
-    """Of any image, which is then what is shown of it."""
-
-    class Shown(torch.nn.Module):
-        def forward(self, z, t):
-            abar = DDIMScheduler().alphas_cumprod[t].to(z).view(-1, 1, 1, 1)
-            return z / abar.sqrt()
-
-    return toy_prior(Shown(), prediction_type="sample", clip_sample=False)
-
-
-class Gain(Physics):
-    """A(x) = gain x, as a user writes it."""
-
-    def __init__(self, gain=1.0, sigma=0.01):
-        super().__init__(noise_model=GaussianNoise(sigma, rng=torch.Generator().manual_seed(0)))
-        self.register_buffer("gain", torch.full((1, 1, 1, 1), gain).double())
-
-    def A(self, x, gain=None, **kwargs):
-        self.update(gain=gain)
-        return self.gain * x
-
-
 def test_dark_parts_of_a_picture_of_few_photons_are_trusted_more():
     """The likelihood knows that dark measurements have little noise, where one size for all forgets it."""
     torch.manual_seed(0)
@@ -204,206 +170,6 @@ def test_dark_parts_of_a_picture_of_few_photons_are_trusted_more():
     models = [DMILO(prior_that_believes(), **settings, **noise) for noise in ({}, {"noise_level": 0.2})]
     own, squares = ((model(y, physics, init=start) - x)[..., :16].abs().mean() for model in models)
     assert own < 0.5 * squares
-
-
-@pytest.mark.parametrize("constraint", [Free, Positive])
-def test_an_unknown_gain_is_found(constraint):
-    """Where the image is known, what is left is the gain, of each image its own."""
-    x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    gains = torch.tensor([0.7, 1.6]).double().view(2, 1, 1, 1)
-    y = gains * x
-    start = torch.ones(1, 1, 1, 1).double()
-    model = DMILO(prior_that_believes(), unknown={"gain": constraint(start)}, **NEAR)
-    physics = Gain()
-    x_hat, found = model(y, physics, init=x, return_unknown=True)
-    torch.testing.assert_close(found["gain"], gains, rtol=0.03, atol=0)  # the level's noise moves the image
-    torch.testing.assert_close(found["gain"] * x_hat, y, rtol=0, atol=0.05)
-    assert physics.gain.item() == 1.0
-    _, alone = model(y[1:], physics, init=x[1:], return_unknown=True)
-    torch.testing.assert_close(alone["gain"], found["gain"][1:], rtol=0, atol=1e-4)
-
-
-def test_of_several_samples_with_an_unknown_parameter_the_one_of_least_cost_is_returned():
-    """With its parameter; a mean of images, and one of what multiplies them, belong to no sample."""
-    x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
-    model = DMILO(prior_that_believes(), unknown=unknown, num_samples=3, **NEAR)
-    run = Run(model, 0.7 * x, Gain(), tuple(x.shape), None, None, False)
-    run.unknowns.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
-    samples = torch.rand(6, *SHAPE).double()
-    cost = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])  # rows 0, 2, 4 are of image 0
-    images, _ = run.last_of(lambda run: iter([(samples, cost)]))
-    assert torch.equal(images, samples[[4, 1]])
-    torch.testing.assert_close(run.unknowns.found()["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
-    x_hat, found, metrics = model(0.7 * x, Gain(), init=x, return_unknown=True, compute_metrics=True)
-    residual = (found["gain"] * x_hat - 0.7 * x).square().flatten(1).mean(1).sqrt()
-    last = torch.tensor([curve[-1] for curve in metrics["residual"]]).double()
-    torch.testing.assert_close(residual, last, rtol=1e-6, atol=0)
-
-
-def test_the_first_image_is_not_taken_back_by_a_blur_that_is_only_guessed():
-    """The inverse of a guess that is too wide leaves an image far off."""
-    guess, kernel = (dinv.physics.functional.gaussian_blur(sigma=(sigma, sigma)) for sigma in (2.0, 1.0))
-    given, x = {"filter": Simplex(guess)}, held_out_images("digits")[240:242]
-    y = dinv.physics.BlurFFT((1, 32, 32), filter=kernel).A(x)
-    physics = dinv.physics.BlurFFT((1, 32, 32), filter=guess, noise_model=GaussianNoise(0.005))
-    prior = DiffusionPrior.from_pretrained("digits")
-    with torch.no_grad():
-        runs = (Run(DMILO(prior, unknown=u), y, physics, tuple(x.shape), None, None, False) for u in (given, None))
-        guessed, held = ((Levels().first_image(run) - x).square().mean() for run in runs)
-    assert guessed < held / 2
-
-
-def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
-    x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    physics = Gain()
-    physics.noise_model = PoissonNoise(0.02)
-    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
-    for noise in (PoissonNoise(0.02), PoissonNoise(1.0)):  # the likelihood of which is another
-        physics.noise_model = noise
-        run = Run(model, 0.8 * x, physics, tuple(x.shape), None, None, False)
-        assert run.observation.noise_likelihoods[0].parameters[0] == noise.gain
-        assert run.observation.noise_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
-
-
-def test_an_unknown_parameter_goes_with_a_likelihood_that_is_taken_image_by_image():
-    x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    y = torch.tensor([0.7, 1.6]).double().view(2, 1, 1, 1) * x
-    fidelity = dinv.optim.PoissonLikelihood(gain=0.001, bkg=0.0)
-    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
-    model = DMILO(prior_that_believes(), unknown=unknown, data_fidelity=fidelity, **NEAR)
-    _, found = model(y, Gain(), init=x, return_unknown=True)
-    torch.testing.assert_close(found["gain"].flatten(), torch.tensor([0.7, 1.6]).double(), rtol=0.03, atol=0)
-
-
-def test_noise_of_an_operator_follows_its_unknown_parameter():
-    """deepinv's inpainting masks its noise; two images have masks of their own."""
-    physics = dinv.physics.Inpainting(SHAPE, mask=0.5, noise_model=GaussianNoise(0.05)).double()
-    y = physics(torch.rand(2, *SHAPE).double())
-    model = DMILO(prior_that_believes(), unknown={"mask": Free(physics.mask.data.clone())}, **NEAR)
-    x_hat, found = model(y, physics, return_unknown=True)
-    assert x_hat.isfinite().all()
-    assert found["mask"].shape == (2, *SHAPE)
-
-
-def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
-    physics = Gain()
-    physics.noise_model = None
-    x = torch.full((1, *SHAPE), 0.5).double()
-    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
-    _, found = model(0.8 * x, physics, init=x, return_unknown=True)
-    assert found["gain"].item() == pytest.approx(0.8, rel=0.03)
-
-
-def test_a_kernel_of_each_channel_adds_to_one():
-    kernel = torch.rand(1, 3, 5, 5)
-    guess = Simplex(kernel)
-    torch.testing.assert_close(guess.value(guess.raw()).sum((2, 3)), torch.ones(1, 3))
-    known = kernel / kernel.sum((2, 3), keepdim=True)
-    assert isinstance(check_unknown({"filter": known})["filter"], Simplex)
-
-
-@pytest.mark.parametrize("unknown", ["filter", [torch.ones(1, 1)], {3: torch.ones(1, 1)}])
-def test_what_names_no_parameter_is_told(unknown):
-    with pytest.raises(TypeError, match=r"pass first guesses by the names that physics\.update takes"):
-        DMILO(prior_that_believes(), unknown=unknown)
-
-
-def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():
-    """Of ||w x - y||^2 over w the closed form; by finite differences of the fit itself."""
-    from deepinv_dmilo.core.data import Data, SquaresFit
-    from deepinv_dmilo.core.operator import Operator
-    from deepinv_dmilo.core.unknown import JointFit, Unknowns
-
-    rng = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(2, *SHAPE, generator=rng).double() + 0.1 for _ in range(2))
-    unknowns = Unknowns({"gain": Free(torch.ones(1, 1, 1, 1).double())}, Gain(), 2, 1, y)
-    operator = Operator(Gain(), tuple(y.shape), y, single=False, unknowns=unknowns)
-    rows = torch.arange(2)
-    fit = JointFit(SquaresFit(Data(y, operator, rows), torch.full((2,), 1e4).double()), unknowns, rows)
-    x.requires_grad_()
-    value = fit(x)
-    inner = [(a * b).flatten(1).sum(1) for a, b in ((x, y), (x, x), (y, y))]
-    expected = 1e4 * (inner[2] - inner[0].square() / inner[1])
-    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)  # of an inner solution to a hundredth of a unit
-    gradients = [torch.autograd.grad(v.sum(), x, retain_graph=True)[0] for v in (value, expected)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-2 * gradients[1].abs().max().item())
-
-
-def test_the_kernel_of_a_blur_is_found_by_the_image_that_it_blurs():
-    """With the image given by a narrow level, the kernel follows from y; it stays on the simplex."""
-    rng = torch.Generator().manual_seed(0)
-    x = torch.rand(2, 3, 24, 32, generator=rng).double()
-    kernels = torch.rand(2, 1, 3, 3, generator=rng).double()
-    kernels = kernels / kernels.sum((1, 2, 3), keepdim=True)
-    noise = GaussianNoise(0.01)
-    flat = torch.full((1, 1, 3, 3), 1 / 9).double()
-    physics = dinv.physics.BlurFFT(x.shape[1:], filter=flat, noise_model=noise).double()
-    y = physics.A(x, filter=kernels)
-    physics.update(filter=flat)
-    before = physics.filter.clone()
-    model = DMILO(prior_that_believes(), unknown={"filter": flat}, **NEAR)
-    _, found = model(y, physics, init=x, return_unknown=True)
-    torch.testing.assert_close(found["filter"].sum((1, 2, 3)), torch.ones(2).double())
-    assert (found["filter"] - kernels).abs().max() < 0.1 * (kernels - flat).abs().max()
-    torch.testing.assert_close(physics.filter, before)
-
-
-def test_a_function_of_a_number_is_a_parameter_too():
-    x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    halved = Custom(torch.zeros(1, 1, 1, 1).double(), lambda raw: 2 * torch.sigmoid(raw))
-    model = DMILO(prior_that_believes(), unknown={"gain": halved}, **NEAR)
-    _, found = model(0.7 * x, Gain(), init=x, return_unknown=True)
-    assert found["gain"].item() == pytest.approx(0.7, rel=0.03)
-
-
-def test_unknown_parameters_go_with_the_published_method():
-    x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    chain = {"schedule": Chain(num_layers=2, outer_steps=2), "solver": Adam(steps=10)}
-    model = DMILO(toy_prior(ConvNet()), unknown={"gain": Positive(torch.ones(1, 1, 1, 1))}, **chain)
-    x_hat, found = model(0.5 * x, Gain(), return_unknown=True)
-    assert torch.isfinite(x_hat).all()
-    assert found["gain"].item() < 0.9
-
-
-@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
-def test_samples_and_small_batches_keep_their_own_parameters(method):
-    x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    settings = {"schedule": Levels((1.0, 0.2)), "max_passes": 20, "num_samples": 2}
-    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
-    results = [
-        method(toy_prior(ConvNet()), unknown=unknown, micro_batch=n, **settings)(0.5 * x, Gain(), return_unknown=True)
-        for n in (None, 1)
-    ]
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(results[0][1]["gain"], results[1][1]["gain"], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("unknown", "error", "message"),
-    [
-        ({"gain": 1.0}, TypeError, r"unknown\['gain'\] is a float; pass a first guess as a tensor"),
-        ({"gain": torch.tensor(1.0)}, ValueError, r"shape \(1, ...\) or \(B, ...\)"),
-        ({"gain": torch.ones(1, 1, 1, 1).int()}, ValueError, "pass finite floats"),
-        ({"gain": Positive(torch.zeros(1, 1))}, ValueError, "Positive starts above 0; its least entry is 0"),
-        ({"gain": Simplex(-torch.ones(1, 2))}, ValueError, "a Simplex starts at entries of at least 0"),
-        ({"gian": torch.ones(1, 1, 1, 1)}, ValueError, "a Gain has no parameter of that name; it has gain"),
-        ({"gain": torch.ones(3, 1, 1, 1)}, ValueError, "has 3 rows for a batch of 2; give one for all images"),
-        ({"device_": torch.ones(1, 1)}, ValueError, "has no parameter of that name"),
-        ({"idle": torch.ones(1, 1)}, ValueError, r"physics.A does not depend on it"),
-    ],
-)
-def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
-    physics = Gain()
-    physics.register_buffer("idle", torch.ones(1, 1))
-    with pytest.raises(error, match=message):
-        DMILO(toy_prior(ConvNet()), unknown=unknown)(torch.rand(2, *SHAPE).double(), physics)
-
-
-def test_unknown_parameters_are_asked_for_where_there_are_some():
-    with pytest.raises(ValueError, match=r'DMILO\(prior, unknown=\{"filter": kernel\}\), say'):
-        DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
-    assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)
 
 
 def test_operators_of_a_stack_have_noise_of_their_own():

@@ -56,7 +56,7 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     prior.check_shape(shape)
     if init is not None:
         _check_init(init, y, physics)
-    _check_kind(shape, y, physics)
+    _check_complex(shape, y, physics)
     return shape
 
 
@@ -80,7 +80,7 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
         raise ValueError("init has NaN or infinite values; leave it out to start from noise")
 
 
-def _check_kind(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
+def _check_complex(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
     """Refuse real measurements where those of the physics are complex, and complex ones where they are real."""
     for made, given in zip(parts(_measured(shape, y, physics)), parts(y), strict=True):
         if made.is_complex() != given.is_complex():

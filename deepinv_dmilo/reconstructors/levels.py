@@ -24,10 +24,11 @@ from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images; from
-# there regularised least squares, with such noise where it is not told; where A is not linear, so often (Gauss and
-# Newton), and gradient steps: ours.
+# there regularised least squares, with such noise where it is not told, or so many Gauss-Newton steps where A is not
+# linear; and gradient steps where that is not enough: ours.
 START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
-# Noise of the noisiest measurement, in [0, 1], up to which a likelihood is about one of squares (25 photons): ours.
+# Noise of the noisiest measurement, in [0, 1], up to which a likelihood is about one of squares (25 photons); measured
+# in docs/defaults.md.
 EVEN_NOISE = 0.2
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
