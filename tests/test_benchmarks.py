@@ -160,6 +160,15 @@ def test_tuning_ends_where_the_weight_makes_no_difference():
     assert report._untried(method, {1.0: 20.6, 2.0: 20.5, 4.0: 20.1}) == [0.5]
 
 
+def test_a_weight_that_makes_a_method_diverge_is_the_worst_also_from_the_record(study, monkeypatch, tmp_path):
+    def make(case):
+        return lambda y, physics: torch.full_like(y, torch.nan) if case.weight < 2 else y + 0.1 / case.weight
+
+    monkeypatch.setitem(report.METHODS, "fragile", Method(make, recommended=2.0, grid=(1.0, 2.0), scale=0))
+    for _ in range(2):
+        assert report.tune(study, "fragile", "denoising", 0.005, tmp_path / "tuning.csv") == 2
+
+
 def test_a_run_that_was_cut_off_resumes(study, fake, tmp_path):
     study = replace(study, preset=study.preset.with_settings(tasks=("denoising",), noises=(0.005,), limit=2))
     study = replace(study, pictures=study.pictures[:2])
@@ -275,6 +284,20 @@ def test_gains_are_paired_by_image():
     rows += [row("other", i, psnr) for i, psnr in enumerate((28.0, 24.0))]  # 2 and 1 dB below on its two images
     table = report.gain_table(rows, ["denoising", "deblurring"], ["ours", "other"], "ours").splitlines()
     assert table[2:] == ["| other | +1.50 ± 0.50 | - |"]
+
+
+def test_a_method_that_diverged_is_named_so_and_hides_no_other():
+    def row(method, image, psnr):
+        return report.Row("denoising", 0.005, method, 0.0, image, psnr, 0.9, 1.0, 0.0, 1.0, 10.0)
+
+    rows = [row("other", 0, float("nan")), row("other", 1, 24.0), row("ours", 0, 30.0), row("ours", 1, 25.0)]
+    methods = ["other", "ours"]
+    first, second = report.quality_table(rows, ["denoising"], methods).splitlines()[2:]
+    assert first.startswith("| other | diverged |")
+    assert second.startswith("| ours | **27.50** |")
+    assert report.gain_table(rows, ["denoising"], methods, "ours").splitlines()[2:] == ["| other | diverged |"]
+    figures.bar_figure(rows, ["denoising"], methods)
+    figures.convergence_figure(rows, ["denoising"], methods)
 
 
 def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):

@@ -105,6 +105,15 @@ def test_a_nonlinear_operator_is_linearised():
     torch.testing.assert_close(leaves_open(nonlinear, noise=0.02), expected, rtol=0.02, atol=0)
 
 
+def test_what_a_camera_clips_is_not_taken_to_be_open():
+    """At black the response has no slope, so that nothing seemed to be measured there and all levels were taken."""
+    physics = make_physics("nonlinear-deblurring", IMAGE, noise=0.005).double()
+    data, grey = observed(physics, physics.A)
+    variance = torch.tensor([0.005**2]).double()
+    dark = torch.where(torch.arange(IMAGE[2]) < 30, 0.0, grey)
+    torch.testing.assert_close(left_open(data, dark, variance), left_open(data, grey, variance))
+
+
 def test_complex_measurements_count_by_real_and_imaginary_part():
     """All frequencies with twice the noise's variance in all, the half that they are redundant by."""
     fourier = dinv.physics.LinearPhysics(

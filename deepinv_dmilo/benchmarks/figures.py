@@ -31,13 +31,13 @@ def quality_table(rows: Sequence[Row], tasks: list[str], methods: list[str], met
     """Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the passes in the last column."""
     digits = {"psnr": 2, "ssim": 3}[metric]
     table = [f"| {metric.upper()} | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
-    best = {t: max(_mean(rows, metric, task=t, method=m) for m in methods) for t in tasks}
+    means = {(m, t): _mean(rows, metric, task=t, method=m) for m in methods for t in tasks}
+    best = {t: max((means[m, t] for m in methods if not math.isnan(means[m, t])), default=-math.inf) for t in tasks}
     for method in methods:
-        values = [_mean(rows, metric, task=t, method=method) for t in tasks]
-        texts = [
-            "-" if v == -math.inf else f"**{v:.{digits}f}**" if v >= best[t] - 0.5 * 10**-digits else f"{v:.{digits}f}"
-            for t, v in zip(tasks, values, strict=True)
-        ]
+        texts = []
+        for task in tasks:
+            text = _number(value := means[method, task], f".{digits}f")
+            texts.append(f"**{text}**" if -math.inf < value >= best[task] - 0.5 * 10**-digits else text)
         passes = _range([_mean(rows, "passes", task=t, method=method) for t in tasks])
         calls = _range([_mean(rows, "calls", task=t, method=method) for t in tasks])
         table.append(f"| {method} | {' | '.join(texts)} | {passes} + {calls} |")
@@ -55,8 +55,9 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
         for task in tasks:
             images = [i for m, t, i in psnr if (m, t) == (method, task) and (ours, task, i) in psnr]
             gains = [psnr[ours, task, i] - psnr[method, task, i] for i in images]
-            error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
-            cells.append(f"{mean(gains):+.2f}{error}" if gains else "-")
+            finite = len(gains) > 1 and math.isfinite(sum(gains))
+            error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if finite else ""
+            cells.append(_number(mean(gains) if gains else -math.inf, "+.2f") + error)
         table.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(table)
 
@@ -158,6 +159,11 @@ def _mean(rows: Sequence[Row], name: str, **where: str) -> float:
     """Mean of a column over the rows that match; minus infinity where there are none."""
     values = [getattr(r, name) for r in rows if all(getattr(r, k) == v for k, v in where.items())]
     return mean(values) if values else -math.inf
+
+
+def _number(value: float, pattern: str) -> str:
+    """A mean as text: NaN is that of a method that diverged on some image, minus infinity that of none."""
+    return "diverged" if math.isnan(value) else "-" if value == -math.inf else format(value, pattern)
 
 
 def _range(values: list[float]) -> str:

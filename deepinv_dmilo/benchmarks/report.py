@@ -7,6 +7,7 @@ It tunes the rivals on other pictures, and goes on where it was when it is cut o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -73,16 +74,21 @@ def tune(study: Study, method: str, task: str, noise: float, file: Path) -> floa
     """
     rival, record = METHODS[method], study.preset.record
     known = ([] if record is None else read_lines(Trial, record)) + read_lines(Trial, file)
-    trials = {t.weight: t.psnr for t in known if (t.task, t.noise, t.method) == (task, noise, method)}
+    trials = {t.weight: _worth(t.psnr) for t in known if (t.task, t.noise, t.method) == (task, noise, method)}
     while missing := _untried(rival, trials):
         for weight in missing:
             scores = []
             for start in range(0, len(study.tuning), study.preset.batch_size):
                 x = study.tuning[start : start + study.preset.batch_size]
                 scores += reconstruct(study, rival, task, noise, weight, x, TUNED_ON + start)[1]
-            trials[weight] = mean(s["psnr"] for s in scores)
+            trials[weight] = _worth(mean(s["psnr"] for s in scores))
             append_lines([Trial(task, noise, method, weight, trials[weight])], file)
     return max(trials, key=lambda w: trials[w])
+
+
+def _worth(psnr: float) -> float:
+    """The mean PSNR of a weight; with one that made a method diverge on some picture, the least."""
+    return -math.inf if math.isnan(psnr) else psnr
 
 
 def _untried(rival: Method, trials: dict[float, float]) -> list[float]:

@@ -16,6 +16,7 @@ SPREAD = 0.3  # standard deviation of a pixel of the images that are assumed
 STEPS = 15  # of conjugate gradients, twice; with fewer, more seems to be left open
 LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least, over what a pixel is worth
 PROBE = 1e-2  # root mean square of the change of an image that a nonlinear A is probed with
+GREY = 0.5  # image where a nonlinear A is linearised too
 DONE = 1e-10  # of the squared residual
 LOWEST = 0.75  # periods on the longer side, from which octaves of frequencies are counted
 WINDOW = 0.25  # standard deviation of the neighbourhood that an energy is local to, in wavelengths
@@ -33,17 +34,16 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     left open, be it of the whole image or of a scratch.
 
     Few steps of conjugate gradients miss more than many, so of two ways to take them the one that misses less counts.
-    No network is asked; A some thirty times, and its adjoint as often. Every image has the same random numbers.
+    The same holds of two images where A is not linear: x, and mid-grey, since a camera that clips sees no change of
+    what is black. No network is asked; A some thirty times, and its adjoint as often. Every image has the same random
+    numbers.
 
     :param Data data: measurements of n images; only their operator is used.
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
     :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
     """
-    squares = _LeastSquares(data, x, variance)
-    image = _filtered(same_noise(x, torch.ones_like(variance), seed=0), squares.spectrum.sqrt())
-    noise = parts(same_noise(data.y, squares.std))
-    noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
-    errors = torch.cat([found - image for found in squares.solutions(noisy)])
+    places = [x] if data.operator.is_linear else [x, torch.full_like(x, GREY)]
+    errors = torch.cat([error for place in places for error in _errors(data, place, variance)])
     return _largest_amplitude(errors).view(-1, len(x)).amin(0)
 
 
@@ -63,6 +63,15 @@ def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     solutions = torch.stack(squares.solutions(rest))
     values = torch.stack([_dot(v, squares.normal(v) - 2 * right) for v in solutions])
     return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
+
+
+def _errors(data: Data, x: Tensor, variance: Tensor) -> list[Tensor]:
+    """What two estimates of a random image miss where A is linearised at x, (n, C, H, W) each."""
+    squares = _LeastSquares(data, x, variance)
+    image = _filtered(same_noise(x, torch.ones_like(variance), seed=0), squares.spectrum.sqrt())
+    noise = parts(same_noise(data.y, squares.std))
+    noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
+    return [found - image for found in squares.solutions(noisy)]
 
 
 class _LeastSquares:
