@@ -44,7 +44,8 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     """
     places = [x] if data.operator.is_linear else [x, torch.full_like(x, GREY)]
     errors = torch.cat([error for place in places for error in _errors(data, place, variance)])
-    return _largest_amplitude(errors).view(-1, len(x)).amin(0)
+    # No number where A has no slope that is one: then the other place counts.
+    return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
 
 
 def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
