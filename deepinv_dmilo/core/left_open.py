@@ -35,8 +35,8 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
 
     Few steps of conjugate gradients miss more than many, so of two ways to take them the one that misses less counts.
     The same holds of two images where A is not linear: x, and mid-grey, since a camera that clips sees no change of
-    what is black. No network is asked; A some thirty times, and its adjoint as often. Every image has the same random
-    numbers.
+    what is black. No network is asked; A some thirty times for each place, and its adjoint as often. Every image has
+    the same random numbers.
 
     :param Data data: measurements of n images; only their operator is used.
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
