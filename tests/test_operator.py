@@ -103,7 +103,7 @@ def test_the_physics_is_as_before(name):
 @pytest.mark.parametrize("method", [DMILO, DMILOPGD])
 @pytest.mark.parametrize("name", ["inpainting", "super-resolution", "blur", "nonlinear"])
 def test_the_operator_is_seldom_asked(method, name):
-    """At most 1.5 evaluations of A for a pass of the network, and 120 on top, or 255 (A is linearised, twice), for an image."""
+    """At most 1.5 evaluations of A for a pass of the network, and 120 on top, or 255, for an image."""
     noise = GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
     blur = dinv.physics.Blur(torch.ones(1, 1, 5, 5).double() / 25, padding="circular")
     physics = {
