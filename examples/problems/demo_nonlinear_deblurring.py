@@ -76,16 +76,15 @@ plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figs
 # Level by level
 # --------------
 #
-# ``compute_metrics`` records each noise level: the passes so far, the residual, and, as it was given the ground
-# truth, PSNR.
+# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, as it was
+# given the ground truth, PSNR. An image begins where its measurements leave off, and ends with the last level. Here,
+# the first image.
 
 for name, curve in curves.items():
     print(name)
     print(f"  {'level':>6} {'passes':>8} {'residual':>10} {'PSNR (dB)':>10}")
-    for i, level in enumerate(DMILO(prior).schedule.sigmas):
-        passes, residual, value = (
-            sum(values[i] for values in curve[key]) / len(x) for key in ("passes", "residual", "psnr")
-        )
+    rows = list(zip(*(curve[key][0] for key in ("passes", "residual", "psnr")), strict=True))
+    for level, (passes, residual, value) in zip(DMILO(prior).schedule.sigmas[-len(rows) :], rows, strict=True):
         print(f"  {level:6} {passes:8.0f} {residual:10.4f} {value:10.2f}")
 
 # %%
