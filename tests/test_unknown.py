@@ -7,7 +7,7 @@ from deepinv.physics import GaussianNoise, Physics, PoissonNoise
 from toys import ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.core.unknown import check_unknown
+from deepinv_dmilo.core.unknown import Unknowns, check_unknown
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.run import Run
 
@@ -169,6 +169,21 @@ def test_the_kernel_of_a_blur_is_found_by_the_image_that_it_blurs():
     torch.testing.assert_close(found["filter"].sum((1, 2, 3)), torch.ones(2).double())
     assert (found["filter"] - kernels).abs().max() < 0.1 * (kernels - flat).abs().max()
     torch.testing.assert_close(physics.filter, before)
+
+
+def test_a_level_shares_the_entries_of_a_kernel_with_their_neighbours(monkeypatch):
+    """Where nothing is learned, each of two levels shares once; a row that is no image stays."""
+    monkeypatch.setattr(Unknowns, "improve", lambda *_: None)
+    spike = torch.zeros(1, 1, 7, 7).double()
+    spike[..., 3, 3] = 1
+    physics = dinv.physics.BlurFFT(SHAPE, filter=spike, noise_model=GaussianNoise(0.01)).double()
+    schedule = Levels((0.1, 0.03), skip=False, mean=False)
+    model = DMILO(prior_that_believes(), unknown={"filter": Simplex(spike)}, schedule=schedule, max_passes=10)
+    _, found = model(torch.full((1, *SHAPE), 0.5).double(), physics, return_unknown=True)
+    triangle = torch.tensor([0, 1, 2, 3, 2, 1, 0]).double() / 9
+    torch.testing.assert_close(found["filter"][0, 0], torch.outer(triangle, triangle), rtol=0, atol=1e-3)
+    row = Simplex(torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(row.value(row.loosened(row.raw())), row.value(row.raw()))
 
 
 def test_a_function_of_a_number_is_a_parameter_too():

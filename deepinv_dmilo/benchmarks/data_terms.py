@@ -110,8 +110,9 @@ def gaussian(std: float, side: int) -> Tensor:
 
 def blind_table() -> list[str]:
     """Blind deblurring of photographs, beside the same with the true kernel, and beside the guess held."""
-    prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
-    shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
+    prior, middle = DiffusionPrior.from_pretrained("photos"), pictures("photos")
+    corner = held_out_images("photos")[12:16, :, :64, 64:128]
+    shape: tuple[int, int, int] = tuple(middle.shape[1:])  # type: ignore[assignment]
     side = shape[1] // 4 + 1
     guess = gaussian(_GUESS, side)
     motion = make_physics("motion-deblurring", shape).filter.mean(1, keepdim=True)  # type: ignore[union-attr]
@@ -119,7 +120,12 @@ def blind_table() -> list[str]:
     titles = ["measured", "guess held", *blinds, "registered", "error of the kernel", "true kernel"]
     titles.append("deepinv's BlindRL, registered")
     lines = [f"| blur | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    for title, kernel in tqdm({"Gaussian, 1.5 pixels": gaussian(1.5, side), "motion": motion}.items(), desc="blind"):
+    rows = {
+        "Gaussian, 1.5 pixels": (gaussian(1.5, side), middle),
+        "motion": (motion, middle),
+        "motion, turned; the upper right of the photographs": (torch.rot90(motion, dims=(2, 3)), corner),
+    }
+    for title, (kernel, x) in tqdm(rows.items(), desc="blind"):
         y = measured(BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(_NOISE)), x)
         guessed = BlurFFT(shape, filter=guess, noise_model=GaussianNoise(_NOISE))
         true = BlurFFT(shape, filter=kernel, noise_model=GaussianNoise(_NOISE))

@@ -49,7 +49,7 @@ class LBFGS:
     A batched L-BFGS: every row has its own curvature, step length and end.
 
     :param int steps: passes that a problem may take; None: its share of ``max_passes``, or where that is not given
-        either, of 100 for a sample.
+        either, of 100 for a sample (200 with unknown parameters).
     :param float tolerance: a row is done when a step lowers its objective by less than this fraction of what one
         standard deviation of every unknown is worth (with ``Chain``: of the objective itself). Default ours.
     """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory
@@ -41,6 +42,10 @@ class Free:
 
     def value(self, raw: Tensor) -> Tensor:
         """The parameter, of what is optimised; the rows of a batch first."""
+        return raw
+
+    def loosened(self, raw: Tensor) -> Tensor:
+        """What is optimised from a new level on, where it was found on a noisier one."""
         return raw
 
 
@@ -74,6 +79,12 @@ class Simplex(Free):
 
     def value(self, raw: Tensor) -> Tensor:
         return _entries(raw).softmax(-1).view_as(raw)
+
+    def loosened(self, raw: Tensor) -> Tensor:
+        """Each entry of a kernel shared with its neighbours: spikes that a noisier level believed in do not last."""
+        if raw.ndim != 4:
+            return raw
+        return replace(self, start=avg_pool2d(self.value(raw), kernel_size=3, stride=1, padding=1)).raw()
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,11 @@ class Unknowns:
     def found(self) -> dict[str, Tensor]:
         """The parameters of the images, once those of one sample each are kept, (B, ...) each."""
         return {name: t.detach() for name, t in self.values(torch.arange(self.batch)).items()}
+
+    def loosen(self, rows: Tensor) -> None:
+        """Free those of some rows from what a noisier level took for certain."""
+        for name, guess in self.guesses.items():
+            self.raw[name][rows] = guess.loosened(self.raw[name][rows])
 
     def improve(self, fit: Fit, x: Tensor, rows: Tensor) -> None:
         """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""

@@ -20,7 +20,9 @@ from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
 
-PASSES_OF_A_SAMPLE = 100  # of the network for a sample, where neither a budget nor the solver's steps are given: ours
+# Of the network for a sample, where neither a budget nor the solver's steps are given, and where parameters of the
+# physics are found with it: ours.
+PASSES_OF_A_SAMPLE, WITH_UNKNOWN = 100, 200
 _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
@@ -240,7 +242,8 @@ class PriorReconstructor(Reconstructor):
         """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
         if self.max_passes is not None:
             return self.max_passes // self.num_samples
-        return PASSES_OF_A_SAMPLE if self._solver().steps is None else None
+        default = WITH_UNKNOWN if getattr(self, "unknown", None) else PASSES_OF_A_SAMPLE
+        return default if self._solver().steps is None else None
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem that must be solved."""

@@ -157,6 +157,8 @@ class Levels:
 
     def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
         """Fresh noise on the image so far."""
+        if run.unknowns is not None:
+            run.unknowns.loosen(run.rows)
         level, u = levels[0], run.prior.encode(x)
         z = level.signal * u + level.noise * run.noise()
         return State(levels, [{"latent": z[run.rows]}], center=level.signal * u[run.rows])
