@@ -173,6 +173,12 @@ def test_measurements_on_another_scale_are_told(model, physics):
         model(y, physics)
 
 
+def test_noise_of_another_unit_is_told(model, physics):
+    model.noise_level = 25.0  # of 255 levels
+    with pytest.warns(RuntimeWarning, match=r"noise of 25 is more than all that y measures; .* 25 / 255"):
+        model(physics(torch.rand(2, *IMAGE)), physics)
+
+
 def test_a_noise_model_that_moves_the_mean_is_told(model):
     physics = dinv.physics.Denoising(dinv.physics.PoissonNoise(0.05, normalize=False))  # in counts
     with pytest.warns(RuntimeWarning, match="away from A"):
@@ -335,7 +341,8 @@ def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
         ("sparsity", r"Levels\(deviation_threshold=...\), or .* Chain\(sparsity=...\)"),
         ("sigma", "type noise_level=..., or give the physics its noise model"),
         ("max_iter", "type max_passes=..."),
-        ("max_pases", "type some of prior, max_passes, num_samples"),
+        ("max_pases", "has no setting 'max_pases': type max_passes$"),
+        ("colour", "type some of prior, max_passes, num_samples"),
         ("layers_per_level", "DMILO has no setting 'layers_per_level': a level has one layer"),
     ],
 )

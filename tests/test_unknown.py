@@ -225,7 +225,7 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
         ({"gain": Positive(torch.zeros(1, 1))}, ValueError, "Positive starts above 0; its least entry is 0"),
         ({"gain": Simplex(-torch.ones(1, 2))}, ValueError, "a Simplex starts at entries of at least 0"),
         ({"gian": torch.ones(1, 1, 1, 1)}, ValueError, "a Gain has no parameter of that name; it has gain"),
-        ({"gain": torch.ones(3, 1, 1, 1)}, ValueError, "has 3 rows for a batch of 2; give one for all images"),
+        ({"gain": torch.ones(3, 1, 1, 1)}, ValueError, r"has shape \(3, 1, 1, 1\) for a batch of 2; give one"),
         ({"device_": torch.ones(1, 1)}, ValueError, "has no parameter of that name"),
         ({"idle": torch.ones(1, 1)}, ValueError, r"physics.A does not depend on it"),
     ],
@@ -235,6 +235,11 @@ def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
     physics.register_buffer("idle", torch.ones(1, 1))
     with pytest.raises(error, match=message):
         DMILO(toy_prior(ConvNet()), unknown=unknown)(torch.rand(2, *SHAPE).double(), physics)
+
+
+def test_a_first_guess_is_printed_by_its_shape():
+    model = DMILO(toy_prior(ConvNet()), unknown={"gain": Positive(torch.ones(1, 3, 1, 1))})
+    assert "unknown={'gain': Positive(<tensor of shape (1, 3, 1, 1)>)}" in repr(model)
 
 
 def test_unknown_parameters_are_asked_for_where_there_are_some():

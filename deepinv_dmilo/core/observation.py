@@ -196,6 +196,18 @@ class Observation:
                     "physics of the scale of y"
                 )
 
+    def warn_if_noise_is_all(self, variance: Tensor) -> None:
+        """Warn where noise of such a variance, (B,), has four times the energy of y, which it is a part of."""
+        odd = (variance * self.operator.reached > 4 * energy(self.y)) & (energy(self.y) > 0)
+        if odd.any():
+            std = variance[odd].max().sqrt().item()
+            warnings.warn(
+                f"noise of {std:.3g} is more than all that y measures; give the standard deviation in the units of y, "
+                f"of 8-bit levels {std:.3g} / 255",
+                RuntimeWarning,
+                stacklevel=5,  # where the model was called
+            )
+
     def warn_if_unexplained(self, images: Tensor) -> None:
         """Warn where B images leave a quarter of the energy of y, and more than the noise has: no fit at all."""
         rest, total = self.images.energy(images), energy(self.y)

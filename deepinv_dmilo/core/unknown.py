@@ -25,7 +25,7 @@ _STEPS, _TOLERANCE = 30, 1e-2  # of L-BFGS for an image, from where the image be
 _LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Free:
     """
     A parameter of a physics that may be any number.
@@ -35,6 +35,9 @@ class Free:
     """
 
     start: Tensor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(<tensor of shape {tuple(self.start.shape)}>)"
 
     def raw(self) -> Tensor:
         """What is optimised, at the start."""
@@ -49,7 +52,7 @@ class Free:
         return raw
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Positive(Free):
     """
     A parameter above 0, such as a gain or the width of a blur.
@@ -64,7 +67,7 @@ class Positive(Free):
         return raw.exp()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Simplex(Free):
     """
     A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
@@ -87,7 +90,7 @@ class Simplex(Free):
         return replace(self, start=avg_pool2d(self.value(raw), kernel_size=3, stride=1, padding=1)).raw()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Custom(Free):
     """
     A parameter that a function makes of free numbers, such as the kernel of a blur of unknown width.
@@ -165,8 +168,8 @@ class Unknowns:
             raw = guess.raw().to(like)
             if len(raw) not in (1, batch):
                 raise ValueError(
-                    f"unknown[{name!r}] has {len(raw)} rows for a batch of {batch}; give one for all images, or one "
-                    "for each"
+                    f"unknown[{name!r}] has shape {tuple(raw.shape)} for a batch of {batch}; give one for all images, "
+                    f"(1, ...) as physics.update takes it, or one for each, ({batch}, ...)"
                 )
             if not any(hasattr(operator, name) for operator in operators(physics)):
                 names = {n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)}

@@ -39,7 +39,8 @@ def held_out_images(name: str = "digits") -> Tensor:
     """
     file = prior_folder(name) / "held_out.npz"
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist; give a prior that examples/train_prior.py made")
+        names = " or ".join(bundled_priors())
+        raise FileNotFoundError(f"{file} does not exist; type {names}, or a folder that examples/train_prior.py made")
     with np.load(file, allow_pickle=False) as archive:
         return torch.from_numpy(archive["images"]).float() / 255
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -61,7 +62,8 @@ class PriorReconstructor(Reconstructor):
         known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
-                hint = cls.moved.get(name, f"type some of {', '.join(known)}")
+                close = get_close_matches(name, known, n=1)
+                hint = cls.moved.get(name, f"type {close[0]}" if close else f"type some of {', '.join(known)}")
                 raise TypeError(f"{cls.__name__} has no setting {name!r}: {hint}")
         self = super().__new__(cls)
         Reconstructor.__init__(self)

@@ -99,6 +99,8 @@ class Levels:
             images, n = run.observation.images, len(first)
             gaussian, operator = run.observation.is_gaussian, run.observation.operator
             variance = (self.noise(run, x) if gaussian else run.observation.largest_variance(x))[:n]
+            if gaussian:
+                run.observation.warn_if_noise_is_all(variance)
             noise = (variance / operator.squared_gain).sqrt()
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.

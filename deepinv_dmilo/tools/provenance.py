@@ -17,7 +17,7 @@ def provenance(device: str = "cpu") -> dict[str, str]:
     gpu = device.startswith("cuda") and torch.cuda.get_device_name(device)
     facts = {
         "date": date.today().isoformat(),
-        "machine": gpu or f"{_processor()} ({platform.machine()}), {torch.get_num_threads()} threads",
+        "machine": gpu or f"{_processor()} ({platform.machine()}), {torch.get_num_threads()} thread(s)",
         **{name: version(name) for name in ("deepinv-dmilo", "deepinv", "diffusers", "torch")},
     }
     git = ["git", "-C", str(Path(__file__).parent)]
