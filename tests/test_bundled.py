@@ -205,6 +205,17 @@ def test_the_noise_of_a_degraded_picture_is_estimated(digit, tmp_path):
     assert psnr(after[None], x) > psnr(before[None], x) + 3
 
 
+def test_several_samples_on_the_command_line(digit, tmp_path):
+    """The same as from Python, of the same seed."""
+    out, noise = tmp_path / "out.png", dinv.physics.GaussianNoise(0.1)
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-passes", "20", "--out", str(out)]
+    assert main(["reconstruct", str(digit), *DIGITS, *options]) == 0
+    y = read_picture(digit)[None, :1]
+    model = DMILO(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_passes=20)
+    expected = model(y, dinv.physics.Denoising(noise))
+    torch.testing.assert_close(read_picture(out)[None, :1], expected.clamp(0, 1), rtol=0, atol=1.01 / 255)
+
+
 def test_a_sixteen_bit_picture_keeps_its_values(tmp_path):
     values = (held_out_images()[0, 0] * 65535).to(torch.int32).numpy().astype("uint16")
     Image.fromarray(values).save(tmp_path / "deep.png")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
 PRIOR_HELP = "installed or bundled name, pipeline folder or hub id"
 NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
+SHARED = ("max_passes", "num_samples")  # settings that methods of other packages need not take
 
 
 def add_device(command: argparse._ActionsContainer) -> None:
@@ -38,7 +39,10 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-passes", type=int, help="forward and backward passes that an image may take (100; a few calls on top)"
+        "--max-passes", type=int, help="forward and backward passes of an image (100 a sample; a few calls on top)"
+    )
+    command.add_argument(
+        "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
     )
     command.add_argument("--factor", type=int, help="super-resolution factor (4)")
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
@@ -101,12 +105,13 @@ def task_options(args: argparse.Namespace, noise: float) -> dict[str, Any]:
 
 def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reconstructor:
     """The method of the command line; of another package's method only what its constructor takes is set."""
-    settings = {"rng": args.seed, "max_passes": args.max_passes, "num_layers": args.num_layers, **settings}
+    settings |= {"rng": args.seed, **{name: getattr(args, name) for name in (*SHARED, "num_layers")}}
     settings = {name: value for name, value in settings.items() if value is not None}
     method = registry.get(args.method)
     takes = inspect.signature(method).parameters
-    if args.max_passes is not None and "max_passes" not in takes:
-        raise ValueError(f"{args.method} has no budget; leave --max-passes out")
+    for name in SHARED:
+        if name in settings and name not in takes:
+            raise ValueError(f"{args.method} takes no {name}; leave --{name.replace('_', '-')} out")
     if args.num_layers is not None and not (args.published or "num_layers" in takes):
         raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:
