@@ -175,8 +175,9 @@ def test_measurements_on_another_scale_are_told(model, physics):
 
 def test_noise_of_another_unit_is_told(model, physics):
     model.noise_level = 25.0  # of 255 levels
-    with pytest.warns(RuntimeWarning, match=r"noise of 25 is more than all that y measures; .* 25 / 255"):
+    with pytest.warns(RuntimeWarning, match=r"noise of 25 is more than all that y measures; .* 25 / 255") as warned:
         model(physics(torch.rand(2, *IMAGE)), physics)
+    assert __file__ in {one.filename for one in warned}  # where the model was called
 
 
 def test_a_noise_model_that_moves_the_mean_is_told(model):

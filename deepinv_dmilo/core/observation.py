@@ -205,7 +205,7 @@ class Observation:
                 f"noise of {std:.3g} is more than all that y measures; give the standard deviation in the units of y, "
                 f"of 8-bit levels {std:.3g} / 255",
                 RuntimeWarning,
-                stacklevel=5,  # where the model was called
+                stacklevel=8,  # where the model was called
             )
 
     def warn_if_unexplained(self, images: Tensor) -> None:
