@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from deepinv_dmilo.core.constraints import Custom, Free, Positive, Simplex
     from deepinv_dmilo.core.solvers import LBFGS, Adam
-    from deepinv_dmilo.core.unknown import Custom, Free, Positive, Simplex
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
     from deepinv_dmilo.priors.tiled import Tiled
@@ -45,7 +45,7 @@ _HOMES = {
     "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
-    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.unknown"),
+    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.constraints"),
     "LBFGS": "core.solvers",
     "Adam": "core.solvers",
     "Levels": "reconstructors.levels",

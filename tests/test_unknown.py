@@ -7,7 +7,8 @@ from deepinv.physics import GaussianNoise, Physics, PoissonNoise
 from toys import ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.core.unknown import Unknowns, check_unknown
+from deepinv_dmilo.core.constraints import check_unknown
+from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.run import Run
 

@@ -32,8 +32,8 @@ from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 from tqdm import tqdm
 
+from deepinv_dmilo.core.constraints import Positive, Simplex
 from deepinv_dmilo.core.noise import seeded
-from deepinv_dmilo.core.unknown import Positive, Simplex
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO

@@ -1,147 +1,27 @@
-"""Unknown parameters of a physics: kept to their constraints, and found anew for every image that explains y."""
+"""Unknown parameters of a physics, found anew for every image that explains y."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory
 
 if TYPE_CHECKING:
+    from deepinv_dmilo.core.constraints import Free
     from deepinv_dmilo.core.data import Fit
     from deepinv_dmilo.core.operator import Operator
 
-# All ours.
-_STEPS, _TOLERANCE = 30, 1e-2  # of L-BFGS for an image, from where the image before left off; of what a unit is worth
-_LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move
-
-
-@dataclass(frozen=True, repr=False)
-class Free:
-    """
-    A parameter of a physics that may be any number.
-
-    :param torch.Tensor start: the first guess, one for all images or one for each: shape (1, ...) or (B, ...), as
-        ``physics.update`` takes it.
-    """
-
-    start: Tensor
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(<tensor of shape {tuple(self.start.shape)}>)"
-
-    def raw(self) -> Tensor:
-        """What is optimised, at the start."""
-        return self.start
-
-    def value(self, raw: Tensor) -> Tensor:
-        """The parameter, of what is optimised; the rows of a batch first."""
-        return raw
-
-    def loosened(self, raw: Tensor) -> Tensor:
-        """What is optimised from a new level on, where it was found on a noisier one."""
-        return raw
-
-
-@dataclass(frozen=True, repr=False)
-class Positive(Free):
-    """
-    A parameter above 0, such as a gain or the width of a blur.
-
-    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), above 0.
-    """
-
-    def raw(self) -> Tensor:
-        return self.start.log()
-
-    def value(self, raw: Tensor) -> Tensor:
-        return raw.exp()
-
-
-@dataclass(frozen=True, repr=False)
-class Simplex(Free):
-    """
-    A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
-
-    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), of channels (1, C, H, W); it is divided by its
-        sum.
-    """
-
-    def raw(self) -> Tensor:
-        rows = _entries(self.start)
-        return rows.clamp(min=_LEAST * rows.mean(-1, keepdim=True)).log().view_as(self.start)
-
-    def value(self, raw: Tensor) -> Tensor:
-        return _entries(raw).softmax(-1).view_as(raw)
-
-    def loosened(self, raw: Tensor) -> Tensor:
-        """Each entry of a kernel shared with its neighbours: spikes that a noisier level believed in do not last."""
-        if raw.ndim != 4:
-            return raw
-        return replace(self, start=avg_pool2d(self.value(raw), kernel_size=3, stride=1, padding=1)).raw()
-
-
-@dataclass(frozen=True, repr=False)
-class Custom(Free):
-    """
-    A parameter that a function makes of free numbers, such as the kernel of a blur of unknown width.
-
-    :param torch.Tensor start: the free numbers of the first guess, (1, ...) or (B, ...).
-    :param function: differentiable, of (n, ...) such numbers to n parameters.
-    """
-
-    function: Callable[[Tensor], Tensor]
-
-    def value(self, raw: Tensor) -> Tensor:
-        return self.function(raw)
-
-
-def _entries(t: Tensor) -> Tensor:
-    """What of a simplex adds to one, as the last dimension."""
-    return t.flatten(2) if t.ndim == 4 else t.flatten(1)
-
-
-Parameters: TypeAlias = "Mapping[str, Free | Tensor]"
-
-
-def check_unknown(unknown: Parameters) -> dict[str, Free]:
-    """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
-    if not isinstance(unknown, Mapping) or not all(isinstance(name, str) for name in unknown):
-        raise TypeError(
-            f"unknown is {unknown!r}; pass first guesses by the names that physics.update takes, such as "
-            '{"filter": Simplex(kernel)}'
-        )
-    checked = {}
-    for name, given in unknown.items():
-        guess = Free(given) if isinstance(given, Tensor) else given
-        if not isinstance(guess, Free) or not isinstance(guess.start, Tensor):
-            raise TypeError(
-                f"unknown[{name!r}] is a {type(given).__name__}; pass a first guess as a tensor, or Simplex(tensor), "
-                "Positive(tensor), Free(tensor), Custom(tensor, function)"
-            )
-        start = guess.start
-        if start.ndim < 2 or not start.numel() or not start.is_floating_point() or not torch.isfinite(start).all():
-            raise ValueError(
-                f"unknown[{name!r}] has shape {tuple(start.shape)} and type {start.dtype}; pass finite floats, one "
-                "guess for all images or one for each: shape (1, ...) or (B, ...), with two dimensions at least"
-            )
-        if isinstance(given, Tensor) and (start >= 0).all() and (_entries(start).sum(-1) - 1).abs().max() < 1e-3:
-            guess = Simplex(start)
-        if isinstance(guess, Positive) and not (start > 0).all():
-            raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
-        if isinstance(guess, Simplex) and not ((start >= 0).all() and (_entries(start).sum(-1) > 0).all()):
-            raise ValueError(f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish")
-        checked[name] = guess
-    return checked
+# Ours: of L-BFGS for an image, from where the image before left off; the tolerance is of what a unit is worth.
+_STEPS, _TOLERANCE = 30, 1e-2
 
 
 class Unknowns:

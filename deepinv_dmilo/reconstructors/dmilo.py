@@ -9,12 +9,12 @@ from typing import Any, ClassVar, TypeVar
 from deepinv.optim import DataFidelity
 from torch import Tensor
 
+from deepinv_dmilo.core.constraints import Parameters, check_unknown
 from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.problem import LatentFit
 from deepinv_dmilo.core.solvers import LBFGS, Adam, Solver
-from deepinv_dmilo.core.unknown import Parameters, check_unknown
 from deepinv_dmilo.reconstructors.base import PriorReconstructor
 from deepinv_dmilo.reconstructors.chain import Chain, State
 from deepinv_dmilo.reconstructors.levels import Levels

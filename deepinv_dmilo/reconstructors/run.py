@@ -12,6 +12,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from deepinv_dmilo.core.constraints import Free
 from deepinv_dmilo.core.data import check_fidelity
 from deepinv_dmilo.core.descent import STANDSTILL, gradient_steps, proximal_point
 from deepinv_dmilo.core.draws import Draws
@@ -21,7 +22,7 @@ from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.solvers import SLOWER, Solution
-from deepinv_dmilo.core.unknown import Free, Unknowns
+from deepinv_dmilo.core.unknown import Unknowns
 
 
 class Run:
