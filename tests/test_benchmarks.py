@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from deepinv.loss.metric import PSNR
 from deepinv.physics import Denoising
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
@@ -126,6 +127,43 @@ def test_methods_are_asked_only_for_the_physics_that_they_take(study):
     assert not report.applies(study, METHODS["denoiser, one call"], "inpainting-70")
     assert not report.applies(study, METHODS["PiGDM"], "phase-retrieval")
     assert report.applies(study, METHODS["DMILO, 25 passes"], "phase-retrieval")
+    assert not report.applies(study, METHODS["DDRM"], "blind-deblurring")
+    assert not report.applies(study, METHODS["BlindRL"], "deblurring")
+
+
+def test_a_blind_task_tells_a_guess_and_measures_as_where_the_blur_is_told(study):
+    seen = []
+
+    def make(case):
+        def method(y, physics):
+            seen.append((y, physics, case.guess))
+            return y
+
+        return method
+
+    for task in ("deblurring", "blind-deblurring"):
+        _, scores = report.reconstruct(study, Method(make), task, 0.005, 0.0, study.pictures[:1], 0)
+        assert scores[0]["residual"] == pytest.approx(_blurred_twice(study, seen[0]), rel=1e-5)  # of the true blur
+    (y, told, none), (same_y, guessed, guess) = seen
+    assert torch.equal(y, same_y)
+    assert none is None
+    torch.testing.assert_close(guessed.filter, guess)
+    assert guess.shape == (1, 1, *told.filter.shape[2:])
+    assert guess.max() < 0.8 * told.filter.max()  # wider
+
+
+def _blurred_twice(study, seen):
+    y, physics, _ = seen
+    return (physics.A(y.clamp(0, 1)) - y).square().mean().sqrt().item()
+
+
+def test_blind_methods_sharpen_a_digit(study):
+    x = study.pictures[:1]
+    y_psnr = PSNR()(study.physics("deblurring", 0.0).A(x), x).item()
+    found = {}
+    for name in ("BlindRL", "DMILO, 50 passes"):
+        _, (found[name],) = report.reconstruct(study, METHODS[name], "blind-deblurring", 0.005, 5.0, x, 0)
+    assert found["DMILO, 50 passes"]["psnr"] > max(y_psnr, found["BlindRL"]["psnr"]) + 1
 
 
 @pytest.fixture
@@ -254,7 +292,7 @@ def test_tables_and_pictures(tmp_path):
 def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
     labels = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
     looks = figures.styles(figures._families(labels))
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 21
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 22
     many = figures.styles([*looks, *(f"method {i}" for i in range(100))])
     assert len({(look["color"], look["marker"]) for look in many.values()}) == len(many)
     ours = [looks.pop("DMILO"), looks.pop("DMILO-PGD")]

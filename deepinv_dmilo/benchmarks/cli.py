@@ -23,7 +23,7 @@ def add_benchmark(commands: Any) -> None:
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
     benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
     benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
-    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all ten)")
+    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all)")
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
     report = benchmark.add_argument_group("report")
     report.add_argument("--preset", default="photos", help="digits, photos (default), faces: the paper's settings")

@@ -28,10 +28,10 @@ from deepinv.physics import (
     PoissonNoise,
     SaltPepperNoise,
 )
-from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 from tqdm import tqdm
 
+from deepinv_dmilo.benchmarks.studies import GUESS, gaussian
 from deepinv_dmilo.core.constraints import Positive, Simplex
 from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
@@ -50,7 +50,6 @@ _NOISES: dict[str, Callable[[], NoiseModel]] = {
 }
 _TASKS = ("denoising", "deblurring", "inpainting")
 _SHIFTS = torch.arange(-3, 3.25, 0.25)  # pixels
-_GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 
 
 def pictures(name: str) -> Tensor:
@@ -99,22 +98,13 @@ def noise_table(name: str) -> list[str]:
     return lines
 
 
-def gaussian(std: float, side: int) -> Tensor:
-    """A Gaussian kernel (1, 1, side, side)."""
-    small = gaussian_blur(sigma=(std, std))
-    half, middle = min(side, small.shape[-1]) // 2, small.shape[-1] // 2
-    inner = small[..., middle - half : middle + half + 1, middle - half : middle + half + 1]
-    kernel = torch.nn.functional.pad(inner, [side // 2 - half] * 4)
-    return kernel / kernel.sum()
-
-
 def blind_table() -> list[str]:
     """Blind deblurring of photographs, beside the same with the true kernel, and beside the guess held."""
     prior, middle = DiffusionPrior.from_pretrained("photos"), pictures("photos")
     corner = held_out_images("photos")[12:16, :, :64, 64:128]
     shape: tuple[int, int, int] = tuple(middle.shape[1:])  # type: ignore[assignment]
     side = shape[1] // 4 + 1
-    guess = gaussian(_GUESS, side)
+    guess = gaussian(GUESS, side)
     motion = make_physics("motion-deblurring", shape).filter.mean(1, keepdim=True)  # type: ignore[union-attr]
     blinds = [f"blind, {passes} passes" for passes in _BLIND_PASSES]
     titles = ["measured", "guess held", *blinds, "registered", "error of the kernel", "true kernel"]
@@ -194,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         text += ["", "Squares are those of Gaussian noise of the true variance, `noise_level=...`."]
     text += ["", f"## Blind deblurring of photographs, noise {_NOISE}", "", *blind_table(), ""]
     text += [
-        f"The guess is a Gaussian kernel of {_GUESS} pixels, 17 x 17. BlindRL takes {_RL_STEPS} steps from it.",
+        f"The guess is a Gaussian kernel of {GUESS} pixels, 17 x 17. BlindRL takes {_RL_STEPS} steps from it.",
         f"Registered is the image of the column before, moved by up to {_SHIFTS.max():.0f} pixels: measurements cannot "
         "tell where it is, since its blur may be moved the other way.",
     ]

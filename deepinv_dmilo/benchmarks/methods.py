@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from deepinv.optim import L2
-from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics, PhaseRetrieval, Physics
+from deepinv.optim import L2, BlindRL
+from deepinv.physics import Blur, DecomposablePhysics, Denoising, LinearPhysics, PhaseRetrieval, Physics
 from deepinv.sampling import DDRM, DPS, DDPMSolver, DiffPIR, PiGDMDataFidelity, PosteriorDiffusion
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
 from torch import Tensor, nn
 
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, TOLD_TASKS
+from deepinv_dmilo.core.constraints import Simplex
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
@@ -45,6 +47,7 @@ class Case(NamedTuple):
     task: str
     noise: float  # standard deviation, for images in [0, 1]
     weight: float  # what of the method is tuned
+    guess: Tensor | None = None  # of the blur, (1, 1, h, w), where the physics has no more than that
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Method:
     grid: tuple[float, ...] = ()  # weights that tuning starts from
     scale: float = 2.0  # factor by which the grid grows until the best weight is inside; 0: it does not
     first_only: bool = False  # too long for more than the first images at the first noise level
+    tasks: tuple[str, ...] = tuple(TOLD_TASKS)  # that it is run on
 
 
 class Sampler(nn.Module):
@@ -87,6 +91,21 @@ class PseudoInverse(nn.Module):
         if hasattr(physics, "A_adjoint") or isinstance(physics, PhaseRetrieval):
             return physics.A_dagger(y)
         return physics.A_dagger(y, x_init=torch.full((len(y), *self.image_shape), 0.5, device=y.device))
+
+
+class RichardsonLucy(nn.Module):
+    """deepinv's ``BlindRL`` from the measurements and the blur that it is told, stopped after ``weight`` steps."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.steps = round(case.weight)
+
+    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+        """Images, (B, C, H, W)."""
+        guess: Any = physics.filter
+        x, kernels = y.clamp(min=1e-3), guess.repeat(len(y), 1, 1, 1)
+        model = BlindRL(kernel_size=guess.shape[-1], max_iter=self.steps, use_fft=True, init=(x, kernels))
+        return model(x, Blur(filter=guess, padding="circular"))[0]
 
 
 class OneCall(nn.Module):
@@ -138,7 +157,8 @@ def _total_variation(case: Case) -> nn.Module:
 
 
 def _ours(case: Case, *, method: type[DMILO], passes: int, samples: int) -> nn.Module:
-    return method(case.prior, max_passes=passes, num_samples=samples)
+    unknown = None if case.guess is None else {"filter": Simplex(case.guess)}
+    return method(case.prior, max_passes=passes, num_samples=samples, unknown=unknown)
 
 
 def _published(case: Case, *, method: type[DMILO]) -> nn.Module:
@@ -152,7 +172,7 @@ def _budgets(method: type[DMILO]) -> dict[str, Method]:
     """A method of ours at each of the budgets."""
     return {
         f"{'DMILO-PGD' if method is DMILOPGD else 'DMILO'}, {name}": Method(
-            partial(_ours, method=method, passes=passes, samples=samples)
+            partial(_ours, method=method, passes=passes, samples=samples), tasks=tuple(REPORT_TASKS)
         )
         for name, (passes, samples) in BUDGETS.items()
     }
@@ -175,6 +195,7 @@ RIVALS = {
 METHODS = {
     "pseudo-inverse": Method(PseudoInverse),
     "TV": Method(_total_variation, LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0),
+    "BlindRL": Method(RichardsonLucy, tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)),
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
-from deepinv_dmilo.benchmarks.studies import REPORT_TASKS, Preset, Study, measurements
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, GUESS, REPORT_TASKS, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import score
@@ -37,6 +37,8 @@ QUICK_REPORT = {
 CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
+BLIND = f"""Blind tasks have the measurements of the task of that name, and methods are told a Gaussian kernel of
+{GUESS} pixels in place of the true one. Images are compared as they are, though image and blur may both be moved."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
@@ -57,13 +59,15 @@ def reconstruct(
     physics = study.physics(task, noise)
     y = measurements(x, range(first, first + len(x)), physics)
     shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
-    model = method.make(Case(study.prior, shape, task, noise, weight))
-    return score(model, x, y, physics, seed=first, lpips=lpips)
+    guess = study.guess(task)
+    model = method.make(Case(study.prior, shape, task, noise, weight, guess))
+    told = None if guess is None else study.physics(task, noise, kernel=guess)
+    return score(model, x, y, physics, told=told, seed=first, lpips=lpips)
 
 
 def applies(study: Study, method: Method, task: str) -> bool:
     """Whether a method takes the physics of a task."""
-    return isinstance(study.physics(task, 0.0), method.physics)
+    return task in method.tasks and isinstance(study.physics(task, 0.0), method.physics)
 
 
 def tune(study: Study, method: str, task: str, noise: float, file: Path) -> float:
@@ -151,6 +155,8 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
         f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, in as many sittings as it"
     )
     text += [f"took; tables of {sentence(provenance(device))}.", "", CAVEAT]
+    if any(r.task in BLIND_TASKS for r in rows):
+        text += ["", BLIND]
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         done: dict[str, dict[str, int]] = {}  # images by method and task

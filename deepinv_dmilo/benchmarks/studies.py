@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from deepinv.physics import Physics
+from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements, join
@@ -21,8 +22,8 @@ from deepinv_dmilo.tools.tasks import make_physics
 if TYPE_CHECKING:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
-#: tasks of the reports, by name: that of ``make_physics``, and its options
-REPORT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+#: tasks of which the physics is told, by name: that of ``make_physics``, and its options
+TOLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "super-resolution": ("super-resolution", {}),
     "inpainting-70": ("inpainting", {"missing": 0.7}),
     "inpainting-90": ("inpainting", {"missing": 0.9}),
@@ -34,6 +35,11 @@ REPORT_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising": ("denoising", {}),
     "phase-retrieval": ("phase-retrieval", {}),
 }
+#: tasks of which only a first guess of the blur is told; what is measured is the same as where it is known
+BLIND_TASKS = {f"blind-{task}": TOLD_TASKS[task] for task in ("deblurring", "motion-deblurring")}
+#: all tasks of the reports
+REPORT_TASKS = TOLD_TASKS | BLIND_TASKS
+GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 NOISES = (0.005, 0.05)
 
 
@@ -70,6 +76,7 @@ PRESETS = {
         "digits",
         "digits",
         limit=32,
+        tasks=tuple(TOLD_TASKS),
         tuning=(240, 244),
         batch_size=8,
         record=TUNING / "digits.csv",
@@ -134,11 +141,26 @@ class Study:
         pictures, tuned_on = (torch.stack([images[i] for i in rows]).to(device) for rows in (range(count), tuning))
         return cls(preset, prior, pictures, tuned_on)
 
-    def physics(self, task: str, noise: float) -> Physics:
-        """The operator of a task, the same at every call."""
+    def physics(self, task: str, noise: float, kernel: Tensor | None = None) -> Physics:
+        """The operator of a task, the same at every call, or that with another blur kernel."""
         name, options = REPORT_TASKS[task]
         shape: tuple[int, int, int] = tuple(self.pictures.shape[1:])  # type: ignore[assignment]
-        return make_physics(name, shape, noise=noise, device=self.prior.device, **options)
+        return make_physics(name, shape, noise=noise, kernel=kernel, device=self.prior.device, **options)
+
+    def guess(self, task: str) -> Tensor | None:
+        """The kernel that blind deblurring starts from, (1, 1, h, w); None where the physics is told."""
+        if task not in BLIND_TASKS:
+            return None
+        return gaussian(GUESS, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
+
+
+def gaussian(std: float, side: int) -> Tensor:
+    """A Gaussian kernel (1, 1, side, side) of a standard deviation in pixels, cut off at the edge."""
+    small = gaussian_blur(sigma=(std, std))
+    half, middle = min(side, small.shape[-1]) // 2, small.shape[-1] // 2
+    inner = small[..., middle - half : middle + half + 1, middle - half : middle + half + 1]
+    kernel = torch.nn.functional.pad(inner, [side // 2 - half] * 4)
+    return kernel / kernel.sum()
 
 
 def measurements(x: Tensor, numbers: Sequence[int], physics: Physics) -> Measurements:

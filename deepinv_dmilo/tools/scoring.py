@@ -26,6 +26,7 @@ def score(
     y: Measurements,
     physics: Physics,
     *,
+    told: Physics | None = None,
     seed: int = 0,
     lpips: LPIPS | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
@@ -37,6 +38,7 @@ def score(
     :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
     :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.
     :param deepinv.physics.Physics physics: forward operator.
+    :param deepinv.physics.Physics told: what the model gets in its place, where of the operator not all is known.
     :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
     :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
     :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
@@ -47,7 +49,7 @@ def score(
     forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
     with forked, torch.no_grad(), Meter(prior and prior.network, x.device) as meter:
         torch.manual_seed(seed)
-        x_hat = model(y, physics)
+        x_hat = model(y, told or physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
     misfit = mean_energy(measure(x_hat, physics) - y)
     columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": misfit.sqrt()}
