@@ -9,17 +9,16 @@ import torch
 from deepinv.loss.metric import PSNR
 from deepinv.physics import Denoising
 from diffusers import DDPMPipeline, DDPMScheduler
-from PIL import Image
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.benchmarks import figures, real_size, report, suite
+from deepinv_dmilo.benchmarks import real_size, report, suite
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
 from deepinv_dmilo.benchmarks.rivals import FASTDIPS
-from deepinv_dmilo.benchmarks.studies import PRESETS, REPORT_TASKS, Study
+from deepinv_dmilo.benchmarks.studies import PRESETS, Study
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png
-from deepinv_dmilo.tools.scoring import Meter, score
+from deepinv_dmilo.tools.scoring import Meter, registered, score
 from deepinv_dmilo.tools.tasks import make_physics
 
 
@@ -157,6 +156,12 @@ def _blurred_twice(study, seen):
     return (physics.A(y.clamp(0, 1)) - y).square().mean().sqrt().item()
 
 
+def test_an_image_of_an_unknown_blur_is_compared_where_it_fits_best(study):
+    x = study.pictures[:2]
+    moved = torch.stack([x[0].roll((2, -1), (1, 2)), x[1].roll(-3, 2)])
+    torch.testing.assert_close(registered(moved, x), x, rtol=0, atol=1e-4)
+
+
 def test_blind_methods_sharpen_a_digit(study):
     x = study.pictures[:1]
     y_psnr = PSNR()(study.physics("deblurring", 0.0).A(x), x).item()
@@ -271,71 +276,6 @@ def test_other_pictures_or_sizes_are_not_tuned_with_the_records_of_the_preset():
     assert preset.with_settings(limit=3).record == preset.record
     assert preset.with_settings(size=64).record is None
     assert preset.with_settings(images="folder").tuning == (-4, None)
-
-
-def test_tables_and_pictures(tmp_path):
-    def row(method, task, image, psnr, passes):
-        return report.Row(task, 0.005, method, 0.0, image, psnr, 0.9, passes, 5.0, 1.0, 10.0)
-
-    rows = [row("a, 25 passes", "denoising", i, 20.0 + i, 25.0) for i in range(4)]
-    rows += [row("a, 50 passes", "denoising", i, 22.0 + i, 50.0) for i in range(4)]
-    rows += [row("b", "deblurring", i, 30.0, 100.0) for i in range(4)]
-    rows += [row("long", "denoising", i, 24.0, 900.0) for i in range(2)]
-    report.write(PRESETS["digits"], rows, tmp_path, "command")
-    text = (tmp_path / "report.md").read_text()
-    assert "| a, 50 passes | - | **23.50** | 50 + 5 |" in text  # the mean of all four digits
-    assert "| long | - | **24.00** | 900 + 5 |" in text  # beside the others on its two digits
-    with Image.open(tmp_path / "noise-0.005-4.png") as picture:
-        assert picture.width == figures.WIDTH * figures.DPI
-
-
-def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
-    labels = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
-    looks = figures.styles(figures._families(labels))
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 22
-    many = figures.styles([*looks, *(f"method {i}" for i in range(100))])
-    assert len({(look["color"], look["marker"]) for look in many.values()}) == len(many)
-    ours = [looks.pop("DMILO"), looks.pop("DMILO-PGD")]
-    for key in ("zorder", "linewidth"):
-        assert min(look[key] for look in ours) > max(look[key] for look in looks.values())
-    assert figures.styles(["dmilo"])["dmilo"]["color"] == ours[0]["color"]  # as the registry calls it
-
-
-@pytest.mark.parametrize("draw", [figures.convergence_figure, figures.bar_figure])
-def test_the_legend_covers_nothing(draw):
-    """Nor does anything cover a label: what is drawn beside the panels is apart from the legend."""
-    tasks, methods = list(REPORT_TASKS)[:4], [f"method {i}" for i in range(16)]
-    rows = [report.Row(t, 0.05, m, 0.0, 0, 20.0, 0.9, 25.0, 0.0, 1.0, 10.0) for t in tasks for m in methods]
-    figure = draw(rows, tasks, methods)
-    figure.draw_without_rendering()
-    legend = figure.legends[0].get_window_extent()
-    assert len(figure.legends[0].get_texts()) == 16
-    others = [ax for ax in figure.axes if ax.get_visible()] + list(figure.texts)
-    assert not any(legend.overlaps(other.get_tightbbox()) for other in others)
-
-
-def test_gains_are_paired_by_image():
-    def row(method, image, psnr):
-        return report.Row("denoising", 0.005, method, 0.0, image, psnr, 0.9, 1.0, 0.0, 1.0, 10.0)
-
-    rows = [row("ours", i, psnr) for i, psnr in enumerate((30.0, 25.0, 99.0))]
-    rows += [row("other", i, psnr) for i, psnr in enumerate((28.0, 24.0))]  # 2 and 1 dB below on its two images
-    table = report.gain_table(rows, ["denoising", "deblurring"], ["ours", "other"], "ours").splitlines()
-    assert table[2:] == ["| other | +1.50 ± 0.50 | - |"]
-
-
-def test_a_method_that_diverged_is_named_so_and_hides_no_other():
-    def row(method, image, psnr):
-        return report.Row("denoising", 0.005, method, 0.0, image, psnr, 0.9, 1.0, 0.0, 1.0, 10.0)
-
-    rows = [row("other", 0, float("nan")), row("other", 1, 24.0), row("ours", 0, 30.0), row("ours", 1, 25.0)]
-    methods = ["other", "ours"]
-    first, second = report.quality_table(rows, ["denoising"], methods).splitlines()[2:]
-    assert first.startswith("| other | diverged |")
-    assert second.startswith("| ours | **27.50** |")
-    assert report.gain_table(rows, ["denoising"], methods, "ours").splitlines()[2:] == ["| other | diverged |"]
-    figures.bar_figure(rows, ["denoising"], methods)
-    figures.convergence_figure(rows, ["denoising"], methods)
 
 
 def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):

@@ -9,7 +9,6 @@ Pictures that no report uses: four digits, and the middle 64 x 64 of four photog
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.tools.provenance import provenance, sentence
+from deepinv_dmilo.tools.scoring import SHIFTS, registered
 from deepinv_dmilo.tools.tasks import make_physics
 
 _PASSES, _BLIND_PASSES, _RL_STEPS, _NOISE = 25, (100, 200), 10, 0.005
@@ -49,7 +49,6 @@ _NOISES: dict[str, Callable[[], NoiseModel]] = {
     "Laplace noise, b = 0.1": lambda: LaplaceNoise(0.1),
 }
 _TASKS = ("denoising", "deblurring", "inpainting")
-_SHIFTS = torch.arange(-3, 3.25, 0.25)  # pixels
 
 
 def pictures(name: str) -> Tensor:
@@ -60,19 +59,6 @@ def pictures(name: str) -> Tensor:
 def mean_psnr(x_hat: Tensor, x: Tensor) -> str:
     """The mean over the images."""
     return f"{PSNR()(x_hat, x).mean().item():.2f}"
-
-
-def registered(x_hat: Tensor, x: Tensor) -> Tensor:
-    """The images, each moved round by what raises its PSNR most: a blur may be shifted against its image."""
-    rows, columns = (torch.fft.fftfreq(side) for side in x.shape[2:])
-    spectrum, best, highest = torch.fft.fft2(x_hat), x_hat, PSNR()(x_hat, x)
-    for dy, dx in itertools.product(_SHIFTS.tolist(), repeat=2):
-        phase = torch.exp(-2j * torch.pi * (dy * rows[:, None] + dx * columns))
-        moved = torch.fft.ifft2(spectrum * phase).real.clamp(0, 1)
-        value = PSNR()(moved, x)
-        best = torch.where((value > highest).view(-1, 1, 1, 1), moved, best)
-        highest = torch.maximum(value, highest)
-    return best
 
 
 def measured(physics: Physics, x: Tensor) -> Tensor:
@@ -185,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     text += ["", f"## Blind deblurring of photographs, noise {_NOISE}", "", *blind_table(), ""]
     text += [
         f"The guess is a Gaussian kernel of {GUESS} pixels, 17 x 17. BlindRL takes {_RL_STEPS} steps from it.",
-        f"Registered is the image of the column before, moved by up to {_SHIFTS.max():.0f} pixels: measurements cannot "
+        f"Registered is the image of the column before, moved by up to {SHIFTS.max():.0f} pixels: measurements cannot "
         "tell where it is, since its blur may be moved the other way.",
     ]
     text += ["", "## Other parameters", "", "70 % inpainting of photographs.", "", *other_table()]

@@ -22,7 +22,7 @@ from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_line
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, GUESS, REPORT_TASKS, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
-from deepinv_dmilo.tools.scoring import score
+from deepinv_dmilo.tools.scoring import SHIFTS, score
 
 OURS = "DMILO, 100 passes"  # the default, which the others are compared with
 TUNED_ON = 10_000  # numbers of the tuning pictures, from which their noise follows, start here
@@ -38,7 +38,8 @@ CAVEAT = """A tuned rival has a weight for each task and noise level, found on o
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
 BLIND = f"""Blind tasks have the measurements of the task of that name, and methods are told a Gaussian kernel of
-{GUESS} pixels in place of the true one. Images are compared as they are, though image and blur may both be moved."""
+{GUESS} pixels in place of the true one. Images are moved by up to {SHIFTS.max():.0f} pixels to be compared, since y does not
+tell where image and blur are."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
@@ -158,30 +159,9 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
     if any(r.task in BLIND_TASKS for r in rows):
         text += ["", BLIND]
     for noise in sorted({r.noise for r in rows}):
-        level = [r for r in rows if r.noise == noise]
-        done: dict[str, dict[str, int]] = {}  # images by method and task
-        for r in level:
-            counts = done.setdefault(r.method, {})
-            counts[r.task] = counts.get(r.task, 0) + 1
-        finished = {method: min(counts.values()) for method, counts in done.items()}
-        for count in sorted(set(finished.values()), reverse=True):
-            # every method on the images that this group of methods did: the few of the longest runs, then all
-            methods = [m for m, images in finished.items() if images >= count]
-            shared = [r for r in level if r.image < count and r.method in methods]
-            tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
-            text += [
-                "",
-                f"## Noise {noise}, {count} picture{'s' * (count > 1)}",
-                "",
-                quality_table(shared, tasks, methods),
-            ]
-            if OURS in methods:
-                text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
-            text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
-            for against in ("passes", "seconds"):
-                name = f"noise-{noise}-{count}{'' if against == 'passes' else '-seconds'}.png"
-                convergence_figure(shared, tasks, methods, against).savefig(out / name, dpi=DPI)
-                text += ["", f"![PSNR against {against}]({name})"]
+        for blind in (False, True):
+            level = [r for r in rows if r.noise == noise and (r.task in BLIND_TASKS) == blind]
+            text += _sections(level, f"Blind, noise {noise}" if blind else f"Noise {noise}", out)
     if preset.paper:
         text += [
             "",
@@ -196,6 +176,31 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
             f"| {method}, as reported | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper
         ]
     (out / "report.md").write_text("\n".join(text) + "\n")
+
+
+def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
+    """Tables and pictures of some tasks: of all methods on the pictures that all did, and of some on more."""
+    text: list[str] = []
+    done: dict[str, dict[str, int]] = {}  # images by method and task
+    for r in rows:
+        counts = done.setdefault(r.method, {})
+        counts[r.task] = counts.get(r.task, 0) + 1
+    finished = {method: min(counts.values()) for method, counts in done.items()}
+    for count in sorted(set(finished.values()), reverse=True):
+        # every method on the images that this group of methods did: the few of the longest runs, then all
+        methods = [m for m, images in finished.items() if images >= count]
+        shared = [r for r in rows if r.image < count and r.method in methods]
+        tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
+        text += ["", f"## {title}, {count} picture{'s' * (count > 1)}", "", quality_table(shared, tasks, methods)]
+        if OURS in methods:
+            text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
+        text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
+        for against in ("passes", "seconds"):
+            stem = title.lower().replace(", ", "-").replace(" ", "-")
+            name = f"{stem}-{count}{'' if against == 'passes' else '-seconds'}.png"
+            convergence_figure(shared, tasks, methods, against).savefig(out / name, dpi=DPI)
+            text += ["", f"![PSNR against {against}]({name})"]
+    return text
 
 
 def claim_folder(preset: Preset, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.core.measurements import Measurements, mean_energy, measure
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
+
+SHIFTS = torch.arange(-3, 3.25, 0.25)  # pixels that an image of an unknown blur is moved by to be compared
 
 
 def score(
@@ -38,7 +41,8 @@ def score(
     :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
     :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.
     :param deepinv.physics.Physics physics: forward operator.
-    :param deepinv.physics.Physics told: what the model gets in its place, where of the operator not all is known.
+    :param deepinv.physics.Physics told: what the model gets in its place, where of its blur not all is known; images
+        are then registered with x.
     :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
     :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
     :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
@@ -51,6 +55,7 @@ def score(
         torch.manual_seed(seed)
         x_hat = model(y, told or physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
+    x_hat = x_hat if told is None else registered(x_hat, x)
     misfit = mean_energy(measure(x_hat, physics) - y)
     columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": misfit.sqrt()}
     if lpips is not None:
@@ -58,6 +63,19 @@ def score(
     costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
     shared = {**{name: cost / len(x) for name, cost in costs.items()}, "memory_mb": meter.memory}
     return x_hat, [{**{name: c[i].item() for name, c in columns.items()}, **shared} for i in range(len(x))]
+
+
+def registered(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Images (B, C, H, W), each moved round by what raises its PSNR most: a blur may be shifted against its image."""
+    rows, columns = (torch.fft.fftfreq(side) for side in x.shape[2:])
+    spectrum, best, highest = torch.fft.fft2(x_hat), x_hat, PSNR()(x_hat, x)
+    for dy, dx in itertools.product(SHIFTS.tolist(), repeat=2):
+        phase = torch.exp(-2j * torch.pi * (dy * rows[:, None] + dx * columns))
+        moved = torch.fft.ifft2(spectrum * phase).real.clamp(0, 1)
+        value = PSNR()(moved, x)
+        best = torch.where((value > highest).view(-1, 1, 1, 1), moved, best)
+        highest = torch.maximum(value, highest)
+    return best
 
 
 @cache
