@@ -416,6 +416,16 @@ def test_hub_id_out_of_reach(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="cannot be loaded from the hub"):
         DiffusionPrior.from_pretrained("nobody/no-such-model")
 
+    def load_config(name):
+        try:
+            raise ConnectionError("no route to the hub")
+        except ConnectionError as error:
+            raise OSError(f"{name} has no model_index.json.") from error
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", load_config)
+    with pytest.raises(FileNotFoundError, match=r"no route to the hub\. Offline, give a folder"):
+        DiffusionPrior.from_pretrained("nobody/no-such-model")
+
 
 def test_pickled_weights_are_refused(folder):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

@@ -38,7 +38,7 @@ CAVEAT = """A tuned rival has a weight for each task and noise level, found on o
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
 BLIND = f"""Blind tasks have the measurements of the task of that name, and methods are told a Gaussian kernel of
-{GUESS} pixels in place of the true one. Images are moved by up to {SHIFTS.max():.0f} pixels to be compared, since y does not
+{GUESS} pixels in place of the true one. To be compared, images are moved by up to {SHIFTS.max():.0f} pixels: y does not
 tell where image and blur are."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""

@@ -86,10 +86,13 @@ def _from_the_hub(name: str) -> Path:
         left = {part: None for part in index if not part.startswith("_") and part not in PARTS}
         return Path(DiffusionPipeline.download(name, use_safetensors=True, **left))
     except (OSError, RuntimeError, AttributeError) as error:
+        cause: BaseException = error  # what happened at first: the libraries between say less, and guess
+        while deeper := cause.__cause__ or cause.__context__:
+            cause = deeper
         raise FileNotFoundError(
             f"{name!r} is no folder here and cannot be loaded from the hub (offline, misspelt, or without safetensors "
-            f"weights): {str(error).split('. ')[0]}. Offline, give a folder that was downloaded elsewhere, or "
-            f"{' or '.join(bundled_priors())}"
+            f"weights): {str(cause).split('. ')[0].strip('.')}. Offline, give a folder that was downloaded elsewhere, "
+            f"or {' or '.join(bundled_priors())}"
         ) from error
 
 
