@@ -11,7 +11,8 @@ number (the two parts of MRI, the bands of a spectrum) are that many digits with
 Settings are the defaults but ``max_passes=25``. Residual over noise is of root mean squares: 1 fits to the noise. Total
 variation is the best of three weights for each picture, and like ``A_dagger`` is for linear operators of real images
 alone. The pictures are as small as 8 x 16, smaller than any that the priors know: the table tells what runs, not how
-good it is on pictures of a useful size.
+good it is on pictures of a useful size. ``spatial_unwrapping_round`` folds what is above 0.5 below 0, and its gradient
+leads away from the truth: no descent finds it.
 """
 
 from __future__ import annotations
