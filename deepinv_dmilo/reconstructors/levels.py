@@ -102,6 +102,8 @@ class Levels:
             if gaussian:
                 run.observation.warn_if_noise_is_all(variance)
             noise = (variance / operator.squared_gain).sqrt()
+            if run.unknowns is not None:  # what explains y best in the end is a smooth image, and no blur
+                run.ends_early = noise >= LITTLE_NOISE
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.
             if gaussian and operator.is_known_linear and (amplitude <= COVER * noise).any():
