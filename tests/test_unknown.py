@@ -11,6 +11,7 @@ from deepinv_dmilo.core.constraints import check_unknown
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.tools.scoring import Meter
 
 SHAPE = (3, 12, 20)
 #: the image stays near the one that is given
@@ -247,3 +248,17 @@ def test_unknown_parameters_are_asked_for_where_there_are_some():
     with pytest.raises(ValueError, match=r'DMILO\(prior, unknown=\{"filter": kernel\}\), say'):
         DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
     assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)
+
+
+def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():
+    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
+    guess = dinv.physics.functional.gaussian_blur(sigma=(2.0, 2.0))
+    model = DMILO(prior, unknown={"filter": Simplex(guess)}, schedule=Levels((1.0, 0.37)), max_passes=40)
+    true, passes = dinv.physics.functional.gaussian_blur(sigma=(1.0, 1.0)), {}
+    for noise in (0.005, 0.05):
+        physics = dinv.physics.BlurFFT(x.shape[1:], filter=guess, noise_model=GaussianNoise(noise))
+        with Meter(prior.network, x.device) as meter:
+            model(physics(x, filter=true), physics)
+        passes[noise] = meter.passes
+    assert passes[0.05] <= 2 * 5
+    assert 2 * 5 < passes[0.005] <= 40

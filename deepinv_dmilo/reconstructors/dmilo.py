@@ -84,7 +84,8 @@ class DMILO(PriorReconstructor):
         ``model(y, physics, return_unknown=True)`` returns them too.
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
-        are not given, 100 for a sample, 200 with ``unknown`` parameters.
+        are not given, 100 for a sample, 200 with ``unknown`` parameters (of which noise of 2.5 % of y
+        and more takes five a level).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
         (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.

@@ -15,7 +15,7 @@ from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.door import check_settings
 from deepinv_dmilo.core.left_open import least_squares, left_open
-from deepinv_dmilo.core.measurements import working_dtype
+from deepinv_dmilo.core.measurements import mean_energy, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
@@ -34,6 +34,9 @@ EVEN_NOISE = 0.2
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
 COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
+# Root mean square of noise as a part of that of y, from which on unknown parameters end early; measured in
+# docs/defaults.md.
+MUCH_NOISE = 0.025
 PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
 # That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
 # the noise of the measurements is: ours.
@@ -103,7 +106,7 @@ class Levels:
                 run.observation.warn_if_noise_is_all(variance)
             noise = (variance / operator.squared_gain).sqrt()
             if run.unknowns is not None:  # what explains y best in the end is a smooth image, and no blur
-                run.ends_early = noise >= LITTLE_NOISE
+                run.ends_early = variance > MUCH_NOISE**2 * mean_energy(run.observation.y)
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.
             if gaussian and operator.is_known_linear and (amplitude <= COVER * noise).any():
