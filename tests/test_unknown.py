@@ -6,7 +6,7 @@ import torch
 from deepinv.physics import GaussianNoise, Physics, PoissonNoise
 from toys import ConvNet, prior_that_believes, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
 from deepinv_dmilo.core.constraints import check_unknown
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
@@ -127,7 +127,7 @@ def test_a_kernel_of_each_channel_adds_to_one():
     assert isinstance(check_unknown({"filter": known})["filter"], Simplex)
 
 
-@pytest.mark.parametrize("unknown", ["filter", [torch.ones(1, 1)], {3: torch.ones(1, 1)}])
+@pytest.mark.parametrize("unknown", ["filter", torch.ones(1, 1, 5, 5), {3: torch.ones(1, 1)}])
 def test_what_names_no_parameter_is_told(unknown):
     with pytest.raises(TypeError, match=r"pass first guesses by the names that physics\.update takes"):
         DMILO(prior_that_believes(), unknown=unknown)
@@ -226,10 +226,14 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
         ({"gain": torch.ones(1, 1, 1, 1).int()}, ValueError, "pass finite floats"),
         ({"gain": Positive(torch.zeros(1, 1))}, ValueError, "Positive starts above 0; its least entry is 0"),
         ({"gain": Simplex(-torch.ones(1, 2))}, ValueError, "a Simplex starts at entries of at least 0"),
-        ({"gian": torch.ones(1, 1, 1, 1)}, ValueError, "a Gain has no parameter of that name; it has gain"),
-        ({"gain": torch.ones(3, 1, 1, 1)}, ValueError, r"has shape \(3, 1, 1, 1\) for a batch of 2; give one"),
-        ({"device_": torch.ones(1, 1)}, ValueError, "has no parameter of that name"),
-        ({"idle": torch.ones(1, 1)}, ValueError, r"physics.A does not depend on it"),
+        ({"gian": Free(torch.ones(1, 1, 1, 1))}, ValueError, "a Gain has no parameter of that name; it has gain"),
+        ({"gain": Free(torch.ones(3, 1, 1, 1))}, ValueError, r"has shape \(3, 1, 1, 1\) for a batch of 2; give one"),
+        ({"noise_model": Free(torch.ones(1, 1))}, ValueError, "has no parameter of that name"),
+        ({"idle": Free(torch.ones(1, 1))}, ValueError, r"physics.A does not depend on it"),
+        ({"gain": torch.ones(1, 1, 1, 1)}, ValueError, r"say what it may be: Simplex\(.*, Positive\(tensor\), Free\("),
+        ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
+        ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
+        ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not 3"),
     ],
 )
 def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
@@ -262,3 +266,7 @@ def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():
         passes[noise] = meter.passes
     assert passes[0.05] <= 2 * 5
     assert 2 * 5 < passes[0.005] <= 40
+    model.solver = LBFGS(steps=20)  # one's own steps are taken
+    with Meter(prior.network, x.device) as meter:
+        model(physics(x, filter=true), physics)
+    assert meter.passes > 2 * 5

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
-from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, TOLD_TASKS
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS
 from deepinv_dmilo.core.constraints import Simplex
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.reconstructors.dmilo import DMILO
@@ -60,7 +60,7 @@ class Method:
     grid: tuple[float, ...] = ()  # weights that tuning starts from
     scale: float = 2.0  # factor by which the grid grows until the best weight is inside; 0: it does not
     first_only: bool = False  # too long for more than the first images at the first noise level
-    tasks: tuple[str, ...] = tuple(TOLD_TASKS)  # that it is run on
+    tasks: tuple[str, ...] = tuple(KNOWN_TASKS)  # that it is run on
 
 
 class Sampler(nn.Module):
@@ -94,11 +94,11 @@ class PseudoInverse(nn.Module):
 
 
 class RichardsonLucy(nn.Module):
-    """deepinv's ``BlindRL`` from the measurements and the blur that it is told, stopped after ``weight`` steps."""
+    """deepinv's ``BlindRL`` from the measurements and the blur that it is given, stopped after some steps."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
-        self.steps = round(case.weight)
+        self.steps = steps
 
     def forward(self, y: Tensor, physics: Physics) -> Tensor:
         """Images, (B, C, H, W)."""
@@ -195,7 +195,9 @@ RIVALS = {
 METHODS = {
     "pseudo-inverse": Method(PseudoInverse),
     "TV": Method(_total_variation, LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0),
-    "BlindRL": Method(RichardsonLucy, tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)),
+    "BlindRL": Method(
+        lambda case: RichardsonLucy(round(case.weight)), tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)
+    ),
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
-from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, GUESS, REPORT_TASKS, Preset, Study, measurements
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, GUESS_STD, REPORT_TASKS, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import SHIFTS, score
@@ -37,9 +37,9 @@ QUICK_REPORT = {
 CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
-BLIND = f"""Blind tasks have the measurements of the task of that name, and methods are told a Gaussian kernel of
-{GUESS} pixels in place of the true one. To be compared, images are moved by up to {SHIFTS.max():.0f} pixels: y does not
-tell where image and blur are."""
+BLIND = f"""`blind-deblurring` has the measurements of `deblurring`, and so has the motion blur, but methods are given a
+Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. Their images are
+moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
@@ -62,8 +62,8 @@ def reconstruct(
     shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
     guess = study.guess(task)
     model = method.make(Case(study.prior, shape, task, noise, weight, guess))
-    told = None if guess is None else study.physics(task, noise, kernel=guess)
-    return score(model, x, y, physics, told=told, seed=first, lpips=lpips)
+    guessed = None if guess is None else study.physics(task, noise, kernel=guess)
+    return score(model, x, y, physics, guessed=guessed, seed=first, lpips=lpips)
 
 
 def applies(study: Study, method: Method, task: str) -> bool:

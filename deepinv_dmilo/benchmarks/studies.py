@@ -22,8 +22,8 @@ from deepinv_dmilo.tools.tasks import make_physics
 if TYPE_CHECKING:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
-#: tasks of which the physics is told, by name: that of ``make_physics``, and its options
-TOLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+#: tasks whose physics is known, by name: that of ``make_physics``, and its options
+KNOWN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "super-resolution": ("super-resolution", {}),
     "inpainting-70": ("inpainting", {"missing": 0.7}),
     "inpainting-90": ("inpainting", {"missing": 0.9}),
@@ -35,11 +35,11 @@ TOLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising": ("denoising", {}),
     "phase-retrieval": ("phase-retrieval", {}),
 }
-#: tasks of which only a first guess of the blur is told; what is measured is the same as where it is known
-BLIND_TASKS = {f"blind-{task}": TOLD_TASKS[task] for task in ("deblurring", "motion-deblurring")}
+#: tasks with a first guess in place of the blur; what is measured is the same as where it is known
+BLIND_TASKS = {f"blind-{task}": KNOWN_TASKS[task] for task in ("deblurring", "motion-deblurring")}
 #: all tasks of the reports
-REPORT_TASKS = TOLD_TASKS | BLIND_TASKS
-GUESS = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
+REPORT_TASKS = KNOWN_TASKS | BLIND_TASKS
+GUESS_STD = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 NOISES = (0.005, 0.05)
 
 
@@ -76,7 +76,7 @@ PRESETS = {
         "digits",
         "digits",
         limit=32,
-        tasks=tuple(TOLD_TASKS),
+        tasks=tuple(KNOWN_TASKS),
         tuning=(240, 244),
         batch_size=8,
         record=TUNING / "digits.csv",
@@ -148,10 +148,10 @@ class Study:
         return make_physics(name, shape, noise=noise, kernel=kernel, device=self.prior.device, **options)
 
     def guess(self, task: str) -> Tensor | None:
-        """The kernel that blind deblurring starts from, (1, 1, h, w); None where the physics is told."""
+        """The kernel that blind deblurring starts from, (1, 1, h, w); None where the physics is known."""
         if task not in BLIND_TASKS:
             return None
-        return gaussian(GUESS, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
+        return gaussian(GUESS_STD, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
 
 
 def gaussian(std: float, side: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.figures import DPI, bar_figure, convergence_figure, cost_table, quality_table
 from deepinv_dmilo.benchmarks.records import Row
-from deepinv_dmilo.benchmarks.studies import NOISES, TOLD_TASKS
+from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, NOISES
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -33,7 +33,7 @@ def run_suite(
     suite: str,
     out: Path,
     *,
-    tasks: Sequence[str] = tuple(TOLD_TASKS),
+    tasks: Sequence[str] = tuple(KNOWN_TASKS),
     noises: Sequence[float] = NOISES,
     limit: int = 8,
     budgets: Sequence[int] = (25, 50, 100),
@@ -61,8 +61,8 @@ def run_suite(
     except ImportError as error:
         raise ImportError("benchmarks need benchopt; type: pip install 'deepinv-dmilo[bench]'") from error
 
-    if unknown := sorted(set(tasks) - TOLD_TASKS.keys()):
-        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(TOLD_TASKS)}")
+    if unknown := sorted(set(tasks) - KNOWN_TASKS.keys()):
+        raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(KNOWN_TASKS)}")
     most = len(held_out_images(suite))
     if not 1 <= limit <= most:
         raise InputError(f"--limit {limit}: type a number from 1 to {most}")

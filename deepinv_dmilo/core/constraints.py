@@ -61,7 +61,7 @@ class Simplex(Free):
     A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
 
     :param torch.Tensor start: the first guess, (1, ...) or (B, ...), of channels (1, C, H, W); it is divided by its
-        sum.
+        sum. Of a blur a wide kernel, and not a single point, which a search may not leave.
     """
 
     def raw(self) -> Tensor:
@@ -105,8 +105,8 @@ def check_unknown(unknown: Parameters) -> dict[str, Free]:
     """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
     if not isinstance(unknown, Mapping) or not all(isinstance(name, str) for name in unknown):
         raise TypeError(
-            f"unknown is {unknown!r}; pass first guesses by the names that physics.update takes, such as "
-            '{"filter": Simplex(kernel)}'
+            f"unknown is a {type(unknown).__name__}; pass first guesses by the names that physics.update takes, such "
+            'as {"filter": Simplex(kernel)}'
         )
     checked = {}
     for name, given in unknown.items():
@@ -122,11 +122,21 @@ def check_unknown(unknown: Parameters) -> dict[str, Free]:
                 f"unknown[{name!r}] has shape {tuple(start.shape)} and type {start.dtype}; pass finite floats, one "
                 "guess for all images or one for each: shape (1, ...) or (B, ...), with two dimensions at least"
             )
-        if isinstance(given, Tensor) and (start >= 0).all() and (_entries(start).sum(-1) - 1).abs().max() < 1e-3:
+        if isinstance(given, Tensor):
+            entries = _entries(start)
+            if entries.shape[-1] == 1 or (start < 0).any() or (entries.sum(-1) - 1).abs().max() > 1e-3:
+                raise ValueError(
+                    f"unknown[{name!r}] is a tensor, and no entries of at least 0 that add to one; say what it may be: "
+                    "Simplex(tensor.clamp(min=0)) for a kernel, Positive(tensor), Free(tensor)"
+                )
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():
             raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
         if isinstance(guess, Simplex) and not ((start >= 0).all() and (_entries(start).sum(-1) > 0).all()):
-            raise ValueError(f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish")
+            raise ValueError(
+                f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish; clamp(min=0) it"
+            )
+        if isinstance(guess, Custom) and not callable(guess.function):
+            raise TypeError(f"unknown[{name!r}]: Custom(tensor, function) takes a function, not {guess.function!r}")
         checked[name] = guess
     return checked

@@ -51,12 +51,19 @@ class Unknowns:
                     f"unknown[{name!r}] has shape {tuple(raw.shape)} for a batch of {batch}; give one for all images, "
                     f"(1, ...) as physics.update takes it, or one for each, ({batch}, ...)"
                 )
-            if not any(hasattr(operator, name) for operator in operators(physics)):
+            own_tensors = [t for o in operators(physics) if isinstance(t := getattr(o, name, None), Tensor)]
+            if not own_tensors:
                 names = {n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)}
                 known = sorted(name for name in names if not name.startswith("_"))
                 raise ValueError(
                     f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name"
                     + (f"; it has {', '.join(known)}" if known else "")
+                )
+            shape = guess.value(raw[:1]).shape
+            if any(own.ndim == 4 != len(shape) for own in own_tensors):
+                raise ValueError(
+                    f"unknown[{name!r}] has shape {tuple(shape)} where that of the physics has four dimensions; type "
+                    "one of shape (1, 1, h, w), say"
                 )
             self.raw[name] = raw.expand(batch, *raw.shape[1:]).repeat(num_samples, *[1] * (raw.ndim - 1))
         self.physics.update(**{name: g.value(self.raw[name][:1]) for name, g in given.items()})
@@ -75,8 +82,8 @@ class Unknowns:
             rows = torch.arange(self.batch, device=x.device)
             with torch.enable_grad(), self._trying(rows, raw):
                 value = energy(measure(x, self.physics, **self.values(rows))).sum()
-                told = value.requires_grad
-                gradients = torch.autograd.grad(value, tuple(raw.values()), allow_unused=True) if told else [None]
+                depends = value.requires_grad
+                gradients = torch.autograd.grad(value, tuple(raw.values()), allow_unused=True) if depends else [None]
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
             raise ValueError(f"physics does not take unknown {', '.join(self.guesses)}: {error}") from error

@@ -84,8 +84,8 @@ class DMILO(PriorReconstructor):
         ``model(y, physics, return_unknown=True)`` returns them too.
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
-        are not given, 100 for a sample, 200 with ``unknown`` parameters (of which noise of 2.5 % of y
-        and more takes five a level).
+        are not given, 100 for a sample, 200 with ``unknown`` parameters; where these are,
+        and noise is 2.5 % of y and more, a level takes five at most (unless the solver has its own steps).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
         (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.
@@ -127,6 +127,8 @@ class DMILO(PriorReconstructor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.unknown is not None:
+            self.unknown = check_unknown(self.unknown)
         if self.schedule is None:
             self.schedule = FINER if self.unknown else Levels()
         for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
@@ -138,8 +140,6 @@ class DMILO(PriorReconstructor):
                 f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "
                 "deepinv.optim.L2(sigma=0.05)"
             )
-        if self.unknown is not None:
-            self.unknown = check_unknown(self.unknown)
         if self.noise_level == 0:
             raise ValueError(
                 "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"

@@ -34,10 +34,9 @@ EVEN_NOISE = 0.2
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
 COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
-# Root mean square of noise as a part of that of y, from which on unknown parameters end early; measured in
-# docs/defaults.md.
-MUCH_NOISE = 0.025
-PASSES_OF_A_LEVEL = 5  # that a level is worth taking for, at least
+# That a level is worth taking for, at least; and that it takes at most, where parameters are unknown and noise is more
+# than such a part of y (root mean squares, measured in docs/defaults.md).
+PASSES_OF_A_LEVEL, MUCH_NOISE = 5, 0.025
 # That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
 # the noise of the measurements is: ours.
 IMAGE_ERROR = 0.1
@@ -98,15 +97,15 @@ class Levels:
     def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor:
         """Which levels each image takes, (B, len(chains)): evenly from where it begins, as many as are worth it."""
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
+        if run.unknowns is not None and run.model._solver().steps is None:
+            run.most_steps = self._most_steps(run, x)
         if self.skip:
             images, n = run.observation.images, len(first)
             gaussian, operator = run.observation.is_gaussian, run.observation.operator
-            variance = (self.noise(run, x) if gaussian else run.observation.largest_variance(x))[:n]
+            variance = self._largest_variance(run, x)
             if gaussian:
                 run.observation.warn_if_noise_is_all(variance)
             noise = (variance / operator.squared_gain).sqrt()
-            if run.unknowns is not None:  # what explains y best in the end is a smooth image, and no blur
-                run.ends_early = variance > MUCH_NOISE**2 * mean_energy(run.observation.y)
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.
             if gaussian and operator.is_known_linear and (amplitude <= COVER * noise).any():
@@ -122,6 +121,17 @@ class Levels:
             last = len(chains) - 1
             row[torch.linspace(start if most > 1 else last, last, min(most, last + 1 - start)).round().long()] = True
         return taken.to(x.device)
+
+    def _most_steps(self, run: Run, x: Tensor) -> Tensor:
+        """Few where noise is much: more of them lead to a smooth image and no blur, which explain y best."""
+        much = self._largest_variance(run, x) > MUCH_NOISE**2 * mean_energy(run.observation.y)
+        return torch.where(much, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
+
+    def _largest_variance(self, run: Run, x: Tensor) -> Tensor:
+        """The variance of the noise of a measurement of each image, of the noisiest where they differ, (B,)."""
+        observation = run.observation
+        variance = self.noise(run, x) if observation.is_gaussian else observation.largest_variance(x)
+        return variance[: len(observation.images.rows)]
 
     def first_image(self, run: Run) -> Tensor:
         """What the prior expects before any measurement, taken to the measurements without the network."""

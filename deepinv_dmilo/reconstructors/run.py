@@ -24,8 +24,6 @@ from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.solvers import SLOWER, Solution
 from deepinv_dmilo.core.unknown import Unknowns
 
-EARLY = 5  # steps of a problem that ends early: ours
-
 
 class Run:
     """One call of a reconstructor: what it observes and draws; it solves, counts passes and keeps metrics."""
@@ -71,8 +69,8 @@ class Run:
         self.seen: Tensor | None = None
         #: images whose measurements are known to leave open little more than their noise, (B,)
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
-        #: images whose problems end early, (B,)
-        self.ends_early = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
+        #: steps that a problem of each image may take at most, (B,); None: as many as the budget has
+        self.most_steps: Tensor | None = None
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
         self.metrics: dict[str, list[list[float]]] = {}
 
@@ -140,8 +138,8 @@ class Run:
         solves = torch.tensor([len(levels) - 1 for levels in chains], device=taken.device)
         for row in taken.unique(dim=0):
             self.steps[(taken == row).all(1)] = self.model._steps(int(solves[row].sum()))
-        early = self.ends_early.repeat(self.num_samples)
-        self.steps[early] = self.steps[early].clamp(max=EARLY)
+        if self.most_steps is not None:
+            self.steps = torch.minimum(self.steps, self.most_steps.repeat(self.num_samples))
         groups = [self.steps[part].unique().sum() for part in taken.T]
         self.bar.total = int(sum(n * steps for n, steps in zip(solves, groups, strict=True)))
         for k, levels in enumerate(chains):

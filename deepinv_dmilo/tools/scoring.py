@@ -29,7 +29,7 @@ def score(
     y: Measurements,
     physics: Physics,
     *,
-    told: Physics | None = None,
+    guessed: Physics | None = None,
     seed: int = 0,
     lpips: LPIPS | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
@@ -41,8 +41,8 @@ def score(
     :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
     :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.
     :param deepinv.physics.Physics physics: forward operator.
-    :param deepinv.physics.Physics told: what the model gets in its place, where of its blur not all is known; images
-        are then registered with x.
+    :param deepinv.physics.Physics guessed: what the model gets in its place, where its blur is not known; images are
+        then registered with x.
     :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
     :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
     :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
@@ -53,9 +53,9 @@ def score(
     forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
     with forked, torch.no_grad(), Meter(prior and prior.network, x.device) as meter:
         torch.manual_seed(seed)
-        x_hat = model(y, told or physics)
+        x_hat = model(y, guessed or physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
-    x_hat = x_hat if told is None else registered(x_hat, x)
+    x_hat = x_hat if guessed is None else registered(x_hat, x)
     misfit = mean_energy(measure(x_hat, physics) - y)
     columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": misfit.sqrt()}
     if lpips is not None:
@@ -67,7 +67,7 @@ def score(
 
 def registered(x_hat: Tensor, x: Tensor) -> Tensor:
     """Images (B, C, H, W), each moved round by what raises its PSNR most: a blur may be shifted against its image."""
-    rows, columns = (torch.fft.fftfreq(side) for side in x.shape[2:])
+    rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x.shape[2:])
     spectrum, best, highest = torch.fft.fft2(x_hat), x_hat, PSNR()(x_hat, x)
     for dy, dx in itertools.product(SHIFTS.tolist(), repeat=2):
         phase = torch.exp(-2j * torch.pi * (dy * rows[:, None] + dx * columns))

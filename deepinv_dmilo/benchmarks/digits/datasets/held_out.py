@@ -4,7 +4,7 @@ import torch
 from benchopt import BaseDataset
 from deepinv.datasets import TensorDataset
 
-from deepinv_dmilo.benchmarks.studies import TOLD_TASKS
+from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -13,11 +13,11 @@ class Dataset(BaseDataset):
     """Pairs (digit, measurements); ``task`` and ``noise`` are told to the samplers that are tuned by them."""
 
     name = "digits"
-    parameters = {"task": list(TOLD_TASKS), "noise": [0.005, 0.05], "images": [8]}
+    parameters = {"task": list(KNOWN_TASKS), "noise": [0.005, 0.05], "images": [8]}
     test_parameters = {"task": ["denoising"], "noise": [0.005], "images": [1]}
 
     def get_data(self):
-        name, options = TOLD_TASKS[self.task]
+        name, options = KNOWN_TASKS[self.task]
         physics = make_physics(name, (1, 32, 32), noise=self.noise, **options)
         with torch.no_grad():  # all digits at once, as in the report: the noise of one does not depend on ``images``
             y = physics(held_out_images("digits"))[: self.images]
