@@ -147,6 +147,12 @@ def test_an_operator_without_a_gradient(model):
         model(torch.rand(1, *IMAGE), physics)
 
 
+@pytest.mark.parametrize("operator", [lambda x: x.mul_(2), lambda x: torch.from_numpy(x.numpy())])
+def test_an_operator_that_torch_cannot_follow(model, operator):
+    with pytest.raises(ValueError, match=r"cannot be differentiated \(.*\); write it in torch, without detach"):
+        model(torch.rand(1, *IMAGE), dinv.physics.Physics(A=operator))
+
+
 def test_an_operator_whose_gradient_is_zero(model):
     with pytest.raises(ValueError, match=r"its gradient is zero, as that of rounding"):
         model(torch.rand(1, *IMAGE), dinv.physics.Physics(A=lambda x: (8 * x).round() / 8))
@@ -287,6 +293,11 @@ def test_out_of_memory_in_the_noise_arrives_as_what_it_is(prior):
 def test_parts_out_of_range(part, setting, message):
     with pytest.raises(ValueError, match=message):
         part(**setting)
+
+
+def test_a_number_is_no_schedule():
+    with pytest.raises(TypeError, match=r"sigmas=3: type a sequence of noise levels, Levels\(\(1.0, 0.2\)\)"):
+        Levels(3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Unknown parameters of a physics: found with the image, one for each, kept to their constraints."""
 
+import warnings
+
 import deepinv as dinv
 import pytest
 import torch
@@ -7,6 +9,7 @@ from deepinv.physics import GaussianNoise, Physics, PoissonNoise
 from toys import ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
+from deepinv_dmilo.benchmarks.studies import gaussian
 from deepinv_dmilo.core.constraints import check_unknown
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
@@ -234,6 +237,8 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
         ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
         ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not 3"),
+        ({}, TypeError, r"unknown is \{\}; pass first guesses by the names"),
+        (torch.ones(1, 1), TypeError, "unknown is a Tensor; pass first guesses by the names"),
     ],
 )
 def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
@@ -241,6 +246,38 @@ def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
     physics.register_buffer("idle", torch.ones(1, 1))
     with pytest.raises(error, match=message):
         DMILO(toy_prior(ConvNet()), unknown=unknown)(torch.rand(2, *SHAPE).double(), physics)
+
+
+@pytest.mark.parametrize(
+    ("padding", "side", "message"),
+    [("circular", 13, "13 x 13 pixels, and the images 12 x 20"), ("valid", 9, "give the physics a guess of the same")],
+)
+def test_a_kernel_that_does_not_fit_is_told(padding, side, message):
+    physics = dinv.physics.Blur(filter=gaussian(1.0, 5).double(), padding=padding)
+    y = physics(torch.rand(1, *SHAPE).double())
+    with pytest.raises(ValueError, match=message):
+        DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(gaussian(2.0, side))}).check(y, physics)
+
+
+@pytest.mark.parametrize(
+    ("guess", "told"),
+    [
+        (gaussian(0.5, 9), "almost a single point"),
+        (torch.full((1, 1, 9, 9), 1 / 81), "flat"),
+        (gaussian(1.0, 9), None),
+        (torch.full((1, 1, 3, 3), 1 / 9), None),
+    ],
+)
+def test_a_kernel_that_the_search_may_not_leave_is_told(guess, told):
+    physics = dinv.physics.BlurFFT(SHAPE, filter=guess.double(), noise_model=GaussianNoise(0.01))
+    model = DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(guess)})
+    y = physics(torch.rand(1, *SHAPE).double())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.check(y, physics)
+    messages = [str(w.message) for w in caught if "the search may not find the blur" in str(w.message)]
+    assert len(messages) == (told is not None)
+    assert all(f"unknown['filter'] is {told}, from where" in message for message in messages)
 
 
 def test_a_first_guess_is_printed_by_its_shape():

@@ -34,6 +34,7 @@ QUICK_REPORT = {
     "noises": (0.005,),
     "limit": 1,
 }
+INTRO = "Every method on the same prior, pictures and measurements; the rivals were tuned on other pictures."
 CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
 backward passes of the network, and forward passes alone, that an image takes part in."""
@@ -151,7 +152,7 @@ def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
 def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str = "cpu") -> None:
     """The tables and pictures of what has been run."""
     size = "" if preset.size is None else f", {preset.size} x {preset.size}"
-    text = [f"# {preset.title}", "", str(__doc__).strip(), ""]
+    text = [f"# {preset.title}", "", INTRO, ""]
     text.append(
         f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, in as many sittings as it"
     )

@@ -14,9 +14,9 @@ _LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothi
 
 
 @dataclass(frozen=True, repr=False)
-class Free:
+class Guess:
     """
-    A parameter of a physics that may be any number.
+    A first guess of a parameter of a physics, with what it may be: a map from raw numbers, which are optimised.
 
     :param torch.Tensor start: the first guess, one for all images or one for each: shape (1, ...) or (B, ...), as
         ``physics.update`` takes it.
@@ -28,20 +28,29 @@ class Free:
         return f"{type(self).__name__}(<tensor of shape {tuple(self.start.shape)}>)"
 
     def raw(self) -> Tensor:
-        """What is optimised, at the start."""
+        """The raw numbers of the first guess."""
         return self.start
 
     def value(self, raw: Tensor) -> Tensor:
-        """The parameter, of what is optimised; the rows of a batch first."""
+        """The parameter that raw numbers stand for; the rows of a batch first."""
         return raw
 
     def loosened(self, raw: Tensor) -> Tensor:
-        """What is optimised from a new level on, where it was found on a noisier one."""
+        """The raw numbers to go on from at a new level, of those that were found on a noisier one."""
         return raw
 
 
 @dataclass(frozen=True, repr=False)
-class Positive(Free):
+class Free(Guess):
+    """
+    A parameter of a physics that may be any number.
+
+    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), as ``physics.update`` takes it.
+    """
+
+
+@dataclass(frozen=True, repr=False)
+class Positive(Guess):
     """
     A parameter above 0, such as a gain or the width of a blur.
 
@@ -56,7 +65,7 @@ class Positive(Free):
 
 
 @dataclass(frozen=True, repr=False)
-class Simplex(Free):
+class Simplex(Guess):
     """
     A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
 
@@ -79,7 +88,7 @@ class Simplex(Free):
 
 
 @dataclass(frozen=True, repr=False)
-class Custom(Free):
+class Custom(Guess):
     """
     A parameter that a function makes of free numbers, such as the kernel of a blur of unknown width.
 
@@ -98,20 +107,21 @@ def _entries(t: Tensor) -> Tensor:
     return t.flatten(2) if t.ndim == 4 else t.flatten(1)
 
 
-Parameters: TypeAlias = "Mapping[str, Free | Tensor]"
+Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
 
 
-def check_unknown(unknown: Parameters) -> dict[str, Free]:
+def check_unknown(unknown: Parameters) -> dict[str, Guess]:
     """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
-    if not isinstance(unknown, Mapping) or not all(isinstance(name, str) for name in unknown):
+    if not isinstance(unknown, Mapping) or not unknown or not all(isinstance(name, str) for name in unknown):
+        given = f"a {type(unknown).__name__}" if not isinstance(unknown, Mapping) else repr(unknown)
         raise TypeError(
-            f"unknown is a {type(unknown).__name__}; pass first guesses by the names that physics.update takes, such "
-            'as {"filter": Simplex(kernel)}'
+            f"unknown is {given}; pass first guesses by the names that physics.update takes, such as "
+            '{"filter": Simplex(kernel)}, or leave it out'
         )
     checked = {}
     for name, given in unknown.items():
-        guess = Free(given) if isinstance(given, Tensor) else given
-        if not isinstance(guess, Free) or not isinstance(guess.start, Tensor):
+        guess = Guess(given) if isinstance(given, Tensor) else given
+        if not isinstance(guess, Guess) or not isinstance(guess.start, Tensor):
             raise TypeError(
                 f"unknown[{name!r}] is a {type(given).__name__}; pass a first guess as a tensor, or Simplex(tensor), "
                 "Positive(tensor), Free(tensor), Custom(tensor, function)"

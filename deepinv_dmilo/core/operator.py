@@ -130,12 +130,15 @@ class Operator:
         """What changes with an image, and how much; refuses a physics without a gradient."""
         image = self._random_images(1, seed=0)
         x = image.repeat(self.batch, 1, 1, 1)
+        words = "write it in torch, without detach(), .data, numpy() or changes of x in place"
         with torch.enable_grad():
-            measured = measure(x.requires_grad_(), self.physics)
+            try:
+                measured = measure(x.requires_grad_(), self.physics)
+            except RuntimeError as error:  # without a gradient it has run before
+                raise_out_of_memory(error)
+                raise ValueError(f"physics.A cannot be differentiated ({error}); {words}") from error
             if not any(t.requires_grad for t in parts(measured)):
-                raise ValueError(
-                    "physics.A cannot be differentiated; write it in torch, without detach(), .data or numpy()"
-                )
+                raise ValueError(f"physics.A cannot be differentiated; {words}")
             other = measure(1 - x.detach(), self.physics)
             change = measured - other
             (gradient,) = torch.autograd.grad(energy(change).sum(), x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.core import lbfgs
-from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory
+from deepinv_dmilo.core.constraints import Guess, Simplex
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory, shapes
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.core.constraints import Free
     from deepinv_dmilo.core.data import Fit
     from deepinv_dmilo.core.operator import Operator
 
 # Ours: of L-BFGS for an image, from where the image before left off; the tolerance is of what a unit is worth.
 _STEPS, _TOLERANCE = 30, 1e-2
+# Pixels, standard deviation, below which a kernel is almost a point; measured in docs/defaults.md.
+_LEAST_SPREAD = 0.8
 
 
 class Unknowns:
@@ -36,9 +39,9 @@ class Unknowns:
     :raises ValueError: the physics has no such parameter, or guesses are for another number of images.
     """
 
-    def __init__(self, given: dict[str, Free], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
+    def __init__(self, given: dict[str, Guess], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
         self.guesses, self.batch = given, batch
-        self.physics = _copy(physics)
+        self.physics, self._of_caller = _copy(physics), physics
         for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
             if isinstance(noise := getattr(operator, "noise_model", None), torch.nn.Module):
                 noise.update_parameters = lambda **_: None  # type: ignore[assignment]
@@ -70,6 +73,9 @@ class Unknowns:
 
     def check(self, operator: Operator) -> None:
         """Refuse what A does not depend on, and an operator that is another one for each image in what is known."""
+        for name, guess in self.guesses.items():
+            if isinstance(guess, Simplex) and guess.start.ndim == 4:
+                _check_kernel(name, guess.start, tuple(operator.like.shape[2:]))
         if not operator.is_shared:
             raise ValueError(
                 "unknown goes with a physics that is the same for all images but for what is unknown; reconstruct "
@@ -81,12 +87,18 @@ class Unknowns:
         try:
             rows = torch.arange(self.batch, device=x.device)
             with torch.enable_grad(), self._trying(rows, raw):
-                value = energy(measure(x, self.physics, **self.values(rows))).sum()
+                made = measure(x, self.physics, **self.values(rows))
+                value = energy(made).sum()
                 depends = value.requires_grad
                 gradients = torch.autograd.grad(value, tuple(raw.values()), allow_unused=True) if depends else [None]
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
             raise ValueError(f"physics does not take unknown {', '.join(self.guesses)}: {error}") from error
+        if (expected := shapes(measure(x, self._of_caller))) != shapes(made):
+            raise ValueError(
+                f"with the first guess of {', '.join(self.guesses)} an image has measurements of shape {shapes(made)}, "
+                f"with that of the physics of {expected}; give the physics a guess of the same size"
+            )
         for name, gradient in zip(raw, gradients, strict=False):
             if gradient is None:
                 raise ValueError(
@@ -178,6 +190,33 @@ class JointFit:
 
     def select(self, rows: Tensor) -> JointFit:
         return JointFit(self.fit.select(rows), self.unknowns, self.rows[rows])
+
+
+def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
+    """Refuse first guesses of a blur that are larger than an image; warn of those that a search may not leave."""
+    height, width = kernels.shape[2:]
+    if height > image[0] or width > image[1]:
+        raise ValueError(
+            f"unknown[{name!r}] has {height} x {width} pixels, and the images {image[0]} x {image[1]}; type a guess "
+            "that is no larger than the blur may be"
+        )
+    spread = (_variance(kernels.sum(3)) + _variance(kernels.sum(2))).div(2).sqrt()
+    is_point = height * width > 1 and bool((spread < _LEAST_SPREAD).any())
+    is_flat = height * width > 9 and bool((kernels.amax((2, 3)) < 1.05 * kernels.mean((2, 3))).any())
+    if is_point or is_flat:
+        warnings.warn(
+            f"unknown[{name!r}] is {'flat' if is_flat else 'almost a single point'}, from where the search may not "
+            "find the blur; guess a kernel about as wide, as deepinv.physics.functional.gaussian_blur(sigma=(2, 2)) is",
+            RuntimeWarning,
+            stacklevel=8,  # where the model was called
+        )
+
+
+def _variance(profiles: Tensor) -> Tensor:
+    """The variance of the places that profiles (..., n) of at least 0 are the densities of."""
+    places = torch.arange(profiles.shape[-1], device=profiles.device, dtype=profiles.dtype)
+    density = profiles / profiles.sum(-1, keepdim=True)
+    return (density * (places - (density * places).sum(-1, keepdim=True)).square()).sum(-1)
 
 
 def _copy(physics: Physics) -> Physics:

@@ -79,7 +79,11 @@ class Levels:
 
     def __post_init__(self) -> None:
         given: object = self.sigmas
-        object.__setattr__(self, "sigmas", tuple(given) if isinstance(given, Iterable) else (given,))
+        if not isinstance(given, Iterable):
+            raise TypeError(
+                f"sigmas={given!r}: type a sequence of noise levels, Levels((1.0, 0.2)), or Levels() for ours"
+            )
+        object.__setattr__(self, "sigmas", tuple(given))
         if not self.sigmas:
             raise ValueError("sigmas is empty; type Levels() for ours, or schedule=Chain() for chains from pure noise")
         weights = {} if self.deviation_threshold is None else {"deviation_threshold": self.deviation_threshold}

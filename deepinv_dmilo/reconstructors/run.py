@@ -12,7 +12,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deepinv_dmilo.core.constraints import Free
+from deepinv_dmilo.core.constraints import Guess
 from deepinv_dmilo.core.data import check_fidelity
 from deepinv_dmilo.core.descent import STANDSTILL, gradient_steps, proximal_point
 from deepinv_dmilo.core.draws import Draws
@@ -45,7 +45,7 @@ class Run:
         self.like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         noise_level: float | None = getattr(model, "noise_level", None)
         fidelity: DataFidelity | None = getattr(model, "data_fidelity", None)
-        given: dict[str, Free] | None = getattr(model, "unknown", None)
+        given: dict[str, Guess] | None = getattr(model, "unknown", None)
         #: parameters of the physics that are found with the images
         self.unknowns = Unknowns(given, physics, shape[0], model.num_samples, self.like) if given else None
         operator = Operator(physics, shape, self.like, single=rows == 1, unknowns=self.unknowns)
