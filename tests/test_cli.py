@@ -1,4 +1,4 @@
-"""The command line: what it imports, and whose fault an error is. What its options refuse is in test_bundled."""
+"""The command line: what it imports, and whose fault an error is (what options refuse: test_reconstruct_command)."""
 
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_a_picture_that_could_not_be_written_is_told_before_the_work(commands, t
 
     (tmp_path / "folder.png").mkdir()
     assert "no file can be written there" in refused(tmp_path / "folder.png")
-    assert "which would be lost; type another" in refused(commands["reconstruct"][1])
+    assert "would be lost; type another" in refused(commands["reconstruct"][1])
 
 
 def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):

@@ -9,12 +9,15 @@ from deepinv.physics import GaussianNoise, Physics, PoissonNoise
 from toys import ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.benchmarks.studies import gaussian
 from deepinv_dmilo.core.constraints import check_unknown
+from deepinv_dmilo.core.observation import Observation
+from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.reconstructors.seen_noise import finest_variance
 from deepinv_dmilo.tools.scoring import Meter
+from deepinv_dmilo.tools.tasks import gaussian_kernel, make_physics
 
 SHAPE = (3, 12, 20)
 #: the image stays near the one that is given
@@ -253,18 +256,18 @@ def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
     [("circular", 13, "13 x 13 pixels, and the images 12 x 20"), ("valid", 9, "give the physics a guess of the same")],
 )
 def test_a_kernel_that_does_not_fit_is_told(padding, side, message):
-    physics = dinv.physics.Blur(filter=gaussian(1.0, 5).double(), padding=padding)
+    physics = dinv.physics.Blur(filter=gaussian_kernel(1.0, 5).double(), padding=padding)
     y = physics(torch.rand(1, *SHAPE).double())
     with pytest.raises(ValueError, match=message):
-        DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(gaussian(2.0, side))}).check(y, physics)
+        DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(gaussian_kernel(2.0, side))}).check(y, physics)
 
 
 @pytest.mark.parametrize(
     ("guess", "told"),
     [
-        (gaussian(0.5, 9), "almost a single point"),
+        (gaussian_kernel(0.5, 9), "almost a single point"),
         (torch.full((1, 1, 9, 9), 1 / 81), "flat"),
-        (gaussian(1.0, 9), None),
+        (gaussian_kernel(1.0, 9), None),
         (torch.full((1, 1, 3, 3), 1 / 9), None),
     ],
 )
@@ -289,6 +292,33 @@ def test_unknown_parameters_are_asked_for_where_there_are_some():
     with pytest.raises(ValueError, match=r'DMILO\(prior, unknown=\{"filter": kernel\}\), say'):
         DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
     assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)
+
+
+@pytest.mark.parametrize("std", [0.005, 0.05])
+def test_noise_is_seen_in_the_finest_details_of_a_blurred_picture(std):
+    """Of photographs and a motion blur, which leave nothing there; of a mask, what is left is no noise."""
+    x = held_out_images("photos")[12:14, :, 32:96, 32:96]
+    blur = make_physics("motion-deblurring", (3, 64, 64), noise=std)
+    inpainting = make_physics("inpainting", (3, 64, 64), noise=std)
+    seen, of_mask = (
+        finest_variance(Observation(p(x), Operator(p, x.shape, x, single=False), num_samples=2)).sqrt()
+        for p in (blur, inpainting)
+    )
+    torch.testing.assert_close(seen, torch.full((4,), std), rtol=0.1, atol=0)
+    assert of_mask.isinf().all()
+
+
+def test_a_blur_and_noise_that_nobody_told_are_found_together():
+    """The guess of the blur explains less of y than noise does, by far."""
+    prior, x = DiffusionPrior.from_pretrained("photos"), held_out_images("photos")[13:14, :, 32:96, 32:96]
+    guess, noise = gaussian_kernel(2.0, 17), GaussianNoise(0.005, rng=torch.Generator().manual_seed(0))
+    y = make_physics("motion-deblurring", (3, 64, 64), noise=0.005)(x)
+    psnr = []
+    for told in (noise, None):
+        physics = dinv.physics.BlurFFT((3, 64, 64), filter=guess, noise_model=told)
+        model = DMILO(prior, unknown={"filter": Simplex(guess)}, max_passes=25)
+        psnr.append(dinv.metric.PSNR()(model(y, physics), x).item())
+    assert psnr[1] > psnr[0] - 1.5
 
 
 def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():

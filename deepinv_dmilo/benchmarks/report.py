@@ -19,10 +19,11 @@ from tqdm import tqdm
 from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
-from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, GUESS_STD, REPORT_TASKS, Preset, Study, measurements
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import SHIFTS, score
+from deepinv_dmilo.tools.tasks import GUESS_STD
 
 OURS = "DMILO, 100 passes"  # the default, which the others are compared with
 TUNED_ON = 10_000  # numbers of the tuning pictures, from which their noise follows, start here

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from deepinv.physics import Physics
-from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements, join
@@ -17,7 +16,7 @@ from deepinv_dmilo.core.noise import seeded
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.options import open_prior
-from deepinv_dmilo.tools.tasks import make_physics
+from deepinv_dmilo.tools.tasks import GUESS_STD, gaussian_kernel, make_physics
 
 if TYPE_CHECKING:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
@@ -39,7 +38,6 @@ KNOWN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 BLIND_TASKS = {f"blind-{task}": KNOWN_TASKS[task] for task in ("deblurring", "motion-deblurring")}
 #: all tasks of the reports
 REPORT_TASKS = KNOWN_TASKS | BLIND_TASKS
-GUESS_STD = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 NOISES = (0.005, 0.05)
 
 
@@ -151,16 +149,7 @@ class Study:
         """The kernel that blind deblurring starts from, (1, 1, h, w); None where the physics is known."""
         if task not in BLIND_TASKS:
             return None
-        return gaussian(GUESS_STD, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
-
-
-def gaussian(std: float, side: int) -> Tensor:
-    """A Gaussian kernel (1, 1, side, side) of a standard deviation in pixels, cut off at the edge."""
-    small = gaussian_blur(sigma=(std, std))
-    half, middle = min(side, small.shape[-1]) // 2, small.shape[-1] // 2
-    inner = small[..., middle - half : middle + half + 1, middle - half : middle + half + 1]
-    kernel = torch.nn.functional.pad(inner, [side // 2 - half] * 4)
-    return kernel / kernel.sum()
+        return gaussian_kernel(GUESS_STD, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
 
 
 def measurements(x: Tensor, numbers: Sequence[int], physics: Physics) -> Measurements:

@@ -113,12 +113,12 @@ Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
 def check_unknown(unknown: Parameters) -> dict[str, Guess]:
     """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
     if not isinstance(unknown, Mapping) or not unknown or not all(isinstance(name, str) for name in unknown):
-        given = f"a {type(unknown).__name__}" if not isinstance(unknown, Mapping) else repr(unknown)
+        what = repr(unknown) if isinstance(unknown, Mapping) else f"a {type(unknown).__name__}"
         raise TypeError(
-            f"unknown is {given}; pass first guesses by the names that physics.update takes, such as "
+            f"unknown is {what}; pass first guesses by the names that physics.update takes, such as "
             '{"filter": Simplex(kernel)}, or leave it out'
         )
-    checked = {}
+    checked: dict[str, Guess] = {}
     for name, given in unknown.items():
         guess = Guess(given) if isinstance(given, Tensor) else given
         if not isinstance(guess, Guess) or not isinstance(guess.start, Tensor):

@@ -21,7 +21,7 @@ from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
 from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.run import Run
-from deepinv_dmilo.reconstructors.seen_noise import seen_variance
+from deepinv_dmilo.reconstructors.seen_noise import finest_variance, seen_variance
 
 # The first image of a schedule: what the network makes of pure noise at this level, near the mean of its images; from
 # there regularised least squares, with such noise where it is not told, or so many Gauss-Newton steps where A is not
@@ -30,6 +30,8 @@ START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 # Noise of the noisiest measurement, in [0, 1], up to which a likelihood is about one of squares (25 photons); measured
 # in docs/defaults.md.
 EVEN_NOISE = 0.2
+# Where parameters are unknown, an image begins with the lowest level of so much at most; measured in docs/defaults.md.
+UNKNOWN_FROM = 0.25
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
@@ -117,6 +119,8 @@ class Levels:
                 open_to_little = left_open(images, x[:n], little.square() * operator.squared_gain)
                 run.determined = open_to_little <= COVER * little
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
+            if run.unknowns is not None:  # else the image is made anew, and what is unknown explains it
+                needed = needed.clamp(max=UNKNOWN_FROM)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
@@ -191,6 +195,8 @@ class Levels:
             return known
         if run.seen is None:
             run.seen = seen_variance(run, x, SEEN_FROM)
+            if run.unknowns is not None:  # a guess of A errs, too, and that is no noise
+                run.seen = torch.minimum(run.seen, finest_variance(run.observation).clamp(min=run.seen / 100))
         return torch.where(known > 0, known, run.seen)
 
     def variance(self, run: Run, x: Tensor, level: Level) -> Tensor | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements
+from deepinv_dmilo.core.measurements import Measurements, working_dtype
+from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.reconstructors.run import Run
 
 # All ours.
@@ -13,6 +16,25 @@ LOWER = (0.2, 0.07, 0.02, 0.007)  # noise that is looked at below the first, in 
 SURE = 0.5  # of fresh noise, that noise in y hides in at most
 WORTH = 0.75  # of less fresh noise, that noise found with more may be for it to be tried
 LEAST = 0.01  # of what the network leaves unexplained, that is noise
+ORDER = 8  # of differences that leave noise alone
+MEDIAN = 0.6745  # of the modulus of a standard normal number
+
+
+def finest_variance(observation: Observation) -> Tensor:
+    """
+    The variance of the noise in a measurement, or more, (S * B,): that in the finest details of y, which is a picture.
+
+    A blur leaves nothing of the image in differences of a high order along rows and columns, and of white noise its
+    part: the median of their modulus is that of the noise, whatever the image and the blur. Infinite where y is no
+    picture, (B, C, H, W), or has pixels that do not depend on the image. Ours, after Donoho and Johnstone (1994), who
+    take wavelets.
+    """
+    y, reached = observation.y, observation.operator.reached
+    if not isinstance(y, Tensor) or y.ndim != 4 or y.is_complex() or min(y.shape[2:]) <= 2 * ORDER:
+        return torch.full_like(observation.data.rows, torch.inf, dtype=working_dtype(y))
+    details = y.diff(n=ORDER, dim=2).diff(n=ORDER, dim=3).flatten(1).to(working_dtype(y))
+    std = details.abs().median(1).values / (MEDIAN * math.comb(2 * ORDER, ORDER))
+    return torch.where(reached == observation.size, std.square(), torch.inf).repeat(observation.num_samples)
 
 
 def seen_variance(run: Run, x: Tensor, sigma: float) -> Tensor:

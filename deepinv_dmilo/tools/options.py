@@ -39,7 +39,9 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-passes", type=int, help="forward and backward passes of an image (100 a sample; a few calls on top)"
+        "--max-passes",
+        type=int,
+        help="forward and backward passes of an image (100 a sample, --blind 200; a few calls on top)",
     )
     command.add_argument(
         "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
@@ -109,9 +111,10 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
     settings = {name: value for name, value in settings.items() if value is not None}
     method = registry.get(args.method)
     takes = inspect.signature(method).parameters
-    for name in SHARED:
+    for name in (*SHARED, "unknown"):
         if name in settings and name not in takes:
-            raise ValueError(f"{args.method} takes no {name}; leave --{name.replace('_', '-')} out")
+            option = {"unknown": "blind"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"{args.method} takes no {name}; leave --{option} out")
     if args.num_layers is not None and not (args.published or "num_layers" in takes):
         raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:

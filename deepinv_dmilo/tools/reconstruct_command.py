@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TILE = 512  # pixels of a tile's side, where the network has no attention: ours
 WHOLE_PIXELS = TILE**2  # that such a network takes whole
+GUESS_SIDE = 33  # pixels, at most, of a blur that is not known: ours
 
 
 def add_reconstruct(commands: Any) -> None:
@@ -40,6 +41,12 @@ def add_reconstruct(commands: Any) -> None:
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
     command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1")
+    command.add_argument(
+        "--blind",
+        action="store_true",
+        help="(motion-)deblurring: the blur is not known, is found, too, and written beside the PNG; --kernel, or a "
+        "Gaussian, is a first guess",
+    )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
         "--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated; also what 0 says)"
@@ -57,7 +64,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.physics import LinearPhysics
     from torchvision.transforms.functional import center_crop
 
-    from deepinv_dmilo.tools.pictures import as_png
+    from deepinv_dmilo.core.constraints import Simplex
+    from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, make_physics
 
     with door():
@@ -75,22 +83,58 @@ def _reconstruct(args: argparse.Namespace) -> None:
         physics = make_physics(args.task, (channels, height, width), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
-        model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True)
+        settings: dict[str, Any] = {}
+        if args.blind:
+            options["kernel"] = _first_guess(args, kernel, height, width).to(device)
+            physics = make_physics(args.task, (channels, height, width), device=device, **options)
+            settings["unknown"] = {"filter": Simplex(options["kernel"])}
+        model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
-    x_hat = center_crop(model(y, physics), [height, width])  # of a blur it reaches farther than the picture
+    if args.blind:
+        x_hat, found = model(y, physics, return_unknown=True)
+    else:
+        x_hat, found = model(y, physics), {}
+    x_hat = center_crop(x_hat, [height, width])  # of a blur it reaches farther than the picture
     if args.simulate:
-        before = ""
-        if isinstance(physics, LinearPhysics):
+        before, after, how = "", x_hat, args.method
+        if args.blind:  # what was measured does not tell where the image is, and where the blur
+            before, after = f"{PSNR()(y.clamp(0, 1), picture).item():.2f} dB (blurred) -> ", registered(x_hat, picture)
+            how += ", the blur not told"
+        elif isinstance(physics, LinearPhysics):
             before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
-        print(f"PSNR {before}{PSNR()(x_hat, picture).item():.2f} dB ({args.method})")
+        print(f"PSNR {before}{PSNR()(after, picture).item():.2f} dB ({how})")
+    _write(x_hat[0], args.out)
+    for kernel in found.values():
+        _write(kernel[0] / kernel.max(), _kernel_file(args.out))
+
+
+def _write(image: Tensor, file: Path) -> None:
+    """Write an image (C, H, W) in [0, 1]; where that fails, into a folder of its own, so that nothing is lost."""
+    from deepinv_dmilo.tools.pictures import as_png
+
     try:
-        as_png(x_hat[0]).save(args.out)
+        as_png(image).save(file)
     except OSError as error:  # a disk that is full by now
-        rescued = Path(mkdtemp()) / f"{args.out.stem}.png"
-        as_png(x_hat[0]).save(rescued)
-        raise InputError(f"{args.out} cannot be written ({error}); the picture is in {rescued}") from error
-    print(f"wrote {args.out}")
+        rescued = Path(mkdtemp()) / f"{file.stem}.png"
+        as_png(image).save(rescued)
+        raise InputError(f"{file} cannot be written ({error}); the picture is in {rescued}") from error
+    print(f"wrote {file}")
+
+
+def _kernel_file(out: Path) -> Path:
+    """Where the blur that was found goes, beside the picture."""
+    return out.with_name(f"{out.stem}-kernel.png")
+
+
+def _first_guess(args: argparse.Namespace, kernel: Tensor | None, height: int, width: int) -> Tensor:
+    """The kernel that a blind search starts from, (1, 1, h, w): that of the command line, if it is not the true one."""
+    from deepinv_dmilo.tools.tasks import GUESS_STD, gaussian_kernel
+
+    if kernel is not None and not args.simulate:
+        return kernel
+    std = GUESS_STD if args.blur_sigma is None or args.simulate else args.blur_sigma
+    return gaussian_kernel(std, min(GUESS_SIDE, min(height, width) // 4 | 1))
 
 
 def _in_tiles(prior: Prior, tile: int | None, height: int, width: int) -> Prior:
@@ -120,22 +164,27 @@ def _check_pictures(args: argparse.Namespace) -> None:
         raise ValueError("--mask and --missing both say what is missing; type one of them")
     if args.image.is_dir():
         raise ValueError(f"{args.image} is a folder; type one of its pictures, or deepinv-dmilo evaluate {args.image}")
-    if args.kernel is not None and args.task not in ("deblurring", "motion-deblurring"):
-        raise ValueError(f"--kernel goes with --task deblurring or motion-deblurring, not {args.task}")
+    for option, is_given in (("--kernel", args.kernel is not None), ("--blind", args.blind)):
+        if is_given and args.task not in ("deblurring", "motion-deblurring"):
+            raise ValueError(f"{option} goes with --task deblurring or motion-deblurring, not {args.task}")
     if args.kernel is not None and args.blur_sigma is not None:
         raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
     for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such picture")
-        if args.out.exists() and args.out.samefile(file):
-            raise ValueError(f"--out {args.out} is {file}, which would be lost; type another")
+        for out in (args.out, *([_kernel_file(args.out)] if args.blind else [])):
+            if out.exists() and out.samefile(file):
+                raise ValueError(f"--out {args.out}: {file} would be lost; type another")
     if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
         raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
     if args.simulate:
         return
-    if args.task == "motion-deblurring" and args.kernel is None:
-        raise ValueError("a blurred picture needs --kernel FILE, a grey picture of the blur (or --simulate)")
-    if args.task not in PICTURE_TASKS and args.kernel is None:
+    told = args.kernel is not None or args.blind
+    if args.task == "motion-deblurring" and not told:
+        raise ValueError(
+            "a blurred picture needs --kernel FILE, a grey picture of the blur, or --blind (or --simulate)"
+        )
+    if args.task not in PICTURE_TASKS and not told:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
     if args.task == "inpainting" and args.mask is None:
         raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")

@@ -27,6 +27,7 @@ from torch import Tensor
 from deepinv_dmilo.tools.task_names import TASKS
 
 FACTOR = 4  # of super-resolution (paper)
+GUESS_STD = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 DENSE = 10**8  # entries of a random matrix, at most; larger images have structured random operators
 
 
@@ -61,6 +62,15 @@ class RealStructuredPhaseRetrieval(StructuredRandomPhaseRetrieval):
     def A(self, x: Tensor, **kwargs: object) -> Tensor:
         """Images in [0, 1], (B, C, H, W), to (B, C, H', W')."""
         return super().A(x.to(self.dtype), **kwargs)
+
+
+def gaussian_kernel(std: float, side: int) -> Tensor:
+    """A Gaussian kernel (1, 1, side, side) of a standard deviation in pixels, cut off at the edge."""
+    small = gaussian_blur(sigma=(std, std))
+    half, middle = min(side, small.shape[-1]) // 2, small.shape[-1] // 2
+    inner = small[..., middle - half : middle + half + 1, middle - half : middle + half + 1]
+    kernel = torch.nn.functional.pad(inner, [side // 2 - half] * 4)
+    return kernel / kernel.sum()
 
 
 def _resized(img_size: tuple[int, int, int], ratio: float) -> tuple[int, int, int]:

@@ -1,0 +1,167 @@
+"""The commands that take a picture of the user's, and what their options refuse."""
+
+import deepinv as dinv
+import pytest
+import torch
+from PIL import Image
+
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior
+from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools.pictures import as_png, read_picture
+from deepinv_dmilo.tools.tasks import gaussian_kernel
+
+DIGITS = ["--prior", "digits"]
+
+
+@pytest.fixture
+def digit(tmp_path):
+    file = tmp_path / "digit.png"
+    Image.fromarray((held_out_images()[0, 0] * 255).byte().numpy()).save(file)
+    return file
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Two inner steps, for tests that look at files and messages."""
+    for method in (DMILO, DMILOPGD):
+        monkeypatch.setitem(method.__init__.__kwdefaults__, "solver", LBFGS(steps=2))
+
+
+def test_reconstruct_simulated(digit, tmp_path, capsys, short):
+    out = tmp_path / "out.png"
+    assert main(["reconstruct", str(digit), *DIGITS, "--task", "deblurring", "--simulate", "--out", str(out)]) == 0
+    assert Image.open(out).size == (32, 32)
+    assert "(pseudo-inverse) ->" in capsys.readouterr().out
+    nonlinear = ["--task", "nonlinear-deblurring", "--max-passes", "5", "--method", "dmilo"]
+    assert main(["reconstruct", str(digit), *DIGITS, *nonlinear, "--simulate", "--out", str(out)]) == 0
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
+    out, small, mask = tmp_path / "out.png", tmp_path / "small.png", tmp_path / "mask.png"
+    Image.open(digit).resize((8, 8)).save(small)
+    assert main(["reconstruct", str(small), *DIGITS, "--task", "super-resolution", "--out", str(out)]) == 0
+    assert Image.open(out).size == (32, 32)
+    Image.new("L", (32, 32), 255).save(mask)
+    assert (
+        main(["reconstruct", str(digit), *DIGITS, "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
+    )
+
+
+def test_the_noise_of_a_degraded_picture_is_estimated(digit, tmp_path):
+    """Of noise 0.1, clipped to eight bits; where it is taken to be 0.005, all of it stays."""
+    x = held_out_images()[:1]
+    noisy, out = tmp_path / "noisy.png", tmp_path / "out.png"
+    y = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    Image.fromarray((y[0, 0].clamp(0, 1) * 255).byte().numpy()).save(noisy)
+    assert (
+        main(["reconstruct", str(noisy), *DIGITS, "--task", "denoising", "--max-passes", "25", "--out", str(out)]) == 0
+    )
+    before, after = (read_picture(file)[:1] for file in (noisy, out))
+    psnr = dinv.loss.metric.PSNR()
+    assert psnr(after[None], x) > psnr(before[None], x) + 3
+
+
+def test_several_samples_on_the_command_line(digit, tmp_path):
+    """The same as from Python, of the same seed."""
+    out, noise = tmp_path / "out.png", dinv.physics.GaussianNoise(0.1)
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-passes", "20", "--out", str(out)]
+    assert main(["reconstruct", str(digit), *DIGITS, *options]) == 0
+    y = read_picture(digit)[None, :1]
+    model = DMILO(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_passes=20)
+    expected = model(y, dinv.physics.Denoising(noise))
+    torch.testing.assert_close(read_picture(out)[None, :1], expected.clamp(0, 1), rtol=0, atol=1.01 / 255)
+
+
+def test_priors_lists_what_is_bundled(capsys):
+    assert main(["priors"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in bundled_priors())
+    assert "digits: trained on images 1 x 32 x 32, takes any size, 1,805,121 parameters" in out
+    assert "photos: trained on images 3 x 64 x 64, takes any size, 4,063,843 parameters" in out
+
+
+def test_a_picture_of_a_blur_that_is_not_known_is_sharpened(tmp_path, capsys):
+    """It and the kernel are written, and the kernel is one to begin with the next time."""
+    x = held_out_images("photos")[1:2, :, 40:110, 40:112]
+    y = dinv.physics.Blur(gaussian_kernel(1.5, 9), padding="valid")(x)[0]
+    blurred, sharp, found = (tmp_path / name for name in ("blurred.png", "sharp.png", "sharp-kernel.png"))
+    as_png(y).save(blurred)
+    command = ["reconstruct", str(blurred), "--task", "deblurring", "--blind", "--noise", "0.002", "--device", "cpu"]
+    assert main([*command, "--max-passes", "25", "--out", str(sharp)]) == 0
+    picture, inner = read_picture(sharp), x[0, :, 4:-4, 4:-4]
+    assert picture.shape == inner.shape
+    assert (picture - inner).square().mean() < (y - inner).square().mean() / 2
+    kernel = read_picture(found)[:1]
+    assert kernel.shape == (1, 15, 15)  # a quarter of the shorter side
+    true, guess = gaussian_kernel(1.5, 15)[0], gaussian_kernel(2.0, 15)[0]
+    assert (kernel / kernel.sum() - true).norm() < (guess - true).norm()
+    again = [*command, "--kernel", str(found), "--max-passes", "5"]
+    assert main([*again, "--out", str(tmp_path / "again.png")]) == 0
+    capsys.readouterr()
+    assert main([*again, "--out", str(tmp_path / "sharp.png")]) == 2
+    assert "sharp-kernel.png would be lost; type another" in capsys.readouterr().err
+
+
+def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
+    command = ["reconstruct", str(digit), *DIGITS, "--task", "motion-deblurring", "--simulate", "--blind"]
+    assert main([*command, "--max-passes", "5", "--out", str(tmp_path / "out.png")]) == 0
+    assert "(blurred) ->" in (out := capsys.readouterr().out)
+    assert "(dmilo, the blur not told)" in out
+    assert f"wrote {tmp_path / 'out-kernel.png'}" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--task": "sharpening"}, "invalid choice: 'sharpening'"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+        ({"image": "colour"}, "is a colour picture"),
+        ({"image": "text"}, "no picture that can be read"),
+        ({"--prior": "faces"}, "neither a bundled prior (digits, photos)"),
+        ({"--out": "out.jpg"}, "must end in .png"),
+        ({"--out": "nowhere/out.png"}, "does not exist"),
+        ({"--task": "inpainting"}, "needs --mask FILE"),
+        ({"--device": "gpu9"}, "type --device cpu"),
+        ({"--num-layers": "4"}, "type --published as well"),
+        ({"--num-layers": "0", "--method": "dmplug"}, "num_layers=0: type a whole number of at least 1"),
+        ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a whole number"),
+        ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
+        ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
+        ({"--factor": "2"}, "--factor goes with --task super-resolution, not denoising"),
+        ({"--task": "motion-deblurring", "--simulate": None, "--blur-sigma": "2"}, "--blur-sigma goes with --task deb"),
+        ({"--noise": "nan"}, "noise=nan: type a number"),
+        ({"--published": None}, "the paper has no settings for denoising"),
+        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 30"),
+        ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
+        ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur, or --blind"),
+        ({"--blind": None}, "--blind goes with --task deblurring or motion-deblurring, not denoising"),
+        ({"--task": "deblurring", "--blind": None, "--method": "dmplug"}, "dmplug takes no unknown; leave --blind out"),
+        ({"--kernel": "kernel.png"}, "--kernel goes with --task deblurring or motion-deblurring"),
+        ({"--task": "deblurring", "--kernel": "k.png", "--blur-sigma": "2"}, "both say what the blur is; type one"),
+        ({"--noise": "25"}, "--noise 25: images are in [0, 1]; of values up to 255 type --noise 0.098"),
+        ({"--tile": "33"}, "tile=33: type a multiple of"),
+        ({"image": "."}, "is a folder; type one of its pictures, or deepinv-dmilo evaluate"),
+        ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),
+        ({"--task": "inpainting", "--mask": "m.png", "--missing": "0.5"}, "both say what is missing; type one"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path, capsys, short):
+    pictures = {name: tmp_path / f"{name}.png" for name in ("colour", "text")}
+    Image.new("RGB", (32, 32), (250, 3, 3)).save(pictures["colour"])
+    pictures["text"].write_text("no picture")
+    options = {"--task": "denoising", "--prior": "digits", "--out": str(tmp_path / "out.png"), **change}
+    image = options.pop("image", digit)
+    argv = ["reconstruct", str(pictures.get(image, image))]
+    argv += [part for pair in options.items() for part in pair if part is not None]
+    try:
+        code = main(argv)
+    except SystemExit as error:  # argparse's own
+        code = error.code
+    assert code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.startswith("deepinv-dmilo")
+    assert err.count("\n") == 1
