@@ -14,6 +14,7 @@ from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.dmilo import FINER
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import finest_variance
 from deepinv_dmilo.tools.scoring import Meter
@@ -319,6 +320,19 @@ def test_a_blur_and_noise_that_nobody_told_are_found_together():
         model = DMILO(prior, unknown={"filter": Simplex(guess)}, max_passes=25)
         psnr.append(dinv.metric.PSNR()(model(y, physics), x).item())
     assert psnr[1] > psnr[0] - 1.5
+
+
+def test_open_edges_make_no_image_anew_where_a_blur_is_unknown():
+    """Which any blur explains: of the fifteen levels, an image takes those from 0.3 on."""
+    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
+    guess = gaussian_kernel(1.5, 9)
+    physics = dinv.physics.Blur(guess, padding="valid", noise_model=GaussianNoise(0.005))
+    y, levels = physics(x), []
+    for unknown in ({"filter": Simplex(guess)}, None):
+        model = DMILO(prior, unknown=unknown, schedule=FINER, solver=LBFGS(steps=1))
+        levels.append(len(model(y, physics, compute_metrics=True)[1]["residual"][0]))
+    assert levels[0] == sum(sigma <= 0.3 for sigma in FINER.sigmas)
+    assert levels[1] > levels[0]
 
 
 def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():
