@@ -166,8 +166,7 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
     for name, number in {**rates, **weights}.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            kind = "" if isinstance(number, Real) else f" (a {type(number).__name__})"
-            raise ValueError(f"{name}={number!r}{kind}: type a finite number, such as 0.01")
+            raise ValueError(f"{name}={number!r}: type a finite number, such as 0.01")
         if number < 0 or (number == 0 and name in rates):
             raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")
 
