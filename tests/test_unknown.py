@@ -241,6 +241,21 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
         ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
         ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not 3"),
+        ({"gain": Free(None)}, TypeError, r"is Free\(None\); pass a first guess as a tensor"),
+        ({"gain": Custom(torch.ones(1, 1), lambda t: t.reshape(3, 7))}, ValueError, "does not take two rows of start"),
+        ({"gain": Custom(torch.ones(1, 1), lambda t: t.sum())}, ValueError, r"makes of shape \(\) of two rows"),
+        (
+            {"gain": Custom(torch.ones(1, 1), lambda t: 3)},
+            ValueError,
+            "makes a int of two rows of start; it takes",
+        ),
+        ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "returns finite parameters"),
+        ({"gain": Free(torch.ones(3, 3))}, ValueError, r"of a picture of a kernel kernel\[None, None\]"),
+        (
+            {"sigma": Free(torch.ones(1, 1))},
+            ValueError,
+            "noise that is not known is left out of the physics",
+        ),
         ({}, TypeError, r"unknown is \{\}; pass first guesses by the names"),
         (torch.ones(1, 1), TypeError, "unknown is a Tensor; pass first guesses by the names"),
     ],
@@ -254,10 +269,14 @@ def test_unknown_parameters_that_do_not_fit_are_told(unknown, error, message):
 
 @pytest.mark.parametrize(
     ("padding", "side", "message"),
-    [("circular", 13, "13 x 13 pixels, and the images 12 x 20"), ("valid", 9, "give the physics a guess of the same")],
+    [
+        ("circular", 13, "13 x 13 pixels, and the images 12 x 20"),
+        ("valid", 9, "give the physics a guess of the same"),
+        ("valid", 7, "7 x 7 pixels, and the images 6 x 14"),  # what is measured of them
+    ],
 )
 def test_a_kernel_that_does_not_fit_is_told(padding, side, message):
-    physics = dinv.physics.Blur(filter=gaussian_kernel(1.0, 5).double(), padding=padding)
+    physics = dinv.physics.Blur(filter=gaussian_kernel(1.0, 7 if side == 7 else 5).double(), padding=padding)
     y = physics(torch.rand(1, *SHAPE).double())
     with pytest.raises(ValueError, match=message):
         DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(gaussian_kernel(2.0, side))}).check(y, physics)
@@ -267,7 +286,8 @@ def test_a_kernel_that_does_not_fit_is_told(padding, side, message):
     ("guess", "told"),
     [
         (gaussian_kernel(0.5, 9), "almost a single point"),
-        (torch.full((1, 1, 9, 9), 1 / 81), "flat"),
+        (torch.full((1, 1, 9, 9), 1 / 81), "almost flat"),
+        (gaussian_kernel(6.0, 9), "almost flat"),
         (gaussian_kernel(1.0, 9), None),
         (torch.full((1, 1, 3, 3), 1 / 9), None),
     ],
@@ -282,6 +302,13 @@ def test_a_kernel_that_the_search_may_not_leave_is_told(guess, told):
     messages = [str(w.message) for w in caught if "the search may not find the blur" in str(w.message)]
     assert len(messages) == (told is not None)
     assert all(f"unknown['filter'] is {told}, from where" in message for message in messages)
+
+
+def test_a_kernel_of_other_channels_is_told():
+    physics = dinv.physics.BlurFFT(SHAPE, filter=gaussian_kernel(1.0, 5).double())
+    model = DMILO(toy_prior(ConvNet()), unknown={"filter": Simplex(gaussian_kernel(1.0, 5).repeat(1, 2, 1, 1))})
+    with pytest.raises(ValueError, match="physics does not take unknown filter"):
+        model.check(physics(torch.rand(1, *SHAPE).double()), physics)
 
 
 def test_a_first_guess_is_printed_by_its_shape():

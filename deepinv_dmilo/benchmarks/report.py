@@ -41,7 +41,8 @@ a number of passes have one setting for all. "2 x 100 passes" is the mean of two
 backward passes of the network, and forward passes alone, that an image takes part in."""
 BLIND = f"""`blind-deblurring` has the measurements of `deblurring`, and so has the motion blur, but methods are given a
 Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. Their images are
-moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are."""
+moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are. These blurs go round,
+and the seam of opposite edges helps to find them; docs/data_terms.md has a camera's."""
 COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
 Compare seconds and memory only where nothing else ran on the machine."""
 GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."

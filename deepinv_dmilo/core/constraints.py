@@ -107,6 +107,10 @@ def _entries(t: Tensor) -> Tensor:
     return t.flatten(2) if t.ndim == 4 else t.flatten(1)
 
 
+def _kind(given: object) -> str:
+    return f"{type(given).__name__}({given.start!r})" if isinstance(given, Guess) else f"a {type(given).__name__}"
+
+
 Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
 
 
@@ -120,10 +124,10 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
         )
     checked: dict[str, Guess] = {}
     for name, given in unknown.items():
-        guess = Guess(given) if isinstance(given, Tensor) else given
+        guess = Free(given) if isinstance(given, Tensor) else given
         if not isinstance(guess, Guess) or not isinstance(guess.start, Tensor):
             raise TypeError(
-                f"unknown[{name!r}] is a {type(given).__name__}; pass a first guess as a tensor, or Simplex(tensor), "
+                f"unknown[{name!r}] is {_kind(given)}; pass a first guess as a tensor, or Simplex(tensor), "
                 "Positive(tensor), Free(tensor), Custom(tensor, function)"
             )
         start = guess.start
@@ -137,7 +141,7 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
             if entries.shape[-1] == 1 or (start < 0).any() or (entries.sum(-1) - 1).abs().max() > 1e-3:
                 raise ValueError(
                     f"unknown[{name!r}] is a tensor, and no entries of at least 0 that add to one; say what it may be: "
-                    "Simplex(tensor.clamp(min=0)) for a kernel, Positive(tensor), Free(tensor)"
+                    "Simplex(tensor.clamp(min=0)) for a kernel, (1, 1, h, w), Positive(tensor), Free(tensor)"
                 )
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():

@@ -60,13 +60,18 @@ class Operator:
         self.members = _Members(physics)
         #: warnings that were given
         self.told: set[str] = set()
+        if unknowns is not None:
+            unknowns.check(self.like)
         self._look()
         self.tensors: dict[str, Tensor] = {}
         self.noise_tensors = {} if single else self._tensors_of_images(of_noise=True)
         self.is_shared = single or self._is_same_for_all()
         self.is_split = self.is_shared or self._has_tensors_of_its_images()
-        if unknowns is not None:
-            unknowns.check(self)
+        if unknowns is not None and not self.is_shared:
+            raise ValueError(
+                "unknown goes with a physics that is the same for all images but for what is unknown; reconstruct "
+                "the images one by one"
+            )
 
     def __call__(self, x: Tensor, rows: Tensor) -> Measurements:
         """A(x) of some rows of images in [0, 1], (n, C, H, W)."""

@@ -19,12 +19,12 @@ from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, opera
 
 if TYPE_CHECKING:
     from deepinv_dmilo.core.data import Fit
-    from deepinv_dmilo.core.operator import Operator
 
 # Ours: of L-BFGS for an image, from where the image before left off; the tolerance is of what a unit is worth.
 _STEPS, _TOLERANCE = 30, 1e-2
-# Pixels, standard deviation, below which a kernel is almost a point; measured in docs/defaults.md.
-_LEAST_SPREAD = 0.8
+# Pixels, standard deviation, below which a kernel is almost a point, and largest over mean entry, below which it is
+# almost flat; measured in docs/defaults.md.
+_LEAST_SPREAD, _LEAST_PEAK = 0.8, 2.0
 
 
 class Unknowns:
@@ -49,11 +49,6 @@ class Unknowns:
         self._tried: tuple[Tensor, dict[str, Tensor]] | None = None  # of which rows, what
         for name, guess in given.items():
             raw = guess.raw().to(like)
-            if len(raw) not in (1, batch):
-                raise ValueError(
-                    f"unknown[{name!r}] has shape {tuple(raw.shape)} for a batch of {batch}; give one for all images, "
-                    f"(1, ...) as physics.update takes it, or one for each, ({batch}, ...)"
-                )
             own_tensors = [t for o in operators(physics) if isinstance(t := getattr(o, name, None), Tensor)]
             if not own_tensors:
                 names = {n for operator in operators(physics) for n, _ in operator.named_buffers(recurse=False)}
@@ -61,27 +56,29 @@ class Unknowns:
                 raise ValueError(
                     f"unknown[{name!r}]: a {type(physics).__name__} has no parameter of that name"
                     + (f"; it has {', '.join(known)}" if known else "")
+                    + ("; noise that is not known is left out of the physics, and found" if name == "sigma" else "")
                 )
-            shape = guess.value(raw[:1]).shape
-            if any(own.ndim == 4 != len(shape) for own in own_tensors):
+            shape = _shape_of_value(name, guess, raw)
+            if any(own.ndim == 4 and len(shape) != 4 for own in own_tensors):
                 raise ValueError(
-                    f"unknown[{name!r}] has shape {tuple(shape)} where that of the physics has four dimensions; type "
-                    "one of shape (1, 1, h, w), say"
+                    f"unknown[{name!r}] has shape {shape} where that of the physics has four dimensions; type one of "
+                    "shape (1, 1, h, w), say, of a picture of a kernel kernel[None, None]"
+                )
+            if len(raw) not in (1, batch):
+                raise ValueError(
+                    f"unknown[{name!r}] has shape {tuple(raw.shape)} for a batch of {batch}; give one for all images, "
+                    f"(1, ...) as physics.update takes it, or one for each, ({batch}, ...)"
                 )
             self.raw[name] = raw.expand(batch, *raw.shape[1:]).repeat(num_samples, *[1] * (raw.ndim - 1))
-        self.physics.update(**{name: g.value(self.raw[name][:1]) for name, g in given.items()})
+        self._hold_one()
 
-    def check(self, operator: Operator) -> None:
-        """Refuse what A does not depend on, and an operator that is another one for each image in what is known."""
-        for name, guess in self.guesses.items():
-            if isinstance(guess, Simplex) and guess.start.ndim == 4:
-                _check_kernel(name, guess.start, tuple(operator.like.shape[2:]))
-        if not operator.is_shared:
-            raise ValueError(
-                "unknown goes with a physics that is the same for all images but for what is unknown; reconstruct "
-                "the images one by one"
-            )
-        x = operator.like.new_full(operator.like.shape, 0.5)
+    def check(self, like: Tensor) -> None:
+        """
+        Refuse what A does not take or depend on.
+
+        :param torch.Tensor like: images of the type, device and shape (B, C, H, W).
+        """
+        x = like.new_full(like.shape, 0.5)
         x[..., ::2, :] = 0.25
         raw = {name: t[: self.batch].detach().requires_grad_() for name, t in self.raw.items()}
         try:
@@ -99,12 +96,20 @@ class Unknowns:
                 f"with the first guess of {', '.join(self.guesses)} an image has measurements of shape {shapes(made)}, "
                 f"with that of the physics of {expected}; give the physics a guess of the same size"
             )
+        for name, guess in self.guesses.items():
+            if isinstance(guess, Simplex) and guess.start.ndim == 4:
+                _check_kernel(name, guess.start, tuple(like.shape[2:]), expected[0][2:])
         for name, gradient in zip(raw, gradients, strict=False):
             if gradient is None:
                 raise ValueError(
                     f"unknown[{name!r}]: physics.A does not depend on it; give one that physics.update({name}=...) "
                     "changes A by"
                 )
+        self._hold_one()
+
+    def _hold_one(self) -> None:
+        """Leave the physics with the parameters of one row, as it would be with known ones."""
+        self.physics.update(**{name: g.value(self.raw[name][:1]) for name, g in self.guesses.items()})
 
     def values(self, rows: Tensor) -> dict[str, Tensor]:
         """The parameters of some rows as they are known so far, (n, ...) each."""
@@ -192,9 +197,27 @@ class JointFit:
         return JointFit(self.fit.select(rows), self.unknowns, self.rows[rows])
 
 
-def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
+def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, a row for each image; refuses a function of one's own that is none of rows."""
+    try:
+        made: object = guess.value(raw[:1].repeat(2, *[1] * (raw.ndim - 1)))
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
+        raise ValueError(f"unknown[{name!r}]: its function does not take two rows of start: {error}") from error
+    if not isinstance(made, Tensor) or not made.ndim or len(made) != 2 or not torch.isfinite(made).all():
+        given = f"of shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise ValueError(
+            f"unknown[{name!r}]: its function makes {given} of two rows of start; it takes a batch, (n, ...), and "
+            "returns finite parameters, one for each of n images"
+        )
+    return (len(raw), *made.shape[1:])
+
+
+def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...], measured: tuple[int, ...]) -> None:
     """Refuse first guesses of a blur that are larger than an image; warn of those that a search may not leave."""
     height, width = kernels.shape[2:]
+    if measured == (image[0] - height + 1, image[1] - width + 1):  # a camera's, whose image grows with the kernel
+        image = measured
     if height > image[0] or width > image[1]:
         raise ValueError(
             f"unknown[{name!r}] has {height} x {width} pixels, and the images {image[0]} x {image[1]}; type a guess "
@@ -202,10 +225,10 @@ def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
         )
     spread = (_variance(kernels.sum(3)) + _variance(kernels.sum(2))).div(2).sqrt()
     is_point = height * width > 1 and bool((spread < _LEAST_SPREAD).any())
-    is_flat = height * width > 9 and bool((kernels.amax((2, 3)) < 1.05 * kernels.mean((2, 3))).any())
+    is_flat = height * width > 9 and bool((kernels.amax((2, 3)) < _LEAST_PEAK * kernels.mean((2, 3))).any())
     if is_point or is_flat:
         warnings.warn(
-            f"unknown[{name!r}] is {'flat' if is_flat else 'almost a single point'}, from where the search may not "
+            f"unknown[{name!r}] is almost {'flat' if is_flat else 'a single point'}, from where the search may not "
             "find the blur; guess a kernel about as wide, as deepinv.physics.functional.gaussian_blur(sigma=(2, 2)) is",
             RuntimeWarning,
             stacklevel=8,  # where the model was called

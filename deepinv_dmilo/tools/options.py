@@ -114,7 +114,7 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
     for name in (*SHARED, "unknown"):
         if name in settings and name not in takes:
             option = {"unknown": "blind"}.get(name, name.replace("_", "-"))
-            raise ValueError(f"{args.method} takes no {name}; leave --{option} out")
+            raise ValueError(f"{args.method} takes no {name.replace('unknown', 'unknown blur')}; leave --{option} out")
     if args.num_layers is not None and not (args.published or "num_layers" in takes):
         raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:

@@ -45,11 +45,11 @@ def add_reconstruct(commands: Any) -> None:
         "--blind",
         action="store_true",
         help="(motion-)deblurring: the blur is not known, is found, too, and written beside the PNG; --kernel, or a "
-        "Gaussian, is a first guess",
+        "Gaussian of --blur-sigma (2), is a first guess of it (with --simulate the true one)",
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
-        "--noise", type=float, help=f"{NOISE_HELP}({SIMULATED_NOISE} with --simulate, else estimated; also what 0 says)"
+        "--noise", type=float, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, else 0: to be estimated)"
     )
     command.add_argument(
         "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
@@ -77,9 +77,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
         unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
         options = task_options(args, unsaid if args.noise is None else args.noise)
         scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
-        kernel = _kernel(args)
+        kernel = _kernel(args, tuple(picture.shape[2:]))
         height, width = (side * scale for side in picture.shape[2:])
-        options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": not args.simulate}
+        # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.
+        is_photograph = args.blind or not args.simulate
+        options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": is_photograph}
         physics = make_physics(args.task, (channels, height, width), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
@@ -91,35 +93,40 @@ def _reconstruct(args: argparse.Namespace) -> None:
         model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
+    area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
     if args.blind:
         x_hat, found = model(y, physics, return_unknown=True)
+        kernel = found["filter"][0]
+        pictures = {args.out: center_crop(x_hat, area)[0], _kernel_file(args.out): kernel / kernel.max()}
     else:
-        x_hat, found = model(y, physics), {}
-    x_hat = center_crop(x_hat, [height, width])  # of a blur it reaches farther than the picture
+        x_hat = model(y, physics)
+        pictures = {args.out: center_crop(x_hat, area)[0]}
+    _write(pictures)
     if args.simulate:
-        before, after, how = "", x_hat, args.method
+        after, truth, before, how = pictures[args.out][None], center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
-            before, after = f"{PSNR()(y.clamp(0, 1), picture).item():.2f} dB (blurred) -> ", registered(x_hat, picture)
+            before, after = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> ", registered(after, truth)
             how += ", the blur not told"
         elif isinstance(physics, LinearPhysics):
-            before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), picture).item():.2f} dB (pseudo-inverse) -> "
-        print(f"PSNR {before}{PSNR()(after, picture).item():.2f} dB ({how})")
-    _write(x_hat[0], args.out)
-    for kernel in found.values():
-        _write(kernel[0] / kernel.max(), _kernel_file(args.out))
+            before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), truth).item():.2f} dB (pseudo-inverse) -> "
+        print(f"PSNR {before}{PSNR()(after, truth).item():.2f} dB ({how})")
 
 
-def _write(image: Tensor, file: Path) -> None:
-    """Write an image (C, H, W) in [0, 1]; where that fails, into a folder of its own, so that nothing is lost."""
+def _write(pictures: dict[Path, Tensor]) -> None:
+    """Write images (C, H, W) in [0, 1]; those that cannot be, into a folder of its own, so that nothing is lost."""
     from deepinv_dmilo.tools.pictures import as_png
 
-    try:
-        as_png(image).save(file)
-    except OSError as error:  # a disk that is full by now
-        rescued = Path(mkdtemp()) / f"{file.stem}.png"
-        as_png(image).save(rescued)
-        raise InputError(f"{file} cannot be written ({error}); the picture is in {rescued}") from error
-    print(f"wrote {file}")
+    failures = []
+    for file, image in pictures.items():
+        try:
+            as_png(image).save(file)
+            print(f"wrote {file}")
+        except OSError as error:  # a disk that is full by now
+            rescued = Path(mkdtemp()) / f"{file.stem}.png"
+            as_png(image).save(rescued)
+            failures.append(f"{file} cannot be written ({error}); the picture is in {rescued}")
+    if failures:
+        raise InputError("; ".join(failures))
 
 
 def _kernel_file(out: Path) -> Path:
@@ -195,13 +202,15 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     if args.mask is None:
         return None
     mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
+    if not mask.any():
+        raise ValueError(f"--mask {args.mask} is black: nothing is known; give white where the picture is known")
     if mask.shape[1:] != picture.shape[2:]:
         raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
     return mask.expand(picture.shape[1], -1, -1)
 
 
-def _kernel(args: argparse.Namespace) -> Tensor | None:
-    """The blur kernel of the command line, (1, 1, h, w) with odd sides, sums to one."""
+def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
+    """The blur kernel of the command line, (1, 1, h, w) with odd sides, sums to one; not larger than the picture."""
     if args.kernel is None:
         return None
     from torch.nn.functional import pad
@@ -210,6 +219,8 @@ def _kernel(args: argparse.Namespace) -> Tensor | None:
     if not kernel.sum() > 0:
         raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
     height, width = kernel.shape[2:]
+    if height >= size[0] or width >= size[1]:
+        raise ValueError(f"--kernel {args.kernel} has {height} x {width} pixels, IMAGE {size[0]} x {size[1]}; crop it")
     return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
 
 
