@@ -1,5 +1,8 @@
 """The commands that take a picture of the user's, and what their options refuse."""
 
+import re
+from pathlib import Path
+
 import deepinv as dinv
 import pytest
 import torch
@@ -112,6 +115,23 @@ def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
     assert "(blurred) ->" in (out := capsys.readouterr().out)
     assert "(dmilo, the blur not told)" in out
     assert f"wrote {tmp_path / 'out-kernel.png'}" in out
+
+
+def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(digit, tmp_path, capsys, monkeypatch):
+    save = Image.Image.save
+
+    def refuse_the_folder(self, file, *rest, **options):
+        if file.parent == tmp_path:
+            raise OSError("No space left on device")
+        save(self, file, *rest, **options)
+
+    command = ["reconstruct", str(digit), *DIGITS, "--task", "deblurring", "--blind", "--max-passes", "5"]
+    monkeypatch.setattr(Image.Image, "save", refuse_the_folder)
+    assert main([*command, "--out", str(tmp_path / "out.png")]) == 2
+    told = capsys.readouterr().err
+    assert "out.png cannot be written (No space left on device)" in told
+    kept = [Path(place) for place in re.findall(r"the picture is in ([^;\s]+)", told)]
+    assert [read_picture(file).shape[1:] for file in kept] == [(32, 32), (9, 9)]
 
 
 @pytest.mark.parametrize(
