@@ -12,7 +12,7 @@ from torch import Tensor
 from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresFit
 from deepinv_dmilo.core.descent import Values
 from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihoods_of, noise_std
-from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, take, working_dtype
+from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, real, take, working_dtype
 from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import JointFit
@@ -59,6 +59,11 @@ class Observation:
     def size(self) -> int:
         """Number of measurements of an image."""
         return sum(t[0].numel() for t in parts(self.y))
+
+    @property
+    def reaches_all(self) -> Tensor:
+        """Whether all measurements of an image change with it, (B,): none is masked."""
+        return self.operator.reached == sum(real(t).shape[1] for t in parts(self.y))
 
     def mean(self, t: Tensor) -> Tensor:
         """The mean of S * B rows over the samples of each image, B rows."""

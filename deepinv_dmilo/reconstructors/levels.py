@@ -30,7 +30,8 @@ START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 # Noise of the noisiest measurement, in [0, 1], up to which a likelihood is about one of squares (25 photons); measured
 # in docs/defaults.md.
 EVEN_NOISE = 0.2
-# Where parameters are unknown, an image begins with the lowest level of so much at most; measured in docs/defaults.md.
+# Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most;
+# measured in docs/defaults.md.
 UNKNOWN_FROM = 0.25
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
@@ -120,7 +121,7 @@ class Levels:
                 run.determined = open_to_little <= COVER * little
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
             if run.unknowns is not None:  # else the image is made anew, and what is unknown explains it
-                needed = needed.clamp(max=UNKNOWN_FROM)
+                needed = torch.where(run.observation.reaches_all, needed.clamp(max=UNKNOWN_FROM), needed)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)

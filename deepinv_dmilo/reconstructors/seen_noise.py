@@ -29,12 +29,12 @@ def finest_variance(observation: Observation) -> Tensor:
     picture, (B, C, H, W), or has pixels that do not depend on the image. Ours, after Donoho and Johnstone (1994), who
     take wavelets.
     """
-    y, reached = observation.y, observation.operator.reached
+    y = observation.y
     if not isinstance(y, Tensor) or y.ndim != 4 or y.is_complex() or min(y.shape[2:]) <= 2 * ORDER:
         return torch.full_like(observation.data.rows, torch.inf, dtype=working_dtype(y))
     details = y.diff(n=ORDER, dim=2).diff(n=ORDER, dim=3).flatten(1).to(working_dtype(y))
     std = details.abs().median(1).values / (MEDIAN * math.comb(2 * ORDER, ORDER))
-    return torch.where(reached == observation.size, std.square(), torch.inf).repeat(observation.num_samples)
+    return torch.where(observation.reaches_all, std.square(), torch.inf).repeat(observation.num_samples)
 
 
 def seen_variance(run: Run, x: Tensor, sigma: float) -> Tensor:
