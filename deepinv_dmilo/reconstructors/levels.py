@@ -32,7 +32,7 @@ START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 EVEN_NOISE = 0.2
 # Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most;
 # measured in docs/defaults.md.
-UNKNOWN_FROM = 0.25
+UNKNOWN_FROM = 0.35
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
@@ -132,9 +132,9 @@ class Levels:
         return taken.to(x.device)
 
     def _most_steps(self, run: Run, x: Tensor) -> Tensor:
-        """Few where noise is much: more of them lead to a smooth image and no blur, which explain y best."""
+        """Few where noise is much and no pixel masked: more lead to a smooth image and no blur, which explain y best."""
         much = self._largest_variance(run, x) > MUCH_NOISE**2 * mean_energy(run.observation.y)
-        return torch.where(much, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
+        return torch.where(much & run.observation.reaches_all, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
 
     def _largest_variance(self, run: Run, x: Tensor) -> Tensor:
         """The variance of the noise of a measurement of each image, of the noisiest where they differ, (B,)."""
