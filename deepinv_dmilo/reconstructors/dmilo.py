@@ -85,7 +85,8 @@ class DMILO(PriorReconstructor):
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
         are not given, 100 for a sample, 200 with ``unknown`` parameters; where these are,
-        and noise is 2.5 % of y and more, a level takes five at most (unless the solver has its own steps).
+        no pixel is masked, and noise is 2.5 % of y and more, a level takes five at most (unless the solver has its own
+        steps).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
         (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.

@@ -132,7 +132,7 @@ class Levels:
         return taken.to(x.device)
 
     def _most_steps(self, run: Run, x: Tensor) -> Tensor:
-        """Few where noise is much and no pixel masked: more lead to a smooth image and no blur, which explain y best."""
+        """Few where noise is much and no pixel masked: more lead to a smooth image and no blur, which explain y."""
         much = self._largest_variance(run, x) > MUCH_NOISE**2 * mean_energy(run.observation.y)
         return torch.where(much & run.observation.reaches_all, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
 
