@@ -8,22 +8,10 @@ import deepinv as dinv
 import pytest
 import torch
 from diffusers import UNet2DModel
-from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, LBFGS, Chain, DiffusionPrior
 
 IMAGE = (3, 24, 40)
-
-
-@pytest.fixture
-def prior():
-    return toy_prior(ConvNet(), dtype=torch.float32)
-
-
-@pytest.fixture
-def inpainting():
-    physics = dinv.physics.Inpainting(IMAGE, mask=0.5, rng=torch.Generator().manual_seed(0))
-    return physics, physics(torch.rand(4, *IMAGE))
 
 
 def test_any_deepinv_denoiser_is_a_prior(inpainting):

@@ -12,17 +12,6 @@ IMAGE = (3, 24, 40)
 SHORT = {"schedule": Levels((1.0, 0.2)), "solver": LBFGS(steps=4)}
 
 
-@pytest.fixture
-def prior():
-    return toy_prior(ConvNet(), dtype=torch.float32)
-
-
-@pytest.fixture
-def inpainting():
-    physics = dinv.physics.Inpainting(IMAGE, mask=0.5, rng=torch.Generator().manual_seed(0))
-    return physics, physics(torch.rand(4, *IMAGE))
-
-
 def test_the_likelihood_that_is_given_is_the_one_that_is_fitted(prior, inpainting):
     """Gaussian noise as a data fidelity of deepinv, and as a noise level, are the same images."""
     physics, y = inpainting

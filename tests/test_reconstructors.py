@@ -66,17 +66,6 @@ PHYSICS = {
 }
 
 
-@pytest.fixture
-def prior():
-    return toy_prior(ConvNet(), dtype=torch.float32)
-
-
-@pytest.fixture
-def inpainting():
-    physics = dinv.physics.Inpainting(IMAGE, mask=0.5, rng=torch.Generator().manual_seed(0))
-    return physics, physics(torch.rand(4, *IMAGE))
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PHYSICS)
 def test_every_method_takes_every_physics(method, name):

@@ -250,7 +250,7 @@ def test_samples_and_small_batches_keep_their_own_parameters(method):
             "makes a int of two rows of start; it takes",
         ),
         ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "returns finite parameters"),
-        ({"gain": Free(torch.ones(3, 3))}, ValueError, r"of a picture of a kernel kernel\[None, None\]"),
+        ({"gain": Free(torch.ones(3, 3))}, ValueError, r"of a kernel of two dimensions kernel\[None, None\]"),
         (
             {"sigma": Free(torch.ones(1, 1))},
             ValueError,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,10 +87,8 @@ def noise_table(name: str) -> list[str]:
 def blind_table(noise: float) -> list[str]:
     """Blind deblurring of photographs, beside the same with the true kernel, and beside the guess held."""
     prior, middle = DiffusionPrior.from_pretrained("photos"), pictures("photos")
-    corner, whole = (
-        held_out_images("photos")[12:16, :, :64, 64:128],
-        held_out_images("photos")[12:16, :, 24:104, 24:104],
-    )
+    photographs = held_out_images("photos")[12:16]
+    corner, whole = photographs[..., :64, 64:128], photographs[..., 24:104, 24:104]
     shape: tuple[int, int, int] = tuple(middle.shape[1:])  # type: ignore[assignment]
     side = shape[1] // 4 + 1
     guess = gaussian_kernel(GUESS_STD, side)
@@ -108,11 +107,8 @@ def blind_table(noise: float) -> list[str]:
     for title, (kernel, x, edges) in tqdm(rows.items(), desc="blind"):
         guessed, true = (Blur(k, padding=edges, noise_model=GaussianNoise(noise)) for k in (guess, kernel))
         y = measured(true, x)
-        inner = center_crop(x, list(y.shape[2:]))
-
-        def seen(x_hat: Tensor, inner: Tensor = inner) -> Tensor:
-            return center_crop(x_hat, list(inner.shape[2:]))
-
+        seen = partial(center_crop, output_size=list(y.shape[2:]))  # of images, what y is of
+        inner = seen(x)
         row = [title, mean_psnr(y, inner), mean_psnr(seen(DMILO(prior)(y, guessed)), inner)]
         for passes in _BLIND_PASSES:
             model = DMILO(prior, unknown={"filter": Simplex(guess)}, max_passes=passes)

@@ -62,7 +62,7 @@ class Unknowns:
             if any(own.ndim == 4 and len(shape) != 4 for own in own_tensors):
                 raise ValueError(
                     f"unknown[{name!r}] has shape {shape} where that of the physics has four dimensions; type one of "
-                    "shape (1, 1, h, w), say, of a picture of a kernel kernel[None, None]"
+                    "shape (1, 1, h, w), say: of a kernel of two dimensions kernel[None, None]"
                 )
             if len(raw) not in (1, batch):
                 raise ValueError(

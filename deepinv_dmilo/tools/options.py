@@ -113,8 +113,8 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
     takes = inspect.signature(method).parameters
     for name in (*SHARED, "unknown"):
         if name in settings and name not in takes:
-            option = {"unknown": "blind"}.get(name, name.replace("_", "-"))
-            raise ValueError(f"{args.method} takes no {name.replace('unknown', 'unknown blur')}; leave --{option} out")
+            what, option = ("unknown blur", "blind") if name == "unknown" else (name, name.replace("_", "-"))
+            raise ValueError(f"{args.method} takes no {what}; leave --{option} out")
     if args.num_layers is not None and not (args.published or "num_layers" in takes):
         raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:

@@ -93,17 +93,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
         model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
+    x_hat, found = model(y, physics, return_unknown=True) if args.blind else (model(y, physics), {})
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
-    if args.blind:
-        x_hat, found = model(y, physics, return_unknown=True)
-        kernel = found["filter"][0]
-        pictures = {args.out: center_crop(x_hat, area)[0], _kernel_file(args.out): kernel / kernel.max()}
-    else:
-        x_hat = model(y, physics)
-        pictures = {args.out: center_crop(x_hat, area)[0]}
-    _write(pictures)
+    x_hat = center_crop(x_hat, area)
+    kernels = {_kernel_file(args.out): k[0] / k.max() for k in found.values()}
+    _write({args.out: x_hat[0], **kernels})
     if args.simulate:
-        after, truth, before, how = pictures[args.out][None], center_crop(picture, area), "", args.method
+        after, truth, before, how = x_hat, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
             before, after = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> ", registered(after, truth)
             how += ", the blur not told"
