@@ -95,13 +95,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
             model.check(y, physics)
     x_hat, found = model(y, physics, return_unknown=True) if args.blind else (model(y, physics), {})
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
-    x_hat = center_crop(x_hat, area)
+    shown = center_crop(x_hat, area)
     kernels = {_kernel_file(args.out): k[0] / k.max() for k in found.values()}
-    _write({args.out: x_hat[0], **kernels})
+    _write({args.out: shown[0], **kernels})
     if args.simulate:
-        after, truth, before, how = x_hat, center_crop(picture, area), "", args.method
+        after, truth, before, how = shown, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
-            before, after = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> ", registered(after, truth)
+            before, after = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> ", registered(x_hat, truth)
             how += ", the blur not told"
         elif isinstance(physics, LinearPhysics):
             before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), truth).item():.2f} dB (pseudo-inverse) -> "

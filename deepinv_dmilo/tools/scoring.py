@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from deepinv.loss.metric import LPIPS, PSNR, SSIM
 from deepinv.physics import Physics
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from deepinv_dmilo.core.measurements import Measurements, mean_energy, measure
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
@@ -66,12 +67,20 @@ def score(
 
 
 def registered(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Images (B, C, H, W), each moved round by what raises its PSNR most: a blur may be shifted against its image."""
-    rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x.shape[2:])
-    spectrum, best, highest = torch.fft.fft2(x_hat), x_hat, PSNR()(x_hat, x)
+    """
+    Images, each moved by what raises its PSNR most: a blur may be shifted against its image.
+
+    :param torch.Tensor x_hat: images (B, C, H, W), which go round at their edges.
+    :param torch.Tensor x: the truth, (B, C, h, w), of all of them, or of their middle, which a camera saw.
+    :return: what is left of the moved images there, (B, C, h, w).
+    """
+    rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x_hat.shape[2:])
+    seen = partial(center_crop, output_size=list(x.shape[2:]))
+    spectrum, best = torch.fft.fft2(x_hat), seen(x_hat)
+    highest = PSNR()(best, x)
     for dy, dx in itertools.product(SHIFTS.tolist(), repeat=2):
         phase = torch.exp(-2j * torch.pi * (dy * rows[:, None] + dx * columns))
-        moved = torch.fft.ifft2(spectrum * phase).real.clamp(0, 1)
+        moved = seen(torch.fft.ifft2(spectrum * phase).real.clamp(0, 1))
         value = PSNR()(moved, x)
         best = torch.where((value > highest).view(-1, 1, 1, 1), moved, best)
         highest = torch.maximum(value, highest)
