@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -41,6 +42,17 @@ def test_the_help_imports_neither_torch_nor_deepinv():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_warning_is_told_once_and_without_code(commands, monkeypatch, capsys):
+    def forward(self, y, physics):
+        for place in (1, 2):
+            warnings.warn("the noise is all", RuntimeWarning, stacklevel=place)
+        return torch.zeros(1, 1, 32, 32)
+
+    monkeypatch.setattr(DMILO, "forward", forward)
+    assert main(commands["reconstruct"]) == 0
+    assert capsys.readouterr().err == "deepinv-dmilo: warning: the noise is all\n"
 
 
 @pytest.mark.parametrize("name", ["reconstruct", "evaluate"])

@@ -110,7 +110,8 @@ def test_a_picture_of_a_blur_that_is_not_known_is_sharpened(tmp_path, capsys):
 
 def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
     command = ["reconstruct", str(digit), *DIGITS, "--task", "motion-deblurring", "--simulate", "--blind"]
-    assert main([*command, "--max-passes", "5", "--out", str(tmp_path / "out.png")]) == 0
+    guess = ["--blur-sigma", "1.5"]
+    assert main([*command, *guess, "--max-passes", "5", "--out", str(tmp_path / "out.png")]) == 0
     assert "(blurred) ->" in (out := capsys.readouterr().out)
     assert "(dmilo, the blur not told)" in out
     assert f"wrote {tmp_path / 'out-kernel.png'}" in out

@@ -60,7 +60,11 @@ class DMPlug(PriorReconstructor):
         "nonlinear_deblurring": {"steps": 10000, "lr": 1e-2},
     }
 
-    moved: ClassVar[dict[str, str]] = {"latent_lr": "type lr=...", "inner_steps": "type steps=..."}
+    moved: ClassVar[dict[str, str]] = {
+        "latent_lr": "type lr=...",
+        "inner_steps": "type steps=...",
+        "unknown": "parameters of the physics that are not known are found by DMILO and DMILOPGD",
+    }
 
     num_layers: int = 3
     steps: int = 300

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; what is no bug of ours is one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args) or 0
+        with _warnings_in_a_line():
+            return args.run(args) or 0
     except KeyboardInterrupt:
         print("deepinv-dmilo: interrupted", file=sys.stderr)
         return 130
@@ -36,6 +40,21 @@ def main(argv: list[str] | None = None) -> int:
             raise  # a bug
         print(f"deepinv-dmilo: error: {shown(str(error)) or 'out of memory'}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Tell each warning once, without the line of code that it comes from."""
+    told = set()
+
+    def show(message: Warning | str, *_: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            print(f"deepinv-dmilo: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _is_out_of_memory(error: Exception) -> bool:

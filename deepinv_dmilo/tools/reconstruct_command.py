@@ -40,12 +40,12 @@ def add_reconstruct(commands: Any) -> None:
     command.add_argument("--out", type=png, required=True, help="PNG to write")
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
-    command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1")
+    command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1; odd sides")
     command.add_argument(
         "--blind",
         action="store_true",
         help="(motion-)deblurring: the blur is not known, is found, too, and written beside the PNG; --kernel, or a "
-        "Gaussian of --blur-sigma (2), is a first guess of it (with --simulate the true one)",
+        "Gaussian of --blur-sigma (2), is a first guess of it; with --simulate of deblurring the true one",
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
@@ -75,7 +75,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
         channels = prior.image_shape[0] if prior.image_shape else 3
         picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
         unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
-        options = task_options(args, unsaid if args.noise is None else args.noise)
+        is_guess = args.blind and args.task == "motion-deblurring"
+        said = argparse.Namespace(**{**vars(args), "blur_sigma": None}) if is_guess else args
+        options = task_options(said, unsaid if args.noise is None else args.noise)
         scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
         kernel = _kernel(args, tuple(picture.shape[2:]))
         height, width = (side * scale for side in picture.shape[2:])
@@ -136,7 +138,8 @@ def _first_guess(args: argparse.Namespace, kernel: Tensor | None, height: int, w
 
     if kernel is not None and not args.simulate:
         return kernel
-    std = GUESS_STD if args.blur_sigma is None or args.simulate else args.blur_sigma
+    is_true = args.simulate and args.task == "deblurring"
+    std = GUESS_STD if args.blur_sigma is None or is_true else args.blur_sigma
     return gaussian_kernel(std, min(GUESS_SIDE, min(height, width) // 4 | 1))
 
 
