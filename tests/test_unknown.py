@@ -349,17 +349,32 @@ def test_a_blur_and_noise_that_nobody_told_are_found_together():
     assert psnr[1] > psnr[0] - 1.5
 
 
-def test_open_edges_make_no_image_anew_where_a_blur_is_unknown():
-    """Which any blur explains: of the fifteen levels, an image takes those from 0.37 on."""
+@pytest.fixture
+def levels_taken():
+    """How many levels a digit takes by DMILO with some settings, of a blur of certain edges."""
     prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
     guess = gaussian_kernel(1.5, 9)
-    physics = dinv.physics.Blur(guess, padding="valid", noise_model=GaussianNoise(0.005))
-    y, levels = physics(x), []
-    for unknown in ({"filter": Simplex(guess)}, None):
-        model = DMILO(prior, unknown=unknown, schedule=FINER, solver=LBFGS(steps=1))
-        levels.append(len(model(y, physics, compute_metrics=True)[1]["residual"][0]))
-    assert levels[0] == sum(sigma <= 0.37 for sigma in FINER.sigmas)
-    assert levels[1] > levels[0]
+
+    def count(edges, is_known=False, **settings):
+        physics = dinv.physics.Blur(guess, padding=edges, noise_model=GaussianNoise(0.005))
+        model = DMILO(prior, unknown=None if is_known else {"filter": Simplex(guess)}, **settings)
+        return len(model(physics(x), physics, compute_metrics=True)[1]["residual"][0])
+
+    return count
+
+
+def test_open_edges_make_no_image_anew_where_a_blur_is_unknown(levels_taken):
+    """Which any blur explains: of one's own levels, an image takes those from 0.37 on."""
+    own = Levels((1.0, 0.5, 0.37, 0.1))
+    settings = {"schedule": own, "solver": LBFGS(steps=1)}
+    assert levels_taken("valid", **settings) == 2
+    assert levels_taken("valid", is_known=True, **settings) > 2
+
+
+def test_the_blur_of_a_camera_is_looked_for_at_more_levels_of_fewer_passes(levels_taken):
+    assert levels_taken("valid", max_passes=25) == 5
+    assert levels_taken("valid", max_passes=60) == 12
+    assert levels_taken("circular", max_passes=60) < 12
 
 
 def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():

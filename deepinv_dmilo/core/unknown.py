@@ -46,6 +46,8 @@ class Unknowns:
             if isinstance(noise := getattr(operator, "noise_model", None), torch.nn.Module):
                 noise.update_parameters = lambda **_: None  # type: ignore[assignment]
         self.raw: dict[str, Tensor] = {}
+        #: whether what is unknown is a camera's blur, whose measurements end where light came from farther out
+        self.has_open_edges = False
         self._tried: tuple[Tensor, dict[str, Tensor]] | None = None  # of which rows, what
         for name, guess in given.items():
             raw = guess.raw().to(like)
@@ -96,9 +98,12 @@ class Unknowns:
                 f"with the first guess of {', '.join(self.guesses)} an image has measurements of shape {shapes(made)}, "
                 f"with that of the physics of {expected}; give the physics a guess of the same size"
             )
-        for name, guess in self.guesses.items():
-            if isinstance(guess, Simplex) and guess.start.ndim == 4:
-                _check_kernel(name, guess.start, tuple(like.shape[2:]), expected[0][2:])
+        image, measured = tuple(like.shape[2:]), expected[0][2:]
+        for name, value in self.values(rows[:1]).items():
+            is_open = value.ndim == 4 and _has_open_edges(tuple(value.shape[2:]), image, measured)
+            self.has_open_edges |= is_open
+            if isinstance(guess := self.guesses[name], Simplex) and guess.start.ndim == 4:
+                _check_kernel(name, guess.start, measured if is_open else image)
         for name, gradient in zip(raw, gradients, strict=False):
             if gradient is None:
                 raise ValueError(
@@ -213,11 +218,14 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
     return (len(raw), *made.shape[1:])
 
 
-def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...], measured: tuple[int, ...]) -> None:
+def _has_open_edges(kernel: tuple[int, ...], image: tuple[int, ...], measured: tuple[int, ...]) -> bool:
+    """Whether measurements are those pixels of a blur that no light from outside the image came to."""
+    return measured != image and measured == tuple(a - b + 1 for a, b in zip(image, kernel, strict=True))
+
+
+def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
     """Refuse first guesses of a blur that are larger than an image; warn of those that a search may not leave."""
     height, width = kernels.shape[2:]
-    if measured == (image[0] - height + 1, image[1] - width + 1):  # a camera's, whose image grows with the kernel
-        image = measured
     if height > image[0] or width > image[1]:
         raise ValueError(
             f"unknown[{name!r}] has {height} x {width} pixels, and the images {image[0]} x {image[1]}; type a guess "

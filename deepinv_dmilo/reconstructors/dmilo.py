@@ -26,6 +26,9 @@ SOLVER = LBFGS()  # by default
 #: by default where parameters of the physics are unknown: images and parameters take turns more often (ours; in trials
 #: that are not kept up to 9 dB above the five levels from 1.0 on for motion blur, and level for a Gaussian one)
 FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
+#: by default where that is the blur of a camera, which leaves edges open: more levels, of fewer passes each, and from
+#: where an image is not made anew (ours; measured in docs/defaults.md)
+OF_CAMERAS = Levels(tuple(0.2 * 0.2 ** (k / 39) for k in range(40)))
 #: where settings are that the constructor does not take itself
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -71,7 +74,7 @@ class DMILO(PriorReconstructor):
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, or with ``unknown`` parameters fifteen
-        levels.
+        levels, of a camera's blur (``padding="valid"``) 20 at 100 passes.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
@@ -177,23 +180,31 @@ class DMILO(PriorReconstructor):
 
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 1."""
-        x, state = self.schedule.first_image(run), None
-        chains = self.schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            run.variance = self.schedule.variance(run, x, levels[0])
-            fit = self.schedule.fit(run.observation, run.variance)
-            state = self.schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, state, fit, x)
-            x = self.schedule.finish(run, x) if is_last else x
+        schedule = self._schedule(run)
+        x, state = schedule.first_image(run), None
+        chains = schedule.chains(run.prior)
+        for levels, is_last in run.outer_steps(chains, schedule.taken(run, x, chains)):
+            run.variance = schedule.variance(run, x, levels[0])
+            fit = schedule.fit(run.observation, run.variance)
+            state = schedule.start(run, levels, x, state)
+            x, cost = self._pass(run, schedule, state, fit, x)
+            x = schedule.finish(run, x) if is_last else x
             yield x, cost
 
-    def _pass(self, run: Run, state: State, fit: Fit, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _schedule(self, run: Run) -> Levels | Chain:
+        """What the outer steps of a call do."""
+        has_open_edges = run.unknowns is not None and run.unknowns.has_open_edges
+        return OF_CAMERAS if has_open_edges and self.schedule == FINER else self.schedule
+
+    def _pass(
+        self, run: Run, schedule: Levels | Chain, state: State, fit: Fit, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The layers from the image back to the noise, then forward; the images, and the objectives of their layer."""
         if not len(run.rows):
             return x, x.new_zeros(0)
         fit, costs = fit.select(run.rows), []
         for i in reversed(range(len(state.variables))):
-            problem = self.schedule.problem(run, state, i, fit)
+            problem = schedule.problem(run, state, i, fit)
             solution = run.solve(problem, state.variables[i])
             state.variables[i] = solution.variables
             costs.append(solution.value)

@@ -108,15 +108,16 @@ class DMILOPGD(DMILO):
 
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 2."""
-        x, state = self.schedule.first_image(run), None
-        chains = self.schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, self.schedule.taken(run, x, chains)):
-            run.variance = self.schedule.variance(run, x, levels[0])
-            x = self._descend(run, x, self.schedule.pull(run.observation, run.variance, levels[0]))
-            fit = self.schedule.fit_after(run.observation, run.variance, x)
-            state = self.schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, state, fit, x)
-            x = self.schedule.finish(run, x) if is_last else x
+        schedule = self._schedule(run)
+        x, state = schedule.first_image(run), None
+        chains = schedule.chains(run.prior)
+        for levels, is_last in run.outer_steps(chains, schedule.taken(run, x, chains)):
+            run.variance = schedule.variance(run, x, levels[0])
+            x = self._descend(run, x, schedule.pull(run.observation, run.variance, levels[0]))
+            fit = schedule.fit_after(run.observation, run.variance, x)
+            state = schedule.start(run, levels, x, state)
+            x, cost = self._pass(run, schedule, state, fit, x)
+            x = schedule.finish(run, x) if is_last else x
             yield x, cost
 
     def _descend(self, run: Run, x: Tensor, pull: Tensor | None) -> Tensor:
