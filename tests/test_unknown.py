@@ -14,7 +14,6 @@ from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import Unknowns
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import FINER
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import finest_variance
 from deepinv_dmilo.tools.scoring import Meter

@@ -196,9 +196,7 @@ class DMILO(PriorReconstructor):
         has_open_edges = run.unknowns is not None and run.unknowns.has_open_edges
         return OF_CAMERAS if has_open_edges and self.schedule == FINER else self.schedule
 
-    def _pass(
-        self, run: Run, schedule: Levels | Chain, state: State, fit: Fit, x: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _pass(self, run: Run, schedule: Levels | Chain, state: State, fit: Fit, x: Tensor) -> tuple[Tensor, Tensor]:
         """The layers from the image back to the noise, then forward; the images, and the objectives of their layer."""
         if not len(run.rows):
             return x, x.new_zeros(0)

@@ -53,7 +53,7 @@ def _warnings_in_a_line() -> Iterator[None]:
             print(f"deepinv-dmilo: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
 
 

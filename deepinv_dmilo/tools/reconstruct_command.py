@@ -40,7 +40,9 @@ def add_reconstruct(commands: Any) -> None:
     command.add_argument("--out", type=png, required=True, help="PNG to write")
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
-    command.add_argument("--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, scaled to sum 1; odd sides")
+    command.add_argument(
+        "--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, of odd sides; scaled to sum 1"
+    )
     command.add_argument(
         "--blind",
         action="store_true",
