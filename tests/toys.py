@@ -1,6 +1,7 @@
-"""Small networks with known behaviour, in place of trained ones."""
+"""Small networks with known behaviour, in place of trained ones, and an operator with one parameter."""
 
 import torch
+from deepinv.physics import GaussianNoise, Physics
 from diffusers import DDIMScheduler, UNet2DModel
 
 from deepinv_dmilo import DiffusionPrior
@@ -34,6 +35,18 @@ class ConvNet(torch.nn.Module):
     def forward(self, z, t):
         phase = (t.to(z.dtype) / 1000).view(-1, 1, 1, 1)
         return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
+
+
+class Gain(Physics):
+    """A(x) = gain x, as a user writes it."""
+
+    def __init__(self, gain=1.0, sigma=0.01):
+        super().__init__(noise_model=GaussianNoise(sigma, rng=torch.Generator().manual_seed(0)))
+        self.register_buffer("gain", torch.full((1, 1, 1, 1), gain).double())
+
+    def A(self, x, gain=None, **kwargs):
+        self.update(gain=gain)
+        return self.gain * x
 
 
 def toy_prior(net, *, prediction_type="epsilon", clip_sample=True, dtype=torch.float64):
