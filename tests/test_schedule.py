@@ -1,9 +1,9 @@
-"""The schedule of levels: its problem against closed forms, the noise, deviations, samples, micro-batches, budgets."""
+"""The schedule of levels: its problem against closed forms, deviations, samples, micro-batches, budgets."""
 
 import deepinv as dinv
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
+from deepinv.physics import GaussianNoise, Inpainting
 from toys import AffineNet, ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
@@ -11,8 +11,6 @@ from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import energy, measure
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.run import Run
-from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 IMAGE = (3, 24, 40)
 METHODS = {
@@ -27,11 +25,6 @@ def noisy_inpainting(sigma=0.05, seed=0, mask=0.3):
     rng = torch.Generator().manual_seed(seed)
     noise = GaussianNoise(sigma, rng=torch.Generator().manual_seed(seed))
     return Inpainting(IMAGE, mask=mask, rng=rng, noise_model=noise).double()
-
-
-def noise_variance(x, physics, noise_level=None):
-    """The variance that a reconstruction takes the noise of a measurement to have near x."""
-    return observe(physics.A(x), physics, noise_level=noise_level).noise_variance(x)
 
 
 def test_a_level_is_the_maximum_a_posteriori_estimate():
@@ -53,110 +46,6 @@ def test_a_level_is_the_maximum_a_posteriori_estimate():
     schedule = Levels((level,), mean=False)
     model = DMILO(prior, schedule=schedule, solver=LBFGS(50, tolerance=0.0), noise_level=sigma)
     torch.testing.assert_close(model(y, physics, init=x0), expected, rtol=0, atol=1e-6)
-
-
-def test_noise_of_measurements_that_are_mostly_left_alone_is_averaged_over_all():
-    x = torch.rand(2, *IMAGE)
-    x[:, :, :12] = 0  # where Poisson noise is 0
-    variance = noise_variance(x, dinv.physics.Denoising(PoissonNoise(0.02)))
-    torch.testing.assert_close(variance, 0.02 * x.flatten(1).mean(1), rtol=0.1, atol=0)
-
-
-def test_noise_of_complex_measurements_is_that_of_their_parts():
-    """deepinv's sigma is that of both parts together."""
-    physics = dinv.physics.LinearPhysics(A=torch.fft.fft2, A_adjoint=torch.fft.ifft2, noise_model=GaussianNoise(0.1))
-    x = torch.rand(2, *IMAGE)
-    torch.testing.assert_close(noise_variance(x, physics), torch.full((2,), 0.005), rtol=0.1, atol=0)
-    torch.testing.assert_close(noise_variance(x, physics, 0.1), torch.full((2,), 0.005))
-
-
-def test_a_noise_model_that_refuses_the_image_is_no_reason_to_stop():
-    class Speckle(dinv.physics.GammaNoise):
-        """Wants positive values."""
-
-    physics = dinv.physics.Denoising(Speckle(3.0))
-    with pytest.warns(RuntimeWarning, match="type noise_level="):
-        assert noise_variance(torch.zeros(1, *IMAGE), physics).tolist() == [0]
-
-
-@pytest.mark.parametrize("model", [GaussianNoise(0.03), PoissonNoise(0.01)])
-def test_noise_of_any_kind_is_found_by_simulation(model):
-    """Masked pixels carry no noise and must not count; a sample's variance does not depend on its batch."""
-    physics = Inpainting(IMAGE, mask=0.3, rng=torch.Generator().manual_seed(0), noise_model=model)
-    x = torch.cat((torch.full((1, *IMAGE), 0.2), torch.full((1, *IMAGE), 0.8)))
-    expected = [0.03**2] * 2 if isinstance(model, GaussianNoise) else [0.2 * 0.01, 0.8 * 0.01]
-    before = torch.random.get_rng_state()
-    variance = noise_variance(x, physics)
-    # four draws of about 860 values: the variance of a variance is 2 / 3440
-    torch.testing.assert_close(variance, torch.tensor(expected), rtol=0.1, atol=0)
-    assert torch.equal(noise_variance(x[1:], physics), variance[1:])
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_the_simulation_leaves_the_generator_of_the_physics_as_it_was():
-    physics = noisy_inpainting()
-    rng = physics.noise_model.rng
-    state = rng.get_state()
-    noise_variance(torch.rand(2, *IMAGE).double(), physics)
-    assert physics.noise_model.rng is rng
-    assert torch.equal(rng.get_state(), state)
-
-
-def test_noise_that_is_given_or_not_there():
-    x = torch.rand(2, *IMAGE)
-    physics = Inpainting(IMAGE, mask=0.3)
-    assert noise_variance(x, physics, 0.1).tolist() == pytest.approx([0.01, 0.01])
-    assert noise_variance(x, physics).tolist() == [0, 0]
-    y = physics.A(x + 0.1)  # masked pixels agree by themselves and must not count
-    torch.testing.assert_close(observe(y, physics).variance(x), torch.full((2,), 0.01))
-
-
-def test_what_the_network_sees_of_noise_that_nobody_told():
-    """Of digits that it knows, with noise of their own; the same for each image alone, and with unreached pixels."""
-    prior = DiffusionPrior.from_pretrained("digits")
-    x, mask = held_out_images("digits")[:3], (torch.rand(1, 1, 32, 32) < 0.6).float()
-    sigma = torch.tensor([0.01, 0.03, 0.08])
-    y = mask * (x + sigma.view(3, 1, 1, 1) * torch.randn(x.shape))
-
-    def seen(rows):
-        y_rows, physics = y[rows], Inpainting((1, 32, 32), mask)
-        with torch.no_grad():
-            run = Run(DMILO(prior, rng=0), y_rows, physics, tuple(y_rows.shape), None, None, False)
-            return seen_variance(run, x[rows], 0.1).sqrt()
-
-    together = seen([0, 1, 2])
-    torch.testing.assert_close(together, sigma, rtol=0.3, atol=0)
-    torch.testing.assert_close(seen([0])[0], together[0], rtol=1e-3, atol=0)
-
-
-def test_noise_of_an_operator_with_a_mask_for_every_sample():
-    physics = Inpainting(IMAGE, mask=(torch.rand(2, *IMAGE) > 0.5).float(), noise_model=GaussianNoise(0.03))
-    variance = noise_variance(torch.rand(2, *IMAGE), physics)
-    torch.testing.assert_close(variance, torch.full((2,), 0.03**2), rtol=0.1, atol=0)  # as above
-
-
-@pytest.mark.parametrize("model", [GaussianNoise(torch.tensor([0.01, 0.2])), PoissonNoise(torch.tensor([0.01, 0.1]))])
-def test_noise_of_its_own_for_every_image_of_one_operator(model):
-    x = torch.full((2, *IMAGE), 0.5)
-    expected = [1e-4, 0.04] if isinstance(model, GaussianNoise) else [0.005, 0.05]
-    variance = noise_variance(x, dinv.physics.Denoising(model))
-    torch.testing.assert_close(variance, torch.tensor(expected), rtol=0.1, atol=0)  # as above
-
-
-def test_noise_where_the_image_does_not_reach_does_not_count():
-    """A mask that somebody wrote, whose hidden pixels carry noise all the same; complex values of a real operator."""
-    mask = (torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(3)) < 0.1).float()
-    x = torch.rand(2, *IMAGE)
-    masked = dinv.physics.LinearPhysics(A=lambda x: mask * x, A_adjoint=lambda y: y, noise_model=GaussianNoise(0.05))
-    # four draws of about 290 values: the variance of a variance is 2 / 1160
-    torch.testing.assert_close(noise_variance(x, masked), torch.full((2,), 0.0025), rtol=0.2, atol=0)
-    y = masked.A(x) + 0.1
-    silent = dinv.physics.LinearPhysics(A=masked.A, A_adjoint=lambda y: y)
-    torch.testing.assert_close(observe(y, silent).variance(x), torch.full((2,), 0.01))
-    complex_valued = dinv.physics.LinearPhysics(
-        A=lambda x: x.to(torch.complex64), A_adjoint=lambda y: y.real, noise_model=GaussianNoise(0.05)
-    )
-    torch.testing.assert_close(noise_variance(x, complex_valued), torch.full((2,), 0.00125), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("gain", [0.1, 30.0])
