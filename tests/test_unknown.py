@@ -228,8 +228,8 @@ def levels_taken():
     prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
     guess = gaussian_kernel(1.5, 9)
 
-    def count(edges, is_known=False, **settings):
-        physics = dinv.physics.Blur(guess, padding=edges, noise_model=GaussianNoise(0.005))
+    def count(edges, noise=0.005, is_known=False, **settings):
+        physics = dinv.physics.Blur(guess, padding=edges, noise_model=GaussianNoise(noise))
         model = DMILO(prior, unknown=None if is_known else {"filter": Simplex(guess)}, **settings)
         return len(model(physics(x), physics, compute_metrics=True)[1]["residual"][0])
 
@@ -248,6 +248,7 @@ def test_the_blur_of_a_camera_is_looked_for_at_more_levels_of_fewer_passes(level
     assert levels_taken("valid", max_passes=25) == 5
     assert levels_taken("valid", max_passes=60) == 12
     assert levels_taken("circular", max_passes=60) < 12
+    assert levels_taken("valid", noise=0.05, max_passes=60) == 10
 
 
 def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():

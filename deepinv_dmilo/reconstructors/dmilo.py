@@ -26,9 +26,9 @@ SOLVER = LBFGS()  # by default
 #: by default where parameters of the physics are unknown: images and parameters take turns more often (ours; in trials
 #: that are not kept up to 9 dB above the five levels from 1.0 on for motion blur, and level for a Gaussian one)
 FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
-#: by default where that is the blur of a camera, which leaves edges open: more levels, of fewer passes each, and from
-#: where an image is not made anew (ours; measured in docs/defaults.md)
-OF_CAMERAS = Levels(tuple(0.2 * 0.2 ** (k / 39) for k in range(40)))
+#: by default where that is the blur of a camera, which leaves edges open: more levels, of fewer passes each (ours;
+#: measured in docs/defaults.md)
+OF_CAMERAS = Levels(tuple(0.2 * 0.2 ** (k / 39) for k in range(-15, 40)))
 #: where settings are that the constructor does not take itself
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},

@@ -30,16 +30,16 @@ START_NOISE, GUESSED_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 0.05, 3, 10
 # Noise of the noisiest measurement, in [0, 1], up to which a likelihood is about one of squares (25 photons); measured
 # in docs/defaults.md.
 EVEN_NOISE = 0.2
-# Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most;
-# measured in docs/defaults.md.
-UNKNOWN_FROM = 0.35
+# Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most, of a
+# camera's blur, unless noise is much, of so much; measured in docs/defaults.md.
+UNKNOWN_FROM, CAMERA_FROM = 0.35, 0.195
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
 COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
-# That a level is worth taking for, at least; and that it takes at most, where parameters are unknown and noise is more
-# than such a part of y (root mean squares, measured in docs/defaults.md).
-PASSES_OF_A_LEVEL, MUCH_NOISE = 5, 0.025
+# That a level is worth taking for, at least; and that it takes at most, one of so many levels, where parameters are
+# unknown and noise is more than such a part of y (root mean squares, measured in docs/defaults.md).
+PASSES_OF_A_LEVEL, MOST_LEVELS, MUCH_NOISE = 5, 10, 0.025
 # That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
 # the noise of the measurements is: ours.
 IMAGE_ERROR = 0.1
@@ -104,8 +104,9 @@ class Levels:
     def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor:
         """Which levels each image takes, (B, len(chains)): evenly from where it begins, as many as are worth it."""
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
-        if run.unknowns is not None and run.model._solver().steps is None:
-            run.most_steps = self._most_steps(run, x)
+        is_noisy = self._is_noisy(run, x)
+        if run.model._solver().steps is None and is_noisy.any():
+            run.most_steps = torch.where(is_noisy, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
         if self.skip:
             images, n = run.observation.images, len(first)
             gaussian, operator = run.observation.is_gaussian, run.observation.operator
@@ -121,20 +122,28 @@ class Levels:
                 run.determined = open_to_little <= COVER * little
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
             if run.unknowns is not None:  # else the image is made anew, and what is unknown explains it
-                needed = torch.where(run.observation.reaches_all, needed.clamp(max=UNKNOWN_FROM), needed)
+                is_camera = run.unknowns.has_open_edges & ~is_noisy
+                highest = torch.where(is_camera, CAMERA_FROM, UNKNOWN_FROM).to(needed)
+                needed = torch.where(run.observation.reaches_all, torch.minimum(needed, highest), needed)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
-        most = len(chains) if run.budget is None else max(1, run.budget // PASSES_OF_A_LEVEL)
-        for row, start in zip(taken, first.tolist(), strict=True):
-            last = len(chains) - 1
+        budget = len(chains) if run.budget is None else max(1, run.budget // PASSES_OF_A_LEVEL)
+        for row, start, is_one in zip(taken, first.tolist(), is_noisy.tolist(), strict=True):
+            most, last = min(budget, MOST_LEVELS) if is_one else budget, len(chains) - 1
             row[torch.linspace(start if most > 1 else last, last, min(most, last + 1 - start)).round().long()] = True
         return taken.to(x.device)
 
-    def _most_steps(self, run: Run, x: Tensor) -> Tensor:
-        """Few where noise is much and no pixel masked: more lead to a smooth image and no blur, which explain y."""
+    def _is_noisy(self, run: Run, x: Tensor) -> Tensor:
+        """
+        Where parameters are unknown, whether noise is much and no pixel masked, (B,).
+
+        More passes lead to a smooth image and no blur there, which explain y.
+        """
+        if run.unknowns is None:
+            return torch.zeros(len(run.observation.images.rows), dtype=torch.bool, device=x.device)
         much = self._largest_variance(run, x) > MUCH_NOISE**2 * mean_energy(run.observation.y)
-        return torch.where(much & run.observation.reaches_all, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
+        return much & run.observation.reaches_all
 
     def _largest_variance(self, run: Run, x: Tensor) -> Tensor:
         """The variance of the noise of a measurement of each image, of the noisiest where they differ, (B,)."""
