@@ -206,7 +206,10 @@ def main(argv: list[str] | None = None) -> None:
         "As a camera: y is 64 x 64 pixels of the blur of 80 x 80, none of which comes from outside, and images are "
         "compared there. The other blurs go round.",
     ]
-    text += ["", "## Other parameters", "", _OTHER, "", *other_table()]
+    text += ["", "## Other parameters", "", _OTHER, "", *other_table(), ""]
+    text += [
+        "Of super-resolution the image is registered; the kernel is not, and its error is that of a shift above all."
+    ]
     args.out.write_text("\n".join(text) + "\n")
 
 

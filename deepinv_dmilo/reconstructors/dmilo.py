@@ -27,7 +27,7 @@ SOLVER = LBFGS()  # by default
 #: that are not kept up to 9 dB above the five levels from 1.0 on for motion blur, and level for a Gaussian one)
 FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
 #: by default where that is the blur of a camera, which leaves edges open: more levels, of fewer passes each (ours;
-#: measured in docs/defaults.md)
+#: measured in docs/defaults.md); those above 0.2 are for much noise
 OF_CAMERAS = Levels(tuple(0.2 * 0.2 ** (k / 39) for k in range(-15, 40)))
 #: where settings are that the constructor does not take itself
 MOVED = {
@@ -74,7 +74,7 @@ class DMILO(PriorReconstructor):
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, or with ``unknown`` parameters fifteen
-        levels, of a camera's blur (``padding="valid"``) 20 at 100 passes.
+        levels, of a camera's blur (``padding="valid"``) up to 40.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
@@ -88,8 +88,8 @@ class DMILO(PriorReconstructor):
     :param int max_passes: forward and backward passes of the network that an image may take at most, its samples
         together, shared equally by the layer problems; None: no limit beyond the steps of the solver, and where those
         are not given, 100 for a sample, 200 with ``unknown`` parameters; where these are,
-        no pixel is masked, and noise is 2.5 % of y and more, a level takes five at most (unless the solver has its own
-        steps).
+        no pixel is masked, and noise is 2.5 % of y and more, ten levels take five each at most (unless the solver has
+        its own steps).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
         (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.
