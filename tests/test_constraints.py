@@ -46,6 +46,12 @@ def test_what_names_no_parameter_is_told(unknown):
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
         ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not 3"),
         ({"gain": Free(None)}, TypeError, r"is Free\(None\); pass a first guess as a tensor"),
+        (
+            {"gain": Simplex(torch.ones(9, 9).numpy())},
+            TypeError,
+            r"is Simplex\(a ndarray\); pass a first guess as a tens",
+        ),
+        ({"gain": torch.full((3, 3), 1 / 9)}, ValueError, r"in each row; .* kernel, of shape \(1, 1, h, w\)"),
         ({"gain": Custom(torch.ones(1, 1), lambda t: t.reshape(3, 7))}, ValueError, "does not take two rows of start"),
         ({"gain": Custom(torch.ones(1, 1), lambda t: t.sum())}, ValueError, r"makes of shape \(\) of two rows"),
         (

@@ -153,6 +153,10 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
         ({"--factor": "2"}, "--factor goes with --task super-resolution, not denoising"),
         ({"--task": "motion-deblurring", "--simulate": None, "--blur-sigma": "2"}, "--blur-sigma goes with --task deb"),
+        (
+            {"--task": "motion-deblurring", "--blind": None, "--blur-sigma": "0"},
+            "--blur-sigma 0: type a number above 0",
+        ),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
         ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 30"),

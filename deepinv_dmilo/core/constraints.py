@@ -108,7 +108,10 @@ def _entries(t: Tensor) -> Tensor:
 
 
 def _kind(given: object) -> str:
-    return f"{type(given).__name__}({given.start!r})" if isinstance(given, Guess) else f"a {type(given).__name__}"
+    if not isinstance(given, Guess):
+        return f"a {type(given).__name__}"
+    start = given.start if given.start is None else f"a {type(given.start).__name__}"
+    return f"{type(given).__name__}({start})"
 
 
 Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
@@ -139,9 +142,10 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
         if isinstance(given, Tensor):
             entries = _entries(start)
             if entries.shape[-1] == 1 or (start < 0).any() or (entries.sum(-1) - 1).abs().max() > 1e-3:
+                what = "no entries of at least 0 that add to one" + (" in each row" if start.ndim == 2 else "")
                 raise ValueError(
-                    f"unknown[{name!r}] is a tensor, and no entries of at least 0 that add to one; say what it may be: "
-                    "Simplex(tensor.clamp(min=0)) for a kernel, (1, 1, h, w), Positive(tensor), Free(tensor)"
+                    f"unknown[{name!r}] is a tensor, and {what}; say what it may be: "
+                    "Simplex(tensor.clamp(min=0)) for a kernel, of shape (1, 1, h, w), Positive(tensor), Free(tensor)"
                 )
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():

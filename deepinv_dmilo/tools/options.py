@@ -48,7 +48,9 @@ def add_method(command: argparse._ActionsContainer) -> None:
     )
     command.add_argument("--factor", type=int, help="super-resolution factor (4)")
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
-    command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
+    command.add_argument(
+        "--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5); --blind: of the guess (2)"
+    )
     command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
     command.add_argument("--seed", type=int, default=0)
     add_bfloat16(command)

@@ -142,6 +142,8 @@ def _first_guess(args: argparse.Namespace, kernel: Tensor | None, height: int, w
         return kernel
     is_true = args.simulate and args.task == "deblurring"
     std = GUESS_STD if args.blur_sigma is None or is_true else args.blur_sigma
+    if not std > 0:
+        raise ValueError(f"--blur-sigma {std:g}: type a number above 0, such as 2")
     return gaussian_kernel(std, min(GUESS_SIDE, min(height, width) // 4 | 1))
 
 
