@@ -37,8 +37,8 @@ UNKNOWN_FROM, CAMERA_FROM = 0.35, 0.195
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
 COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
-# That a level is worth taking for, at least; and that it takes at most, one of so many levels, where parameters are
-# unknown and noise is more than such a part of y (root mean squares, measured in docs/defaults.md).
+# That a level is worth taking for, at least; and that it takes at most, of so many levels, where parameters are unknown
+# and noise is more than such a part of y (root mean squares, measured in docs/defaults.md).
 PASSES_OF_A_LEVEL, MOST_LEVELS, MUCH_NOISE = 5, 10, 0.025
 # That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
 # the noise of the measurements is: ours.
@@ -128,9 +128,9 @@ class Levels:
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
-        budget = len(chains) if run.budget is None else max(1, run.budget // PASSES_OF_A_LEVEL)
-        for row, start, is_one in zip(taken, first.tolist(), is_noisy.tolist(), strict=True):
-            most, last = min(budget, MOST_LEVELS) if is_one else budget, len(chains) - 1
+        worth, last = len(chains) if run.budget is None else max(1, run.budget // PASSES_OF_A_LEVEL), len(chains) - 1
+        for row, start, has_much_noise in zip(taken, first.tolist(), is_noisy.tolist(), strict=True):
+            most = min(worth, MOST_LEVELS) if has_much_noise else worth
             row[torch.linspace(start if most > 1 else last, last, min(most, last + 1 - start)).round().long()] = True
         return taken.to(x.device)
 
