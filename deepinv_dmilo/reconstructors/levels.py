@@ -67,7 +67,8 @@ class Levels:
     :param bool skip: an image begins with the lowest level whose noise hides, at every spatial frequency, what its
         measurements leave open, and the noise that they bring in (ours; asks the physics alone), and its budget is
         shared by the levels from there on; False: with the first. Of many levels a small budget takes as many as it
-        has five passes for, evenly.
+        has five passes for, evenly; where parameters are unknown, no pixel is masked and noise is 2.5 % of y and more,
+        ten at most.
     :param bool mean: after the last level, steps towards the measurements and one call of the network as a
         denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
         ``data_fidelity``, nor where the latents are those of an autoencoder.

@@ -95,9 +95,10 @@ def png(text: str) -> Path:
     return file
 
 
-def task_options(args: argparse.Namespace, noise: float) -> dict[str, Any]:
-    """What the command line says of the task's physics; refuses what has no effect on it."""
-    given = {name: getattr(args, name) for name in TASK_OPTIONS if getattr(args, name) is not None}
+def task_options(args: argparse.Namespace, noise: float, without: str | None = None) -> dict[str, Any]:
+    """What the command line says of the task's physics; refuses what has no effect on it, but for one option."""
+    names = [name for name in TASK_OPTIONS if name != without and getattr(args, name) is not None]
+    given = {name: getattr(args, name) for name in names}
     for name in given:
         if args.task not in TASK_OPTIONS[name]:
             tasks = " or ".join(TASK_OPTIONS[name])

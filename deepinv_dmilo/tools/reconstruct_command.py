@@ -77,9 +77,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
         channels = prior.image_shape[0] if prior.image_shape else 3
         picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
         unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
-        is_guess = args.blind and args.task == "motion-deblurring"
-        said = argparse.Namespace(**{**vars(args), "blur_sigma": None}) if is_guess else args
-        options = task_options(said, unsaid if args.noise is None else args.noise)
+        is_guess = args.blind and args.task == "motion-deblurring"  # what --blur-sigma says
+        noise = unsaid if args.noise is None else args.noise
+        options = task_options(args, noise, without="blur_sigma" if is_guess else None)
         scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
         kernel = _kernel(args, tuple(picture.shape[2:]))
         height, width = (side * scale for side in picture.shape[2:])
