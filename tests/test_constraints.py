@@ -38,7 +38,7 @@ def test_what_names_no_parameter_is_told(unknown):
         ({"gain": Positive(torch.zeros(1, 1))}, ValueError, "Positive starts above 0; its least entry is 0"),
         ({"gain": Simplex(-torch.ones(1, 2))}, ValueError, "a Simplex starts at entries of at least 0"),
         ({"gian": Free(torch.ones(1, 1, 1, 1))}, ValueError, "a Gain has no parameter of that name; it has gain"),
-        ({"gain": Free(torch.ones(3, 1, 1, 1))}, ValueError, r"has shape \(3, 1, 1, 1\) for a batch of 2; give one"),
+        ({"gain": Free(torch.ones(3, 1, 1, 1))}, ValueError, r"has shape \(3, 1, 1, 1\) for 2 images; give one"),
         ({"noise_model": Free(torch.ones(1, 1))}, ValueError, "has no parameter of that name"),
         ({"idle": Free(torch.ones(1, 1))}, ValueError, r"physics.A does not depend on it"),
         ({"gain": torch.ones(1, 1, 1, 1)}, ValueError, r"say what it may be: Simplex\(.*, Positive\(tensor\), Free\("),

@@ -181,8 +181,9 @@ def test_noise_of_another_unit_is_told(model, physics):
 
 def test_a_noise_model_that_moves_the_mean_is_told(model):
     physics = dinv.physics.Denoising(dinv.physics.PoissonNoise(0.05, normalize=False))  # in counts
-    with pytest.warns(RuntimeWarning, match="away from A"):
+    with pytest.warns(RuntimeWarning, match="away from A") as warned:
         model(physics(torch.rand(1, *IMAGE)), physics)
+    assert {one.filename for one in warned} == {__file__}  # where the model was called
 
 
 def test_init_and_several_samples(prior, physics):

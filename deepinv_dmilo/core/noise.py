@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from deepinv_dmilo.core.measurements import (
     take,
 )
 from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.warning import warn
 
 DRAWS = 4  # of the noise; they cost neither A nor the network
 SEED = 1_779_033_703  # of the draws: one that nobody took for the mask that they fall on
@@ -79,7 +79,7 @@ def _warn_once(operator: Operator, message: str) -> None:
     """Warn, of an operator once: its noise is asked for at every level."""
     if message not in operator.told:
         operator.told.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(message)
 
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:

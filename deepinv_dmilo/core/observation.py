@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, pa
 from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unknown import JointFit
+from deepinv_dmilo.core.warning import warn
 
 TOO_LARGE = 30.0  # relative to measurements of black, of white, and of random pixels: ours
 LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
@@ -106,9 +106,14 @@ class Observation:
         """Whether the data term is that of Gaussian noise of one size."""
         return self.data_fidelity is None and self.noise_likelihoods is None
 
-    def likelihood(self, variance: Tensor | None) -> Fit:
-        """The negative log-likelihood of images, up to a constant; of squares where it is one, of a variance."""
-        return self._joint(self._likelihood(variance))
+    def likelihood(self, variance: Tensor | None, *, held: bool = False) -> Fit:
+        """
+        The negative log-likelihood of images, up to a constant; of squares where it is one, of a variance.
+
+        Of unknown parameters that of the best ones for every image, or, held, of those that are known so far.
+        """
+        fit = self._likelihood(variance)
+        return fit if held else self._joint(fit)
 
     def _joint(self, fit: Fit) -> Fit:
         """Of unknown parameters of the physics, the best for every image."""
@@ -206,11 +211,9 @@ class Observation:
         odd = (variance * self.operator.reached > 4 * energy(self.y)) & (energy(self.y) > 0)
         if odd.any():
             std = variance[odd].max().sqrt().item()
-            warnings.warn(
+            warn(
                 f"noise of {std:.3g} is more than all that y measures; give the standard deviation in the units of y, "
-                f"of 8-bit levels {std:.3g} / 255",
-                RuntimeWarning,
-                stacklevel=8,  # where the model was called
+                f"of 8-bit levels {std:.3g} / 255"
             )
 
     def warn_if_unexplained(self, images: Tensor) -> None:
@@ -220,10 +223,8 @@ class Observation:
         if odd.any():
             odd &= rest > 4 * self._variance(images) * self.operator.reached
         if odd.any():
-            warnings.warn(
+            warn(
                 f"{int(odd.sum())} of {len(images)} images leave {(rest / total)[odd].mean().item():.0%} of the energy "
                 "of y unexplained; check that y is on the scale of physics(x) for images x in [0, 1], or give more "
-                "passes",
-                RuntimeWarning,
-                stacklevel=5,  # where the model was called
+                "passes"
             )

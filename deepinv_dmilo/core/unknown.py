@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.constraints import Guess, Simplex
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory, shapes
+from deepinv_dmilo.core.warning import warn
 
 if TYPE_CHECKING:
     from deepinv_dmilo.core.data import Fit
@@ -67,9 +67,10 @@ class Unknowns:
                     "shape (1, 1, h, w), say: of a kernel of two dimensions kernel[None, None]"
                 )
             if len(raw) not in (1, batch):
+                each = f", or one for each, ({batch}, ...)" if batch > 1 else ""
                 raise ValueError(
-                    f"unknown[{name!r}] has shape {tuple(raw.shape)} for a batch of {batch}; give one for all images, "
-                    f"(1, ...) as physics.update takes it, or one for each, ({batch}, ...)"
+                    f"unknown[{name!r}] has shape {tuple(raw.shape)} for {batch} image{'s' * (batch > 1)}; give one "
+                    f"for all, (1, ...) as physics.update takes it{each}"
                 )
             self.raw[name] = raw.expand(batch, *raw.shape[1:]).repeat(num_samples, *[1] * (raw.ndim - 1))
         self._hold_one()
@@ -235,11 +236,9 @@ def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
     is_point = height * width > 1 and bool((spread < _LEAST_SPREAD).any())
     is_flat = height * width > 9 and bool((kernels.amax((2, 3)) < _LEAST_PEAK * kernels.mean((2, 3))).any())
     if is_point or is_flat:
-        warnings.warn(
+        warn(
             f"unknown[{name!r}] is almost {'flat' if is_flat else 'a single point'}, from where the search may not "
-            "find the blur; guess a kernel about as wide, as deepinv.physics.functional.gaussian_blur(sigma=(2, 2)) is",
-            RuntimeWarning,
-            stacklevel=8,  # where the model was called
+            "find the blur; guess a kernel about as wide, as deepinv.physics.functional.gaussian_blur(sigma=(2, 2)) is"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.core.warning import warn
 
 LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
 
@@ -38,12 +38,10 @@ def warn_of_attention(prior: Prior, pixels: int) -> None:
         return
     times = pixels / (shape[1] * shape[2])
     if times >= LARGE:
-        warnings.warn(
+        warn(
             f"the network's self-attention takes memory and time with the fourth power of the side: {times**2:.0f} "
             f"times that of its {shape[1]} x {shape[2]} pixels; a network without it, Tiled(prior) or smaller images "
-            "cost less",
-            RuntimeWarning,
-            stacklevel=2,
+            "cost less"
         )
 
 

@@ -38,7 +38,7 @@ class PriorReconstructor(Reconstructor):
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param int max_passes: forward and backward passes of the network that an image may take, its samples together.
     :param int num_samples: reconstructions of each image, from different noise; their mean is returned, or with unknown
-        parameters the one of the least cost.
+        parameters the most probable one.
     :param int micro_batch: how many reconstructions go through the network at once; None: all.
     :param bool verbose: show a progress bar.
     :param torch.Generator, int rng: where the noise is drawn from, or a seed: the same noise for every image.
@@ -184,7 +184,7 @@ class PriorReconstructor(Reconstructor):
         :param bool return_unknown: also return the parameters of the physics that were not known, a dictionary of
             tensors with a row for each image.
         :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples (with unknown
-            parameters the sample of the least cost); a tuple (images, standard deviations, parameters, metrics) of what
+            parameters the most probable sample); a tuple (images, standard deviations, parameters, metrics) of what
             was asked for.
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.

@@ -91,7 +91,7 @@ class DMILO(PriorReconstructor):
         no pixel is masked, and noise is 2.5 % of y and more, ten levels take five each at most (unless the solver has
         its own steps).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
-        (where parameters of the physics are unknown, the one that explains y at the least cost, with its parameters),
+        (where parameters of the physics are unknown, the most probable one by y and the network, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
     :param bool verbose: show a progress bar with outer step and measurement residual.

@@ -20,6 +20,7 @@ from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
 from deepinv_dmilo.reconstructors.chain import State
+from deepinv_dmilo.reconstructors.improbability import improbability
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import finest_variance, seen_variance
 
@@ -261,6 +262,8 @@ class Levels:
         has_noise = observation.data_fidelity is None and not observation.has_outliers
         if self.mean and has_noise and run.prior.affine:
             x = self._mean_from_mode(run, x)
+        if run.unknowns is not None and run.num_samples > 1:
+            run.improbability = observation.likelihood(run.variance, held=True)(x) + improbability(run, x)
         if self.deviation_threshold is None or observation.noise_likelihoods is not None or run.unknowns is not None:
             return x
         return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)

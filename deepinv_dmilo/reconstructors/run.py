@@ -69,6 +69,8 @@ class Run:
         self.seen: Tensor | None = None
         #: images whose measurements are known to leave open little more than their noise, (B,)
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
+        #: by which the sample of least is taken where a mean is none, (S * B,); None: by the objectives
+        self.improbability: Tensor | None = None
         #: steps that a problem of each image may take at most, (B,); None: as many as the budget has
         self.most_steps: Tensor | None = None
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
@@ -181,12 +183,12 @@ class Run:
         """
         What the samples of each of the present images come to, (n, C, H, W), and a row of each, (n,).
 
-        Their mean; where parameters of the physics are unknown, the sample that explains y at the least cost: a blur
-        may be shifted against its image, so that a mean of such images, or of such blurs, is neither.
+        Their mean; where parameters of the physics are unknown, the most probable sample: a blur may be shifted
+        against its image, so that a mean of such images, or of such blurs, is neither.
 
-        :param torch.Tensor cost: the objectives of the present rows.
+        :param torch.Tensor cost: the objectives of the present rows, which count until more is known of them.
         """
-        costs = cost.view(self.num_samples, -1)
+        costs = (cost if self.improbability is None else self.improbability[self.rows]).view(self.num_samples, -1)
         best = torch.zeros_like(costs[0], dtype=torch.long) if self.unknowns is None else costs.argmin(0)
         rows = self.rows.view(self.num_samples, -1).gather(0, best[None])[0]
         return self.observation.mean(x[self.rows]) if self.unknowns is None else x[rows], rows
