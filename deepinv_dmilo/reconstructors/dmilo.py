@@ -94,7 +94,8 @@ class DMILO(PriorReconstructor):
         (where parameters of the physics are unknown, the most probable one by y and the network, with its parameters),
         and with ``model(y, physics, return_std=True)`` their standard deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
-    :param bool verbose: show a progress bar with outer step and measurement residual.
+    :param bool verbose: show a progress bar of the solver's steps, with the outer step, the residual (root mean square
+        of A(x) - y) and the noise that a measurement is taken to have.
     :param torch.Generator, int rng: where the noise is drawn from, on any device; or a seed: the same call gives the
         same image, whatever the batch.
 
