@@ -189,7 +189,7 @@ class DMILO(PriorReconstructor):
             fit = schedule.fit(run.observation, run.variance)
             state = schedule.start(run, levels, x, state)
             x, cost = self._pass(run, schedule, state, fit, x)
-            x = schedule.finish(run, x) if is_last else x
+            x = schedule.finish(run, x, is_last)
             yield x, cost
 
     def _schedule(self, run: Run) -> Levels | Chain:

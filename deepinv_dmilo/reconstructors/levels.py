@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
 from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.improbability import improbability
+from deepinv_dmilo.reconstructors.mean import IMAGE_ERROR, mean_from_mode
 from deepinv_dmilo.reconstructors.run import Run
 from deepinv_dmilo.reconstructors.seen_noise import finest_variance, seen_variance
 
@@ -41,11 +40,7 @@ COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
 # That a level is worth taking for, at least; and that it takes at most, of so many levels, where parameters are unknown
 # and noise is more than such a part of y (root mean squares, measured in docs/defaults.md).
 PASSES_OF_A_LEVEL, MOST_LEVELS, MUCH_NOISE = 5, 10, 0.025
-# That steps towards the measurements assume the image so far to have at most, in [0, 1]; before the last call more, if
-# the noise of the measurements is: ours.
-IMAGE_ERROR = 0.1
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
-LAST_STEPS = 15  # towards the measurements, before the last call of the network: ours
 # Of noise that nobody told: it is looked for from so much on. After a level it is what the image leaves unexplained, if
 # that is less, and such a part of the noise of the level at least (the image errs yet): ours.
 SEEN_FROM, CLOSENESS = 0.65, 0.02
@@ -106,7 +101,7 @@ class Levels:
     def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor:
         """Which levels each image takes, (B, len(chains)): evenly from where it begins, as many as are worth it."""
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
-        is_noisy = self._is_noisy(run, x)
+        run.has_much_noise = is_noisy = self._is_noisy(run, x)
         if run.model._solver().steps is None and is_noisy.any():
             run.most_steps = torch.where(is_noisy, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
         if self.skip:
@@ -256,44 +251,30 @@ class Levels:
             name="layer 1 of 1",
         )
 
-    def finish(self, run: Run, x: Tensor) -> Tensor:
-        """The last image: a mean instead of a mode, and its sparse deviation."""
-        observation = run.observation
+    def finish(self, run: Run, x: Tensor, is_last: bool) -> Tensor:
+        """
+        The image after an outer step: of the last a mean instead of a mode, and its sparse deviation.
+
+        Where parameters are unknown and noise is little, a mean after each, since they would explain what a mode leaves
+        out; but of a camera's blur, whose edges nothing holds (measured in docs/defaults.md).
+        """
+        observation, unknowns = run.observation, run.unknowns
         has_noise = observation.data_fidelity is None and not observation.has_outliers
-        if self.mean and has_noise and run.prior.affine:
-            x = self._mean_from_mode(run, x)
-        if run.unknowns is not None and run.num_samples > 1:
+        rows = run.rows[:0]
+        if unknowns is not None and not unknowns.has_open_edges:
+            rows = run.rows[~run.has_much_noise.repeat(run.num_samples)[run.rows]]
+        if self.mean and has_noise and run.prior.affine and (is_last or len(rows)):
+            if is_last and run.seen is not None:  # again, since the network errs less on a better image
+                run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
+            mean = mean_from_mode(run, x, self.noise(run, x))
+            x = mean if is_last else x.index_copy(0, rows, mean[rows])
+        if not is_last:
+            return x
+        if unknowns is not None and run.num_samples > 1:
             run.improbability = observation.likelihood(run.variance, held=True)(x) + improbability(run, x)
-        if self.deviation_threshold is None or observation.noise_likelihoods is not None or run.unknowns is not None:
+        if self.deviation_threshold is None or observation.noise_likelihoods is not None or unknowns is not None:
             return x
         return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)
-
-    def _mean_from_mode(self, run: Run, x: Tensor) -> Tensor:
-        """
-        Gradient steps towards the measurements, and the noise that they let through denoised by one call.
-
-        The levels end at a most probable image, which is less than the mean of the images that go with y: the network
-        as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
-        not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where measurements
-        leave open little more than their noise, the steps go all the way, and it is they that are denoised.
-        """
-        if run.seen is not None:  # again, since the network errs less on a better image
-            run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
-        variance = self.noise(run, x)
-        held, operator = ~run.determined.repeat(run.num_samples), run.observation.operator
-        error = torch.full_like(variance, IMAGE_ERROR)
-        if operator.is_known_linear:  # where y itself errs more, so may the image: held so, that is not amplified
-            error = torch.maximum(error, (variance / operator.squared_gain.repeat(run.num_samples)).sqrt())
-        squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
-        how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
-        noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
-        noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
-        levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
-        means = x.clone()
-        for level in set(levels):
-            rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
-            means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
-        return means
 
     def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:
         """The image with its sparse deviation."""

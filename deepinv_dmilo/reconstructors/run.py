@@ -69,6 +69,8 @@ class Run:
         self.seen: Tensor | None = None
         #: images whose measurements are known to leave open little more than their noise, (B,)
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
+        #: images of much noise, where parameters are unknown, (B,)
+        self.has_much_noise = torch.zeros_like(self.determined)
         #: by which the sample of least is taken where a mean is none, (S * B,); None: by the objectives
         self.improbability: Tensor | None = None
         #: steps that a problem of each image may take at most, (B,); None: as many as the budget has

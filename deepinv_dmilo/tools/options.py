@@ -44,7 +44,9 @@ def add_method(command: argparse._ActionsContainer) -> None:
         help="forward and backward passes of an image (100 a sample, --blind 200; a few calls on top)",
     )
     command.add_argument(
-        "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
+        "--num-samples",
+        type=int,
+        help="reconstructions from different noise that share the passes; their mean, --blind the most probable (1)",
     )
     command.add_argument("--factor", type=int, help="super-resolution factor (4)")
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")

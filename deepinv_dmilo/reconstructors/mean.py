@@ -1,0 +1,44 @@
+"""From the most probable image towards the mean of those that go with the measurements."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepinv_dmilo.reconstructors.run import Run
+
+# That steps towards the measurements assume the image so far to have at most, in [0, 1]; here more, if the noise of the
+# measurements is: ours.
+IMAGE_ERROR = 0.1
+STEPS = 15  # towards the measurements: ours
+
+
+def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
+    """
+    Steps towards the measurements, and the noise that they let through denoised by one call.
+
+    A level ends at a most probable image, which is less than the mean of the images that go with y: the network
+    as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
+    not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where measurements
+    leave open little more than their noise, the steps go all the way, and it is they that are denoised.
+
+    :param torch.Tensor x: images, (S * B, C, H, W).
+    :param torch.Tensor variance: of the noise of a measurement, (S * B,).
+    """
+    held, operator = ~run.determined.repeat(run.num_samples), run.observation.operator
+    error = torch.full_like(variance, IMAGE_ERROR)
+    if operator.is_known_linear:  # where y itself errs more, so may the image: held so, that is not amplified
+        error = torch.maximum(error, (variance / operator.squared_gain.repeat(run.num_samples)).sqrt())
+    squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
+    how: dict[str, Any] = {"pull": pull, "steps": STEPS, "limits": (-torch.inf, torch.inf)}
+    noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
+    noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
+    levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
+    means = x.clone()
+    for level in set(levels):
+        rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
+        means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
+    return means
