@@ -66,8 +66,9 @@ class Levels:
         has five passes for, evenly; where parameters are unknown, no pixel is masked and noise is 2.5 % of y and more,
         ten at most.
     :param bool mean: after the last level, steps towards the measurements and one call of the network as a
-        denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
-        ``data_fidelity``, nor where the latents are those of an autoencoder.
+        denoiser, which take the most probable image towards the mean of those that go with y (ours); after every level
+        where parameters are unknown, noise is less, and they are no camera's blur; not with a ``data_fidelity``, nor
+        where the latents are those of an autoencoder.
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
