@@ -66,7 +66,7 @@ def test_of_several_samples_of_levels_the_one_that_is_most_probable_is_returned(
     run = Run(model, x, Gain(sigma=0.1), tuple(x.shape), None, None, False)
     run.variance = torch.full((3,), 0.1**2)
     schedule = Levels(mean=False)
-    images, rows = run.of_samples(schedule.finish(run, samples, True), torch.tensor([1.0, 2.0, 0.0]))
+    images, rows = run.of_samples(schedule.finish(run, samples), torch.tensor([1.0, 2.0, 0.0]))
     assert torch.equal(images, x)
     assert rows.tolist() == [1]
 
@@ -282,24 +282,6 @@ def test_problems_end_early_where_noise_would_draw_a_blur_to_a_point():
     with Meter(prior.network, x.device) as meter:
         model(physics(x, filter=true), physics)
     assert meter.passes > 2 * 5
-
-
-def test_a_blur_is_looked_for_by_means_unless_noise_is_much_or_it_is_a_cameras():
-    """The network is called as a denoiser after every level, or after the last alone."""
-    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
-    guess = dinv.physics.functional.gaussian_blur(sigma=(2.0, 2.0))
-    settings = {"schedule": Levels((0.5, 0.3, 0.1), skip=False), "max_passes": 30}
-
-    def calls(edges="circular", noise=0.002, **unknown):
-        physics = dinv.physics.Blur(guess, padding=edges, noise_model=GaussianNoise(noise))
-        with Meter(prior.network, x.device) as meter:
-            DMILO(prior, **settings, **unknown)(physics(x), physics)
-        return meter.calls
-
-    unknown = {"unknown": {"filter": Simplex(guess)}}
-    assert calls(**unknown) == calls() + 2
-    assert calls(noise=0.1, **unknown) == calls()
-    assert calls("valid", **unknown) == calls()
 
 
 def test_images_of_much_and_of_little_noise_do_not_change_each_other():

@@ -110,7 +110,7 @@ class Observation:
         """
         The negative log-likelihood of images, up to a constant; of squares where it is one, of a variance.
 
-        Of unknown parameters that of the best ones for every image, or, held, of those that are known so far.
+        Of unknown parameters that of the best ones for every image, or, held, of those found so far, as they are.
         """
         fit = self._likelihood(variance)
         return fit if held else self._joint(fit)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from os.path import dirname
+from os.path import dirname, join
 
 import torch
 
-_INSIDE = (dirname(dirname(__file__)), dirname(torch.__file__))
+_INSIDE = tuple(join(folder, "") for folder in (dirname(dirname(__file__)), dirname(torch.__file__)))
 
 
 def warn(message: str) -> None:

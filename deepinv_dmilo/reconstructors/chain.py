@@ -106,6 +106,6 @@ class Chain:
             name=f"layer {i + 1} of {self.num_layers}",
         )
 
-    def finish(self, run: Run, x: Tensor, is_last: bool) -> Tensor:
+    def finish(self, run: Run, x: Tensor) -> Tensor:
         """Nothing is left to do."""
         return x

@@ -91,8 +91,9 @@ class DMILO(PriorReconstructor):
         no pixel is masked, and noise is 2.5 % of y and more, ten levels take five each at most (unless the solver has
         its own steps).
     :param int num_samples: reconstructions of each image, from different noise, in one batch; their mean is returned
-        (where parameters of the physics are unknown, the most probable one by y and the network, with its parameters),
-        and with ``model(y, physics, return_std=True)`` their standard deviation.
+        (where parameters of the physics are unknown, the most probable one by y and the network, with a ``Chain`` that
+        of the least objective, and its parameters), and with ``model(y, physics, return_std=True)`` their standard
+        deviation.
     :param int micro_batch: how many reconstructions go through the network at once, None: all. Less memory.
     :param bool verbose: show a progress bar of the solver's steps, with the outer step, the residual (root mean square
         of A(x) - y) and the noise that a measurement is taken to have.
@@ -189,7 +190,7 @@ class DMILO(PriorReconstructor):
             fit = schedule.fit(run.observation, run.variance)
             state = schedule.start(run, levels, x, state)
             x, cost = self._pass(run, schedule, state, fit, x)
-            x = schedule.finish(run, x, is_last)
+            x = schedule.finish(run, x) if is_last else x
             yield x, cost
 
     def _schedule(self, run: Run) -> Levels | Chain:

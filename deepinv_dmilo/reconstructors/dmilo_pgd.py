@@ -117,7 +117,7 @@ class DMILOPGD(DMILO):
             fit = schedule.fit_after(run.observation, run.variance, x)
             state = schedule.start(run, levels, x, state)
             x, cost = self._pass(run, schedule, state, fit, x)
-            x = schedule.finish(run, x, is_last)
+            x = schedule.finish(run, x) if is_last else x
             yield x, cost
 
     def _descend(self, run: Run, x: Tensor, pull: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.reconstructors.run import Run
 
-# Noise that images are denoised of, in [0, 1], each twice the one before; measured in docs/defaults.md.
+# Noise that images are denoised of, in [0, 1], each twice the one before: ours.
 SIGMAS = (0.05, 0.1, 0.2, 0.4)
 
 

@@ -66,9 +66,8 @@ class Levels:
         has five passes for, evenly; where parameters are unknown, no pixel is masked and noise is 2.5 % of y and more,
         ten at most.
     :param bool mean: after the last level, steps towards the measurements and one call of the network as a
-        denoiser, which take the most probable image towards the mean of those that go with y (ours); after every level
-        where parameters are unknown, noise is less, and they are no camera's blur; not with a ``data_fidelity``, nor
-        where the latents are those of an autoencoder.
+        denoiser, which take the most probable image towards the mean of those that go with y (ours); not with a
+        ``data_fidelity``, nor where the latents are those of an autoencoder.
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
@@ -102,7 +101,7 @@ class Levels:
     def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> Tensor:
         """Which levels each image takes, (B, len(chains)): evenly from where it begins, as many as are worth it."""
         first = torch.zeros(len(run.observation.images.rows), dtype=torch.long)
-        run.has_much_noise = is_noisy = self._is_noisy(run, x)
+        is_noisy = self._is_noisy(run, x)
         if run.model._solver().steps is None and is_noisy.any():
             run.most_steps = torch.where(is_noisy, PASSES_OF_A_LEVEL, torch.iinfo(torch.long).max)
         if self.skip:
@@ -252,30 +251,26 @@ class Levels:
             name="layer 1 of 1",
         )
 
-    def finish(self, run: Run, x: Tensor, is_last: bool) -> Tensor:
-        """
-        The image after an outer step: of the last a mean instead of a mode, and its sparse deviation.
-
-        Where parameters are unknown and noise is little, a mean after each, since they would explain what a mode leaves
-        out; but of a camera's blur, whose edges nothing holds (measured in docs/defaults.md).
-        """
-        observation, unknowns = run.observation, run.unknowns
+    def finish(self, run: Run, x: Tensor) -> Tensor:
+        """The last image: a mean instead of a mode, and its sparse deviation."""
+        observation = run.observation
         has_noise = observation.data_fidelity is None and not observation.has_outliers
-        rows = run.rows[:0]
-        if unknowns is not None and not unknowns.has_open_edges:
-            rows = run.rows[~run.has_much_noise.repeat(run.num_samples)[run.rows]]
-        if self.mean and has_noise and run.prior.affine and (is_last or len(rows)):
-            if is_last and run.seen is not None:  # again, since the network errs less on a better image
+        if self.mean and has_noise and run.prior.affine:
+            if run.seen is not None:  # again, since the network errs less on a better image
                 run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
-            mean = mean_from_mode(run, x, self.noise(run, x))
-            x = mean if is_last else x.index_copy(0, rows, mean[rows])
-        if not is_last:
-            return x
-        if unknowns is not None and run.num_samples > 1:
-            run.improbability = observation.likelihood(run.variance, held=True)(x) + improbability(run, x)
-        if self.deviation_threshold is None or observation.noise_likelihoods is not None or unknowns is not None:
+            x = mean_from_mode(run, x, self.noise(run, x))
+        if run.unknowns is not None and run.num_samples > 1:
+            run.surprise = self._surprise(run, x)
+        if self.deviation_threshold is None or observation.noise_likelihoods is not None or run.unknowns is not None:
             return x
         return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)
+
+    def _surprise(self, run: Run, x: Tensor) -> Tensor:
+        """About the negative logarithm of the density of images and y together, (S * B,), by one noise for an image."""
+        variance = run.variance
+        if variance is not None:
+            variance = run.observation.mean(variance).repeat(run.num_samples)
+        return run.observation.likelihood(variance, held=True)(x) + improbability(run, x)
 
     def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:
         """The image with its sparse deviation."""

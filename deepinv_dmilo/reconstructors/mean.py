@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deepinv_dmilo.reconstructors.run import Run
 
-# That steps towards the measurements assume the image so far to have at most, in [0, 1]; here more, if the noise of the
-# measurements is: ours.
+# The error, in [0, 1], that steps towards the measurements assume the image so far to have at most; here more, if the
+# noise of the measurements is: ours.
 IMAGE_ERROR = 0.1
 STEPS = 15  # towards the measurements: ours
 

@@ -69,10 +69,8 @@ class Run:
         self.seen: Tensor | None = None
         #: images whose measurements are known to leave open little more than their noise, (B,)
         self.determined = torch.zeros(shape[0], dtype=torch.bool, device=self.like.device)
-        #: images of much noise, where parameters are unknown, (B,)
-        self.has_much_noise = torch.zeros_like(self.determined)
-        #: by which the sample of least is taken where a mean is none, (S * B,); None: by the objectives
-        self.improbability: Tensor | None = None
+        #: of the samples, the least of which is returned where parameters are unknown, (S * B,); None: the objectives
+        self.surprise: Tensor | None = None
         #: steps that a problem of each image may take at most, (B,); None: as many as the budget has
         self.most_steps: Tensor | None = None
         self.passes = torch.zeros(rows, dtype=torch.long, device=self.like.device)
@@ -190,7 +188,7 @@ class Run:
 
         :param torch.Tensor cost: the objectives of the present rows, which count until more is known of them.
         """
-        costs = (cost if self.improbability is None else self.improbability[self.rows]).view(self.num_samples, -1)
+        costs = (cost if self.surprise is None else self.surprise[self.rows]).view(self.num_samples, -1)
         best = torch.zeros_like(costs[0], dtype=torch.long) if self.unknowns is None else costs.argmin(0)
         rows = self.rows.view(self.num_samples, -1).gather(0, best[None])[0]
         return self.observation.mean(x[self.rows]) if self.unknowns is None else x[rows], rows
