@@ -253,24 +253,29 @@ class Levels:
 
     def finish(self, run: Run, x: Tensor) -> Tensor:
         """The last image: a mean instead of a mode, and its sparse deviation."""
-        observation = run.observation
+        observation, mode = run.observation, x
         has_noise = observation.data_fidelity is None and not observation.has_outliers
         if self.mean and has_noise and run.prior.affine:
             if run.seen is not None:  # again, since the network errs less on a better image
                 run.seen = torch.minimum(run.seen, seen_variance(run, x, SEEN_FROM))
             x = mean_from_mode(run, x, self.noise(run, x))
         if run.unknowns is not None and run.num_samples > 1:
-            run.surprise = self._surprise(run, x)
+            run.surprise = self._unexplained(run, mode) + improbability(run, x)
         if self.deviation_threshold is None or observation.noise_likelihoods is not None or run.unknowns is not None:
             return x
         return self._with_deviation(observation, x, self.deviation_threshold).clamp(*run.prior.limits)
 
-    def _surprise(self, run: Run, x: Tensor) -> Tensor:
-        """About the negative logarithm of the density of images and y together, (S * B,), by one noise for an image."""
-        variance = run.variance
-        if variance is not None:
-            variance = run.observation.mean(variance).repeat(run.num_samples)
-        return run.observation.likelihood(variance, held=True)(x) + improbability(run, x)
+    def _unexplained(self, run: Run, x: Tensor) -> Tensor:
+        """
+        The negative log-likelihood of images, (S * B,), by one noise for all samples of an image.
+
+        Of squares no less than the noise comes to: to explain some of the noise, too, makes no sample likelier.
+        """
+        observation, n = run.observation, run.num_samples
+        if run.variance is None:
+            return observation.likelihood(None, held=True)(x)
+        variance = observation.mean(run.variance).repeat(n)
+        return observation.likelihood(variance, held=True)(x).clamp(min=observation.operator.reached.repeat(n) / 2)
 
     def _with_deviation(self, observation: Observation, x: Tensor, threshold: float) -> Tensor:
         """The image with its sparse deviation."""
