@@ -13,7 +13,7 @@ from deepinv_dmilo.reconstructors.run import Run
 # The error, in [0, 1], that steps towards the measurements assume the image so far to have at most; here more, if the
 # noise of the measurements is: ours.
 IMAGE_ERROR = 0.1
-STEPS = 15  # towards the measurements: ours
+LAST_STEPS = 15  # towards the measurements: ours
 
 
 def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
     if operator.is_known_linear:  # where y itself errs more, so may the image: held so, that is not amplified
         error = torch.maximum(error, (variance / operator.squared_gain.repeat(run.num_samples)).sqrt())
     squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
-    how: dict[str, Any] = {"pull": pull, "steps": STEPS, "limits": (-torch.inf, torch.inf)}
+    how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
     noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
     noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
     levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
