@@ -71,6 +71,18 @@ def test_of_several_samples_of_levels_the_one_that_is_most_probable_is_returned(
     assert rows.tolist() == [1]
 
 
+def test_to_explain_the_noise_too_makes_no_sample_likelier():
+    x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    y, unknown = Gain(sigma=0.1)(x), {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
+    model = DMILO(prior_that_believes(), unknown=unknown, num_samples=3, **NEAR)
+    run = Run(model, y, Gain(sigma=0.1), tuple(x.shape), None, None, False)
+    run.variance = torch.full((3,), 0.1**2).double()
+    samples = torch.cat([(x + y) / 2, y, torch.full_like(x, 0.1)])
+    half_of_it, all_of_it, grey = Levels()._unexplained(run, samples).tolist()
+    assert half_of_it == all_of_it == x[0].numel() / 2
+    assert grey > 2 * all_of_it
+
+
 def test_the_first_image_is_not_taken_back_by_a_blur_that_is_only_guessed():
     """The inverse of a guess that is too wide leaves an image far off."""
     guess, kernel = (dinv.physics.functional.gaussian_blur(sigma=(sigma, sigma)) for sigma in (2.0, 1.0))
