@@ -201,7 +201,9 @@ METHODS = {
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),
+    # The default there, and four such searches, of which the most probable is returned.
     "DMILO, 200 passes": Method(partial(_ours, method=DMILO, passes=200, samples=1), tasks=tuple(BLIND_TASKS)),
+    "DMILO, 4 x 200 passes": Method(partial(_ours, method=DMILO, passes=800, samples=4), tasks=tuple(BLIND_TASKS)),
     **RIVALS,
     "DPS, 1000 steps": Method(partial(_dps, steps=1000), recommended=1.0, first_only=True),
     "DMPlug, 900 passes": Method(lambda case: DMPlug(case.prior), first_only=True),
