@@ -113,6 +113,12 @@ def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
         DMILO(prior, **{name: 1e9})
 
 
+def test_a_setting_given_to_the_call(prior):
+    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    with pytest.raises(TypeError, match=r"no 'num_samples' .* type DMILO\(prior, num_samples=...\)\(y, physics\)"):
+        DMILO(prior)(y, physics, num_samples=2)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -124,7 +124,7 @@ def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, 
     raise ValueError(
         f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
         "y = physics(x) of images x (B, C, H, W), a single one as a batch, y[None]; where the physics does not tell "
-        "the size of its images, type physics.img_size = (C, H, W)"
+        "the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
     ) from failure
 
 

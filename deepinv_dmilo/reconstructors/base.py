@@ -165,6 +165,7 @@ class PriorReconstructor(Reconstructor):
         compute_metrics: bool = False,
         return_std: bool = False,
         return_unknown: bool = False,
+        **misplaced: object,
     ) -> Any:
         r"""
         Reconstruct images from measurements; no ground truth is used.
@@ -179,8 +180,9 @@ class PriorReconstructor(Reconstructor):
             square of A(x) - y), ``passes`` (network passes so far), with levels and Gaussian noise ``noise`` (standard
             deviation that a measurement is taken to have; where nobody told it, an estimate) and, given ``x_gt``,
             ``psnr`` (dB), each a list of B lists with a value per outer step (DMPlug: before each of its steps, and at
-            the end).
-        :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
+            the end); with unknown parameters those of the sample of least objective until the last step.
+        :param bool return_std: also return the standard deviation over the samples, about their mean, shape
+            (B, C, H, W).
         :param bool return_unknown: also return the parameters of the physics that were not known, a dictionary of
             tensors with a row for each image.
         :return: images in [0, 1], shape (B, C, H, W), detached, the last iterates, mean over the samples (with unknown
@@ -189,6 +191,11 @@ class PriorReconstructor(Reconstructor):
         :raises TypeError, ValueError: y, physics, prior and init do not fit; says which and what to type.
         :raises FloatingPointError: the objective stopped being finite.
         """
+        for name in misplaced:
+            raise TypeError(
+                f"a call takes no {name!r} but y, physics, init, x_gt, compute_metrics, return_std and return_unknown; "
+                f"a setting goes to the model: type {type(self).__name__}(prior, {name}=...)(y, physics)"
+            )
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
         if return_unknown and not getattr(self, "unknown", None):
