@@ -63,8 +63,13 @@ def picture_files(folder: Path) -> list[Path]:
 
 def load_folder(folder: Path, grey: bool) -> list[torch.Tensor]:
     """All images below ``folder``, by name, each (1 or 3, H, W) uint8."""
-    files = tqdm(picture_files(folder), desc="reading")
-    return [TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")) for file in files]
+    pictures = []
+    for file in tqdm(picture_files(folder), desc="reading"):
+        try:
+            pictures.append(TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")))
+        except OSError as error:
+            raise SystemExit(f"{file} cannot be read ({error}); repair or remove it") from error
+    return pictures
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:

@@ -120,6 +120,8 @@ def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):
         (["--suite", "report", "--methods", "XYZ"], "no method starts with XYZ"),
         (["--suite", "report", "--size", "100"], "--size 100: the network takes multiples"),
         (["--suite", "report", "--limit", "0"], "--limit 0, 16 pictures"),
+        (["--suite", "report", "--budgets", "5"], "--budgets is of the other suite; type --suite digits"),
+        (["--batch-size", "4"], "--batch-size is of the other suite; type --suite report"),
         (["--parallel-config", "nowhere.yml"], "no such file"),
     ],
 )

@@ -44,7 +44,7 @@ def test_what_names_no_parameter_is_told(unknown):
         ({"gain": torch.ones(1, 1, 1, 1)}, ValueError, r"say what it may be: Simplex\(.*, Positive\(tensor\), Free\("),
         ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
-        ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not 3"),
+        ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not a int"),
         ({"gain": Free(None)}, TypeError, r"is Free\(None\); pass a first guess as a tensor"),
         (
             {"gain": Simplex(torch.ones(9, 9).numpy())},

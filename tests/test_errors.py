@@ -77,6 +77,9 @@ def test_measurements_far_out_of_scale_are_refused_before_any_work(model, physic
         ValueError, match=r"y is 1\d\d times as large as measurements of images in \[0, 1\]; pass y / 255"
     ):
         model.check(255 * y, physics)
+    levels = dinv.physics.Denoising(dinv.physics.GaussianNoise(25.0))
+    with pytest.raises(ValueError, match=r"y is .* times as large as measurements of images in \[0, 1\]"):
+        model.check(levels(255 * torch.rand(2, *IMAGE)), levels)
     noisy = dinv.physics.Denoising(dinv.physics.GaussianNoise(20.0))
     assert DMILO(model.prior, max_passes=4).check(noisy(torch.rand(1, *IMAGE)), noisy) == (1, *IMAGE)
 
@@ -89,6 +92,12 @@ def test_a_check_looks_at_all_that_a_call_looks_at(model, physics):
     one.max_passes = 0
     with pytest.raises(ValueError, match="max_passes=0: type a whole number of at least 1"):
         one(y, physics)
+
+
+def test_a_first_image_of_another_scale_is_told(model, physics):
+    x = torch.rand(2, *IMAGE)
+    with pytest.warns(RuntimeWarning, match=r"init has values from .* to .*, and is an image in \[0, 1\]"):
+        model(physics(x), physics, init=255 * x)
 
 
 def test_init_of_another_batch(model, physics):
@@ -205,6 +214,8 @@ def test_ground_truth_of_another_shape(model, physics):
     for x_gt in (torch.rand(1, *IMAGE), torch.rand(2, *IMAGE).numpy()):
         with pytest.raises(ValueError, match=r"x_gt is .* pass the ground truth of the batch, a tensor of shape \(2, "):
             model(y, physics, x_gt=x_gt, compute_metrics=True)
+    with pytest.raises(ValueError, match="x_gt is for a metric alone; type compute_metrics=True"):
+        model(y, physics, x_gt=torch.rand(2, *IMAGE))
 
 
 def test_divergence_in_the_last_step_is_not_returned(model, physics, monkeypatch):

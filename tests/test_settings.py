@@ -45,6 +45,12 @@ def test_parts_out_of_range(part, setting, message):
         part(**setting)
 
 
+@pytest.mark.parametrize(("part", "name"), [(Levels, "skip"), (Levels, "mean"), (DMPlug, "verbose")])
+def test_a_word_is_neither_true_nor_false(prior, part, name):
+    with pytest.raises(TypeError, match=f"{name}='no': type True or False"):
+        part(**{name: "no"}, **({} if part is Levels else {"prior": prior}))
+
+
 def test_a_number_is_no_schedule():
     with pytest.raises(TypeError, match=r"sigmas=3: type a sequence of noise levels, Levels\(\(1.0, 0.2\)\)"):
         Levels(3)

@@ -21,6 +21,15 @@ SHAPE = (3, 12, 20)
 NEAR = {"schedule": Levels((0.01,), skip=False, mean=False), "max_passes": 20}
 
 
+@pytest.mark.parametrize("noise", [GaussianNoise(0.05), PoissonNoise(0.01)])
+def test_physics_and_noise_of_another_type_than_the_measurements(noise):
+    physics, y = Gain(), torch.rand(1, *SHAPE)  # of float64
+    physics.noise_model = noise.double()
+    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1))}, **NEAR)
+    x_hat, found = model(y, physics, return_unknown=True)
+    assert x_hat.dtype == found["gain"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("constraint", [Free, Positive])
 def test_an_unknown_gain_is_found(constraint):
     """Where the image is known, what is left is the gain, of each image its own."""

@@ -10,6 +10,12 @@ from typing import Any
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
 
+# Options that have an effect in one suite alone.
+_OF_SUITE = {
+    "report": ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write"),
+    "digits": ("budgets", "solver", "parallel_config"),
+}
+
 
 def add_benchmark(commands: Any) -> None:
     """Add the command to those of the command line."""
@@ -26,7 +32,7 @@ def add_benchmark(commands: Any) -> None:
     benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all)")
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
     report = benchmark.add_argument_group("report")
-    report.add_argument("--preset", default="photos", help="digits, photos (default), faces: the paper's settings")
+    report.add_argument("--preset", help="digits, photos (default), faces: the paper's settings")
     report.add_argument("--prior", help="installed or bundled name, pipeline folder or hub id (default: the preset's)")
     report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
     report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
@@ -36,7 +42,7 @@ def add_benchmark(commands: Any) -> None:
     report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
     suite = benchmark.add_argument_group("digits")
     suite.add_argument("--budgets", nargs="+", type=int, metavar="PASSES", help="default: 25 50 100")
-    suite.add_argument("-s", "--solver", nargs="+", default=[], help="more benchopt solvers: name[...] or file[...]")
+    suite.add_argument("-s", "--solver", nargs="+", help="more benchopt solvers: name[...] or file[...]")
     suite.add_argument("--parallel-config", type=Path, metavar="YAML", help="benchopt's, for dask, SLURM, ...")
     suite.add_argument("--solver-path", action="store_true", help="print the solver file for benchopt -s, and end")
     add_device(benchmark)
@@ -49,6 +55,11 @@ def _benchmark(args: argparse.Namespace) -> None:
     if args.solver_path:
         print(SOLVER_FILE)
         return
+    for suite, names in _OF_SUITE.items():
+        for name in names:
+            if suite != args.suite and getattr(args, name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} is of the other suite; type --suite {suite}, or leave it out")
     if args.suite == "report":
         _report(args)
         return
@@ -56,7 +67,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     settings = {**(QUICK if args.quick else {}), **{name: value for name, value in given.items() if value is not None}}
     if args.parallel_config is not None and not args.parallel_config.is_file():
         raise InputError(f"--parallel-config {args.parallel_config}: no such file")
-    run_suite(args.suite, args.out, solvers=args.solver, parallel_config=args.parallel_config, **settings)
+    run_suite(args.suite, args.out, solvers=args.solver or [], parallel_config=args.parallel_config, **settings)
     print((args.out / "results.md").read_text())
     print(f"wrote {args.out}")
 
@@ -69,15 +80,16 @@ def _report(args: argparse.Namespace) -> None:
     from deepinv_dmilo.tools.scoring import perceptual_metric
 
     with door():
-        if args.preset not in PRESETS:
-            raise ValueError(f"--preset {args.preset}: type one of {', '.join(PRESETS)}")
+        name = args.preset or "photos"
+        if name not in PRESETS:
+            raise ValueError(f"--preset {name}: type one of {', '.join(PRESETS)}")
         device = open_device(args.device)
-        names = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
-        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        options = ("methods", "prior", "images", "size", "limit", "tasks", "noises", "batch_size")
+        given = {option: getattr(args, option) for option in options if getattr(args, option) is not None}
         given |= {"bfloat16": True} if args.bfloat16 else {}
         settings = {**(QUICK_REPORT if args.quick else {}), **given}
         methods = chosen_methods(settings.pop("methods", None))
-        preset = PRESETS[args.preset].with_settings(**settings)
+        preset = PRESETS[name].with_settings(**settings)
         args.out.mkdir(parents=True, exist_ok=True)
         claim_folder(preset, args.out)
         study = None if args.only_write else Study.open(preset, device)
@@ -87,9 +99,9 @@ def _report(args: argparse.Namespace) -> None:
     rows = read_lines(Row, args.out / "results.csv")
     order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
     rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
-    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", args.preset])
-    for name, value in given.items():
-        command += f" --{name.replace('_', '-')}"
+    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", name])
+    for option, value in given.items():
+        command += f" --{option.replace('_', '-')}"
         if value is not True:
             command += f" {shlex.join(map(str, value)) if isinstance(value, list) else value}"
     write(preset, rows, args.out, command, device)

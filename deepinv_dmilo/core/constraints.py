@@ -25,7 +25,7 @@ class Guess:
     start: Tensor
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(<tensor of shape {tuple(self.start.shape)}>)"
+        return _kind(self)
 
     def raw(self) -> Tensor:
         """The raw numbers of the first guess."""
@@ -110,8 +110,10 @@ def _entries(t: Tensor) -> Tensor:
 def _kind(given: object) -> str:
     if not isinstance(given, Guess):
         return f"a {type(given).__name__}"
-    start = given.start if given.start is None else f"a {type(given.start).__name__}"
-    return f"{type(given).__name__}({start})"
+    start: object = given.start
+    told = start if start is None else f"a {type(start).__name__}"
+    told = f"<tensor of shape {tuple(start.shape)}>" if isinstance(start, Tensor) else told
+    return f"{type(given).__name__}({told})"
 
 
 Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
@@ -155,6 +157,7 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
                 f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish; clamp(min=0) it"
             )
         if isinstance(guess, Custom) and not callable(guess.function):
-            raise TypeError(f"unknown[{name!r}]: Custom(tensor, function) takes a function, not {guess.function!r}")
+            what = f"a {type(guess.function).__name__}"
+            raise TypeError(f"unknown[{name!r}]: Custom(tensor, function) takes a function, not {what}")
         checked[name] = guess
     return checked

@@ -72,9 +72,10 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
         raise_out_of_memory(error)
         produced, failure = error, error
     if produced != shapes(y):
+        what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"
         raise ValueError(
-            f"init has shape {tuple(init.shape)}, whose measurements are {produced}, but y has {shapes(y)}; pass an "
-            "init of shape (B, C, H, W), one for each of the measurements' images"
+            f"init has shape {tuple(init.shape)}, {what}, but y has {shapes(y)}; pass an init of shape (B, C, H, W), "
+            "one for each of the measurements' images"
         ) from failure
     if not torch.isfinite(init).all():
         raise ValueError("init has NaN or infinite values; leave it out to start from noise")
@@ -123,8 +124,8 @@ def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, 
     report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
     raise ValueError(
         f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
-        "y = physics(x) of images x (B, C, H, W), a single one as a batch, y[None]; where the physics does not tell "
-        "the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
+        "y = physics(x) of images x (B, C, H, W), channels first, a single one as a batch, y[None]; where the physics "
+        "does not tell the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
     ) from failure
 
 
@@ -166,9 +167,17 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
     for name, number in {**rates, **weights}.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise ValueError(f"{name}={number!r}: type a finite number, such as 0.01")
+            of_tensor = ", of a tensor its .item()" if isinstance(number, Tensor) else ""
+            raise ValueError(f"{name}={number!r}: type a finite number, such as 0.01{of_tensor}")
         if number < 0 or (number == 0 and name in rates):
             raise ValueError(f"{name}={number!r}: type a number {'above' if name in rates else 'of at least'} 0")
+
+
+def check_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: type True or False")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...], other: str = "") -> None:

@@ -57,7 +57,7 @@ def minimize(
             rows, state, objective = rows[keep], state.select(keep), objective.select(keep)
         if not len(rows):
             break
-        value, gradient = objective.gradients(state.trial)
+        value, gradient = (t.to(z) for t in objective.gradients(state.trial))  # physics and noise may have another type
         taken[rows] += 1
         state.move(value, gradient, tries, tolerance, unit)
         best_z[rows], best_value[rows] = state.z, state.value

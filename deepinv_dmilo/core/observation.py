@@ -18,6 +18,7 @@ from deepinv_dmilo.core.unknown import JointFit
 from deepinv_dmilo.core.warning import warn
 
 TOO_LARGE = 30.0  # relative to measurements of black, of white, and of random pixels: ours
+TOO_LARGE_WITH_NOISE = 2.0  # relative to these and their noise together: ours
 LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
 
 
@@ -200,7 +201,7 @@ class Observation:
         if (energy(self.y) > TOO_LARGE**2 * usual).any():
             usual = usual + self._variance(flat[1]) * self.operator.reached
             ratio = (energy(self.y) / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
-            if ratio > TOO_LARGE:
+            if ratio > TOO_LARGE_WITH_NOISE:
                 raise ValueError(
                     f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, or a "
                     "physics of the scale of y"

@@ -13,7 +13,7 @@ from deepinv.models import Denoiser, Reconstructor
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.core.door import check_inputs, check_settings
+from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
 from deepinv_dmilo.core.draws import check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
@@ -80,6 +80,7 @@ class PriorReconstructor(Reconstructor):
         check_rng(self.rng)
         steps = {name: getattr(self, name) for name in ("max_passes", "num_samples", "micro_batch")}
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
+        check_flags(verbose=self.verbose)
 
     @classmethod
     def from_preset(cls: type[_Model], name: str, prior: Prior, **overrides: Any) -> _Model:
@@ -198,13 +199,15 @@ class PriorReconstructor(Reconstructor):
             )
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
+        if x_gt is not None and not compute_metrics:
+            raise ValueError("x_gt is for a metric alone; type compute_metrics=True, or leave it out")
         if return_unknown and not getattr(self, "unknown", None):
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
         with self._at_work():
             run = self._open(y, physics, init, x_gt, compute_metrics)
-            images, samples = run.last_of(self._iterates)
+            images, samples = (t.to(run.like) for t in run.last_of(self._iterates))
             run.observation.warn_if_unexplained(images)
         result: list[Any] = [images]
         if return_std:

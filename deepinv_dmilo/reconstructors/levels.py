@@ -11,12 +11,13 @@ from torch import Tensor
 
 from deepinv_dmilo.core.data import Fit
 from deepinv_dmilo.core.descent import sparse_deviation
-from deepinv_dmilo.core.door import check_settings
+from deepinv_dmilo.core.door import check_flags, check_settings
 from deepinv_dmilo.core.left_open import least_squares, left_open
 from deepinv_dmilo.core.measurements import mean_energy, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
+from deepinv_dmilo.core.warning import warn
 from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.improbability import improbability
 from deepinv_dmilo.reconstructors.mean import IMAGE_ERROR, mean_from_mode
@@ -41,6 +42,7 @@ COVER, COVER_NOISE, LITTLE_NOISE = 1.5, 2.0, 0.02
 # and noise is more than such a part of y (root mean squares, measured in docs/defaults.md).
 PASSES_OF_A_LEVEL, MOST_LEVELS, MUCH_NOISE = 5, 10, 0.025
 NO_ERROR = 1e-3  # in [0, 1], which steps leave where it is
+MARGIN = 0.5  # beyond [0, 1], that a first image may have without a warning
 # Of noise that nobody told: it is looked for from so much on. After a level it is what the image leaves unexplained, if
 # that is less, and such a part of the noise of the level at least (the image errs yet): ours.
 SEEN_FROM, CLOSENESS = 0.65, 0.02
@@ -89,6 +91,7 @@ class Levels:
         weights = {} if self.deviation_threshold is None else {"deviation_threshold": self.deviation_threshold}
         rates = {f"sigmas[{i}]": sigma for i, sigma in enumerate(self.sigmas)}
         check_settings(steps={}, rates=rates, weights=weights)
+        check_flags(skip=self.skip, mean=self.mean)
         if any(after >= before for before, after in pairwise(self.sigmas)):
             falling = tuple(sorted(set(self.sigmas), reverse=True))
             raise ValueError(f"sigmas={self.sigmas} go from coarse to fine; type {falling}")
@@ -151,6 +154,12 @@ class Levels:
     def first_image(self, run: Run) -> Tensor:
         """What the prior expects before any measurement, taken to the measurements without the network."""
         if run.init is not None:
+            low, high = run.init.min().item(), run.init.max().item()
+            if low < -MARGIN or high > 1 + MARGIN:
+                warn(
+                    f"init has values from {low:.3g} to {high:.3g}, and is an image in [0, 1]; pass init / 255, "
+                    "(init + 1) / 2 or init.clamp(0, 1), as the case may be"
+                )
             return run.init
         x, observation = self._mean_image(run), run.observation
         operator, gaussian = observation.operator, observation.is_gaussian

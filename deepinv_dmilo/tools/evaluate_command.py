@@ -54,6 +54,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from deepinv_dmilo.tools.tasks import make_physics
 
     auto = args.micro_batch == "auto"
+    if Path(args.dataset).is_dir():
+        args.dataset = str(Path(args.dataset))  # without a slash at its end, say
     if args.prior is None:
         args.prior = args.dataset if args.dataset in bundled_priors() else "photos"
     with door():

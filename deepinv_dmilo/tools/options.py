@@ -41,18 +41,16 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument(
         "--max-passes",
         type=int,
-        help="forward and backward passes of an image (100 a sample, --blind 200; a few calls on top)",
+        help="forward and backward passes of an image (100 a sample; a few calls on top)",
     )
     command.add_argument(
         "--num-samples",
         type=int,
-        help="reconstructions from different noise that share the passes; their mean, --blind the most probable (1)",
+        help="reconstructions from different noise that share the passes; their mean (1)",
     )
     command.add_argument("--factor", type=int, help="super-resolution factor (4)")
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
-    command.add_argument(
-        "--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5); --blind: of the guess (2)"
-    )
+    command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
     command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
     command.add_argument("--seed", type=int, default=0)
     add_bfloat16(command)
