@@ -175,6 +175,7 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
         ({"--task": "inpainting", "--mask": "black"}, "is black: nothing is known"),
         ({"--task": "deblurring", "--blind": None, "--kernel": "white"}, "has 40 x 40 pixels, IMAGE 32 x 32; crop it"),
         ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),
+        ({"--task": "box-inpainting"}, "type --task inpainting --mask FILE"),
         ({"--task": "inpainting", "--mask": "m.png", "--missing": "0.5"}, "both say what is missing; type one"),
     ],
 )

@@ -197,6 +197,8 @@ def _check_pictures(args: argparse.Namespace) -> None:
         )
     if args.task not in PICTURE_TASKS and not told:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
+    if args.task == "box-inpainting":
+        raise ValueError("box-inpainting hides its own box; of a degraded picture type --task inpainting --mask FILE")
     if args.task == "inpainting" and args.mask is None:
         raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
 
@@ -209,7 +211,8 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     if not mask.any():
         raise ValueError(f"--mask {args.mask} is black: nothing is known; give white where the picture is known")
     if mask.shape[1:] != picture.shape[2:]:
-        raise ValueError(f"--mask {args.mask} has size {tuple(mask.shape[1:])}, IMAGE {tuple(picture.shape[2:])}")
+        mask_size, size = (" x ".join(map(str, t.shape[-2:])) for t in (mask, picture))
+        raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
     return mask.expand(picture.shape[1], -1, -1)
 
 
