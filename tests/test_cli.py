@@ -109,6 +109,16 @@ def test_results_of_other_settings_are_one_line(commands, monkeypatch, capsys):
     assert "Traceback" not in told
 
 
+def test_a_slash_after_a_folder_makes_no_other_data_set(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(DMILO, "forward", lambda self, y, physics: physics.A_adjoint(y))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (tmp_path / "picture.png").rename(pictures / "picture.png")
+    for folder in (str(pictures), f"{pictures}/"):
+        command = ["evaluate", folder, *commands["evaluate"][2:], "--prior", "digits"]
+        assert main(command) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

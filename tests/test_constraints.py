@@ -45,11 +45,11 @@ def test_what_names_no_parameter_is_told(unknown):
         ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
         ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not a int"),
-        ({"gain": Free(None)}, TypeError, r"is Free\(None\); pass a first guess as a tensor"),
+        ({"gain": Free(None)}, TypeError, r"is Free\(<NoneType>\); pass a first guess as a tensor"),
         (
             {"gain": Simplex(torch.ones(9, 9).numpy())},
             TypeError,
-            r"is Simplex\(a ndarray\); pass a first guess as a tens",
+            r"is Simplex\(<ndarray>\); pass a first guess as a tens",
         ),
         ({"gain": torch.full((3, 3), 1 / 9)}, ValueError, r"in each row; .* kernel, of shape \(1, 1, h, w\)"),
         ({"gain": Custom(torch.ones(1, 1), lambda t: t.reshape(3, 7))}, ValueError, "does not take two rows of start"),

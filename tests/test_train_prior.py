@@ -43,6 +43,13 @@ def test_a_folder_of_pictures_becomes_a_prior_also_after_a_stop(tmp_path, monkey
     assert not (out / "training_state.pt").exists()
 
 
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    Image.new("RGB", (24, 20)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
+    with pytest.raises(SystemExit, match=r"half\.png cannot be read .* repair or remove it"):
+        runpy.run_path(str(SCRIPT))["load_folder"](tmp_path, grey=False)
+
+
 def test_crops_of_photographs_train_a_network_without_attention(tmp_path, monkeypatch):
     pictures, out = tmp_path / "pictures", tmp_path / "photos"
     pictures.mkdir()

@@ -111,9 +111,8 @@ def _kind(given: object) -> str:
     if not isinstance(given, Guess):
         return f"a {type(given).__name__}"
     start: object = given.start
-    told = start if start is None else f"a {type(start).__name__}"
-    told = f"<tensor of shape {tuple(start.shape)}>" if isinstance(start, Tensor) else told
-    return f"{type(given).__name__}({told})"
+    told = f"tensor of shape {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
+    return f"{type(given).__name__}(<{told}>)"
 
 
 Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
