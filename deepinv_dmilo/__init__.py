@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
     from deepinv_dmilo.priors.tiled import Tiled
-    from deepinv_dmilo.priors.wrappers import Channelwise, Complex
+    from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Greyscale
     from deepinv_dmilo.reconstructors.chain import Chain
     from deepinv_dmilo.reconstructors.dmilo import DMILO
     from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
@@ -29,6 +29,7 @@ __all__ = [
     "DMPlug",
     "DiffusionPrior",
     "Free",
+    "Greyscale",
     "LatentPrior",
     "Levels",
     "Positive",
@@ -45,6 +46,7 @@ _HOMES = {
     "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
+    "Greyscale": "priors.wrappers",
     **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.constraints"),
     "LBFGS": "core.solvers",
     "Adam": "core.solvers",

@@ -40,7 +40,11 @@ def test_what_names_no_parameter_is_told(unknown):
         ({"gian": Free(torch.ones(1, 1, 1, 1))}, ValueError, "a Gain has no parameter of that name; it has gain"),
         ({"gain": Free(torch.ones(3, 1, 1, 1))}, ValueError, r"has shape \(3, 1, 1, 1\) for 2 images; give one"),
         ({"noise_model": Free(torch.ones(1, 1))}, ValueError, "has no parameter of that name"),
-        ({"idle": Free(torch.ones(1, 1))}, ValueError, r"physics.A does not depend on it"),
+        (
+            {"idle": Free(torch.ones(1, 1))},
+            ValueError,
+            r"physics\.A\(x, idle=\.\.\.\) does not depend on it; let A take it",
+        ),
         ({"gain": torch.ones(1, 1, 1, 1)}, ValueError, r"say what it may be: Simplex\(.*, Positive\(tensor\), Free\("),
         ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),

@@ -159,9 +159,10 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
         ),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
-        ({"--max-passes": "8", "--task": "deblurring", "--published": None}, "type at least 30"),
+        ({"--max-passes": "8", "--task": "deblurring", "--simulate": None, "--published": None}, "type at least 30"),
+        ({"--task": "deblurring"}, "--blind, or of a Gaussian blur --blur-sigma"),
         ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
-        ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur, or --blind"),
+        ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur, --blind"),
         ({"--blind": None}, "--blind goes with --task deblurring or motion-deblurring, not denoising"),
         (
             {"--task": "deblurring", "--blind": None, "--method": "dmplug"},

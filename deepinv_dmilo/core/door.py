@@ -121,12 +121,31 @@ def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, 
             continue
         if tried[shape] == shapes(y):
             return shape
+    if tried and all(isinstance(result, str) for result in tried.values()):
+        raise _none_taken(list(tried), y, physics, failure) from failure
     report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
     raise ValueError(
         f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
         "y = physics(x) of images x (B, C, H, W), channels first, a single one as a batch, y[None]; where the physics "
         "does not tell the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
     ) from failure
+
+
+def _none_taken(
+    tried: list[tuple[int, ...]], y: Measurements, physics: Physics, failure: Exception | None
+) -> Exception:
+    """What to say where A fails for images of every shape: that is no fault of the shape of y."""
+    own, given = {t.dtype for t in _tensors(physics) if t.is_floating_point()}, working_dtype(y)
+    if len(own) == 1 and given not in own:
+        (kind,) = own
+        return TypeError(
+            f"y is {given}, and physics computes in {kind} ({failure}); pass y.to({kind}), or convert physics"
+        )
+    return ValueError(
+        f"physics.A takes no image of shape {' or '.join(map(str, tried))}: {failure}; pass a physics that does (a "
+        "kernel has four dimensions, kernel[None, None]), and where it does not tell their size, or another one, type "
+        "physics.img_size = (C, H, W)"
+    )
 
 
 def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterator[tuple[int, ...]]:

@@ -19,6 +19,9 @@ from deepinv_dmilo.core.warning import warn
 
 TOO_LARGE = 30.0  # relative to measurements of black, of white, and of random pixels: ours
 TOO_LARGE_WITH_NOISE = 2.0  # relative to these and their noise together: ours
+TOO_DARK = 0.1  # the largest of y, relative to the least measurement of white: ours
+# What an image leaves unexplained so many times the noise, and such a part of y (root mean squares), is no fit: ours.
+MISFIT, MISFIT_OF_ALL, NO_FIT_OF_ALL = 2.5, 0.05, 0.5
 LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
 
 
@@ -191,20 +194,27 @@ class Observation:
 
     def check_scale(self) -> None:
         """
-        Refuse measurements far larger than those of images in [0, 1] and than their noise.
+        Refuse measurements far larger than those of images in [0, 1] and than their noise; warn of far smaller ones.
 
         :raises ValueError: they are.
         """
         flat = [torch.full_like(self.operator.like, value) for value in (0, 1)]
-        energies = [energy(self.operator(x, self.images.rows)) for x in flat]
-        usual = torch.stack([*energies, self.operator.usual_energy]).amax(0)
+        black, white = (self.operator(x, self.images.rows) for x in flat)
+        usual = torch.stack([energy(black), energy(white), self.operator.usual_energy]).amax(0)
+        darkest = min(t.abs().min().item() for t in parts(white))
+        brightest = max(t.abs().max().item() for t in parts(self.y))
+        if 0 < brightest < TOO_DARK * darkest and self.operator.unknowns is None:
+            warn(
+                f"y is {brightest:.3g} at most, and of a white image no measurement is below {darkest:.3g}; check that "
+                "y was not scaled twice, and that a kernel adds to one"
+            )
         if (energy(self.y) > TOO_LARGE**2 * usual).any():
             usual = usual + self._variance(flat[1]) * self.operator.reached
             ratio = (energy(self.y) / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
             if ratio > TOO_LARGE_WITH_NOISE:
                 raise ValueError(
-                    f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, or a "
-                    "physics of the scale of y"
+                    f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, photon "
+                    "counts times their gain, or a physics of the scale of y"
                 )
 
     def warn_if_noise_is_all(self, variance: Tensor) -> None:
@@ -218,14 +228,17 @@ class Observation:
             )
 
     def warn_if_unexplained(self, images: Tensor) -> None:
-        """Warn where B images leave a quarter of the energy of y, and more than the noise has: no fit at all."""
+        """Warn where B images leave much more of y than its noise: another physics made it, or passes were too few."""
         rest, total = self.images.energy(images), energy(self.y)
-        odd = (rest > total / 4) & (total > 0)
+        odd = rest > MISFIT_OF_ALL**2 * total
         if odd.any():
-            odd &= rest > 4 * self._variance(images) * self.operator.reached
+            noise = self._variance(images) * self.operator.reached
+            odd &= (rest > NO_FIT_OF_ALL**2 * total) | (noise > 0)
+            odd &= rest > MISFIT**2 * noise
         if odd.any():
+            share = (rest / total)[odd].sqrt().mean().item()
             warn(
-                f"{int(odd.sum())} of {len(images)} images leave {(rest / total)[odd].mean().item():.0%} of the energy "
-                "of y unexplained; check that y is on the scale of physics(x) for images x in [0, 1], or give more "
-                "passes"
+                f"{int(odd.sum())} of {len(images)} images leave {share:.0%} of y unexplained, and its noise is less; "
+                "check that physics(x) of images x in [0, 1] is like y, in scale and at the edges (a camera's blur has "
+                'padding="valid"), or give more passes'
             )

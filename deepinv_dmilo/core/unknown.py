@@ -108,8 +108,8 @@ class Unknowns:
         for name, gradient in zip(raw, gradients, strict=False):
             if gradient is None:
                 raise ValueError(
-                    f"unknown[{name!r}]: physics.A does not depend on it; give one that physics.update({name}=...) "
-                    "changes A by"
+                    f"unknown[{name!r}]: physics.A(x, {name}=...) does not depend on it; let A take it, and begin with "
+                    f"self.update({name}={name}), or name a parameter that changes A"
                 )
         self._hold_one()
 

@@ -100,6 +100,11 @@ def _index(folder: Path) -> dict[str, Any]:
     """What ``model_index.json`` says."""
     file = folder / "model_index.json"
     if not file.exists():
+        if (folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"{folder} has a network alone, without the scheduler that it was trained with; give the folder of the "
+                f"pipeline, or both: {PARTS_GIVEN}"
+            )
         raise FileNotFoundError(
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that "
             "pipeline.save_pretrained(FOLDER) or examples/train_prior.py wrote"

@@ -195,6 +195,61 @@ class Channelwise(Wrapper):
         return result.reshape(n, -1, *result.shape[2:])
 
 
+class Greyscale(Wrapper):
+    """
+    A prior of colour images for grey ones, (n, 1, H, W) in [0, 1]: latents keep their channels, decoding is a mean.
+
+    :param Prior prior: of red, green and blue, in pixels or with an autoencoder.
+    :raises ValueError: it has another number of channels.
+
+    :Examples:
+
+        >>> from deepinv_dmilo import DiffusionPrior, Greyscale
+        >>> Greyscale(DiffusionPrior.from_pretrained("photos")).sample(2, num_layers=3).shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        channels = prior.image_shape[0] if prior.image_shape else 3
+        if channels != 3:
+            grey = "takes grey images as it is: type DMILO(prior)" if channels == 1 else "not red, green and blue"
+            raise ValueError(f"the prior has {channels} channel{'s' * (channels > 1)}, {grey}")
+
+    def denoise(self, z: Tensor, level: Level) -> Tensor:
+        """
+        Of latents of the prior inside.
+
+        Where their channels are equal so is the noise, which in their mean is sqrt(3) times what the network expects of
+        a level: they are of the level with so much more (ours; of 0.05 in a photograph 30.8 dB are left, else 28.8).
+        """
+        if z.shape[1] == 1:
+            raise ValueError(f"z is {tuple(z.shape)}, and latents have the channels of the prior; leave init out")
+        if self.affine and torch.equal(z, z[:, :1].expand_as(z)):
+            noisier = self.prior.level(3**0.5 * level.ratio)
+            z, level = noisier.signal / level.signal * z, noisier
+        return self.prior.denoise(z, level)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """From grey images, as colour images of three equal channels."""
+        return self.prior.encode(x.expand(-1, 3, -1, -1))
+
+    def decode(self, u: Tensor) -> Tensor:
+        """The mean of the channels."""
+        return self.prior.decode(u).mean(1, keepdim=True)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Of one channel."""
+        if len(shape) != 4 or shape[1] != 1:
+            raise ValueError(f"images of shape {shape} do not fit Greyscale(prior): (B, 1, H, W); type prior alone")
+        self.prior.check_shape((shape[0], 3, *shape[2:]))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """That of the prior inside, in grey."""
+        return None if self.prior.image_shape is None else (1, *self.prior.image_shape[1:])
+
+
 class Complex(Wrapper):
     """
     A prior of two channels for complex images: real and imaginary part as two channels in [-1, 1], as deepinv's MRI.

@@ -22,8 +22,9 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of a picture: where PIL begins 
 MOST_ELONGATED = 100
 
 
-def read_picture(file: Path) -> Tensor:
+def read_picture(file: str | Path) -> Tensor:
     """A picture of 8 or 16 bits as (3, H, W) in [0, 1], upright."""
+    file = Path(file)
     if not file.is_file():  # nor a pipe, which would keep us waiting
         raise ValueError(f"{file} is no file that can be read; give a PNG or JPEG")
     try:

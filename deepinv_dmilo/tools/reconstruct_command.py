@@ -191,9 +191,10 @@ def _check_pictures(args: argparse.Namespace) -> None:
     if args.simulate:
         return
     told = args.kernel is not None or args.blind
-    if args.task == "motion-deblurring" and not told:
+    if args.task in ("deblurring", "motion-deblurring") and not told and args.blur_sigma is None:
         raise ValueError(
-            "a blurred picture needs --kernel FILE, a grey picture of the blur, or --blind (or --simulate)"
+            "a blurred picture needs --kernel FILE, a grey picture of the blur, --blind, or of a Gaussian blur "
+            "--blur-sigma (or --simulate)"
         )
     if args.task not in PICTURE_TASKS and not told:
         raise ValueError(f"{args.task} has no measurements that a picture can be; type --simulate and a clean one")
@@ -213,6 +214,7 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     if mask.shape[1:] != picture.shape[2:]:
         mask_size, size = (" x ".join(map(str, t.shape[-2:])) for t in (mask, picture))
         raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
+    print(f"{mask.mean():.0%} of the picture is known, where {args.mask} is white")
     return mask.expand(picture.shape[1], -1, -1)
 
 
