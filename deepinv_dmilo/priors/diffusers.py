@@ -249,12 +249,14 @@ class DiffusionPrior(Prior):
         config = getattr(self.network, "config", None)
         channels = getattr(config, "in_channels", None)
         if len(shape) != 4 or (channels is not None and shape[1] != channels):
-            others = {1: ", or Channelwise(prior); of real and imaginary parts a prior of both, Complex(prior)"}
-            if len(shape) == 4 and shape[1] == 1:
-                others[3] = ", or for grey images Greyscale(prior)"
+            other = ""
+            if channels == 1:
+                other = ", or Channelwise(prior); of real and imaginary parts a prior of both, Complex(prior)"
+            elif channels == 3 and shape[1:2] == (1,):
+                other = ", or for grey images Greyscale(prior)"
             raise ValueError(
                 f"images of shape {shape} do not fit the prior, which takes (B, {channels or 'C'}, H, W); "
-                f"use a prior and a physics with the same number of channels{others.get(channels, '')}"
+                f"use a prior and a physics with the same number of channels{other}"
             )
         self._check_rows(shape[0])
         warn_of_attention(self, shape[2] * shape[3])

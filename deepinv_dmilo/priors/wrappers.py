@@ -168,8 +168,8 @@ class Channelwise(Wrapper):
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
-        if not prior.affine:
-            raise ValueError("the channels of an autoencoder's latents go together; give a prior of grey pixels")
+        if not prior.affine or isinstance(prior, Greyscale):
+            raise ValueError("the channels of an autoencoder's latents go together, or Greyscale's; give a grey prior")
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """Every channel as an image of its own."""
@@ -199,14 +199,14 @@ class Greyscale(Wrapper):
     """
     A prior of colour images for grey ones, (n, 1, H, W) in [0, 1]: latents keep their channels, decoding is a mean.
 
-    :param Prior prior: of red, green and blue, in pixels or with an autoencoder.
+    :param Prior prior: of red, green and blue; noise that nobody tells is found half as large, so tell ``noise_level``.
     :raises ValueError: it has another number of channels.
 
     :Examples:
 
         >>> from deepinv_dmilo import DiffusionPrior, Greyscale
-        >>> Greyscale(DiffusionPrior.from_pretrained("photos")).sample(2, num_layers=3).shape
-        torch.Size([2, 1, 64, 64])
+        >>> Greyscale(DiffusionPrior.from_pretrained("photos")).image_shape
+        (1, 64, 64)
     """
 
     def __init__(self, prior: Prior) -> None:
@@ -218,10 +218,9 @@ class Greyscale(Wrapper):
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """
-        Of latents of the prior inside.
+        Of latents of the prior inside; where their channels are equal, so is the noise of these.
 
-        Where their channels are equal so is the noise, which in their mean is sqrt(3) times what the network expects of
-        a level: they are of the level with so much more (ours; of 0.05 in a photograph 30.8 dB are left, else 28.8).
+        In their mean it is sqrt(3) times what the network expects: a noisier level (ours; measured in docs/prior.rst).
         """
         if z.shape[1] == 1:
             raise ValueError(f"z is {tuple(z.shape)}, and latents have the channels of the prior; leave init out")
@@ -239,9 +238,9 @@ class Greyscale(Wrapper):
         return self.prior.decode(u).mean(1, keepdim=True)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Of one channel."""
+        """Of one channel outside, three inside."""
         if len(shape) != 4 or shape[1] != 1:
-            raise ValueError(f"images of shape {shape} do not fit Greyscale(prior): (B, 1, H, W); type prior alone")
+            raise ValueError(f"images of shape {shape} are not (B, 1, H, W); for colour type prior, without Greyscale")
         self.prior.check_shape((shape[0], 3, *shape[2:]))
 
     @property
@@ -268,7 +267,7 @@ class Complex(Wrapper):
         self.limits = (-1.0, 1.0)
 
     def level(self, ratio: float) -> Level:
-        """That of half the ratio, with half the signal: clean latents are twice those of the prior inside."""
+        """That of half the ratio, with twice the noise: all latents are twice those of the prior inside."""
         return self._outside(self.prior.level(ratio / 2))
 
     def levels(self, num_layers: int) -> tuple[Level, ...]:
@@ -277,11 +276,11 @@ class Complex(Wrapper):
 
     @staticmethod
     def _outside(level: Level) -> Level:
-        return level._replace(signal=level.signal / 2)
+        return level._replace(noise=2 * level.noise)
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """Twice that of the prior inside."""
-        return 2 * self.prior.denoise(z, level._replace(signal=2 * level.signal))
+        return 2 * self.prior.denoise(z / 2, level._replace(noise=level.noise / 2))
 
     def encode(self, x: Tensor) -> Tensor:
         """From parts in [-1, 1]."""
