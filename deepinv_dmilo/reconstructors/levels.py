@@ -34,6 +34,8 @@ EVEN_NOISE = 0.2
 # Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most, of a
 # camera's blur, unless noise is much, of so much; measured in docs/defaults.md.
 UNKNOWN_FROM, CAMERA_FROM = 0.35, 0.195
+# Where A is not linear and no pixel is masked, likewise: its slope at a first image says less than the image does.
+NOT_LINEAR_FROM = 0.6
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open
 # than the first times that noise, and would be of little noise, in [0, 1], the measurements determine the image.
@@ -121,10 +123,11 @@ class Levels:
                 open_to_little = left_open(images, x[:n], little.square() * operator.squared_gain)
                 run.determined = open_to_little <= COVER * little
             needed = torch.maximum(COVER * amplitude, COVER_NOISE * noise)
+            highest = torch.full_like(needed, torch.inf if operator.is_known_linear else NOT_LINEAR_FROM)
             if run.unknowns is not None:  # else the image is made anew, and what is unknown explains it
                 is_camera = run.unknowns.has_open_edges & ~is_noisy
                 highest = torch.where(is_camera, CAMERA_FROM, UNKNOWN_FROM).to(needed)
-                needed = torch.where(run.observation.reaches_all, torch.minimum(needed, highest), needed)
+            needed = torch.where(run.observation.reaches_all, torch.minimum(needed, highest), needed)
             sigmas = torch.tensor([levels[0].sigma for levels in chains], device=x.device, dtype=x.dtype)
             first = (sigmas >= needed[:, None]).sum(1).sub(1).clamp(min=0).cpu()
         taken = torch.zeros(len(first), len(chains), dtype=torch.bool)
