@@ -153,6 +153,27 @@ def test_images_of_a_batch_begin_each_at_its_own_level(method, num_samples):
         assert metrics["passes"][n] == alone_metrics["passes"][0]
 
 
+@pytest.mark.parametrize(("hidden", "is_linear", "begins"), [(0, True, 2.2), (0, False, 0.65), (9, False, 5.0)])
+def test_what_a_slope_leaves_open_does_not_send_an_image_to_the_top(hidden, is_linear, begins):
+    """The slope says less than the image, unless pixels are masked: a mean of 12 x 12 pixels, bent or not."""
+    mask = torch.ones(IMAGE).double()
+    mask[..., 12 : 12 + 4 * hidden] = 0
+
+    def observe(x, **_):
+        small = torch.nn.functional.avg_pool2d(mask * x, 12)
+        return small if is_linear else small.square()
+
+    physics = dinv.physics.Physics(A=observe)
+    physics.img_size = IMAGE
+    y = observe(torch.full((1, *IMAGE), 0.5).double())
+    model = DMILO(toy_prior(ConvNet()), max_passes=100, noise_level=0.005)
+    with torch.no_grad():
+        run = Run(model, y, physics, (1, *IMAGE), None, None, False)
+        chains = model.schedule.chains(run.prior)
+        first = model.schedule.taken(run, model.schedule.first_image(run), chains).long().argmax().item()
+    assert chains[first][0].sigma == pytest.approx(begins, rel=0.1)
+
+
 def test_a_budget_goes_to_the_levels_that_are_taken():
     y = torch.rand(1, *IMAGE).double()
     model = DMILO(toy_prior(ConvNet()), max_passes=30, noise_level=0.02, solver=LBFGS(tolerance=0.0))
