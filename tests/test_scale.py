@@ -5,17 +5,10 @@ import warnings
 import deepinv as dinv
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from toys import tiny_unet
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS
 
-IMAGE = (1, 16, 24)
-
-
-@pytest.fixture
-def prior():
-    return DiffusionPrior(tiny_unet(), DDIMScheduler())
+IMAGE = (3, 24, 40)
 
 
 @pytest.fixture
@@ -24,8 +17,8 @@ def model(prior):
 
 
 @pytest.fixture
-def physics():
-    return dinv.physics.Inpainting(IMAGE, mask=0.5)
+def physics(inpainting):
+    return inpainting[0]
 
 
 def test_measurements_far_out_of_scale_are_refused_before_any_work(model, physics):

@@ -2,7 +2,7 @@
 
 import torch
 from deepinv.physics import GaussianNoise, Physics
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.core.measurements import working_dtype
@@ -74,6 +74,12 @@ def tiny_unet(channels=1, size=16):
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=4,
     )
+
+
+def tiny_autoencoder():
+    """Of images of three channels, its latents half as wide and high, with four."""
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **kinds)
 
 
 def prior_that_believes():

@@ -34,7 +34,8 @@ EVEN_NOISE = 0.2
 # Where parameters are unknown and no pixel is masked, an image begins with the lowest level of so much at most, of a
 # camera's blur, unless noise is much, of so much; measured in docs/defaults.md.
 UNKNOWN_FROM, CAMERA_FROM = 0.35, 0.195
-# Where A is not linear and no pixel is masked, likewise: its slope at a first image says less than the image does.
+# Where A is not linear and no pixel is masked, likewise: its slope at a first image says less than the image does;
+# measured in docs/defaults.md.
 NOT_LINEAR_FROM = 0.6
 # An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
 # noise that they bring in at least, which is in the first image; measured in docs/defaults.md. Where less is left open

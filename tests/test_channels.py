@@ -1,13 +1,25 @@
-"""A prior of colour images for grey ones: its latents keep their channels, its images are their mean."""
+"""Priors for images of other channels: each by itself, real and imaginary part, grey ones by a prior of colour."""
 
 import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise
-from diffusers import AutoencoderKL, DDIMScheduler
-from toys import ConvNet, tiny_unet, toy_prior
+from diffusers import DDIMScheduler
+from toys import ConvNet, tiny_autoencoder, tiny_unet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Chain, Channelwise, DiffusionPrior, DMPlug, Greyscale, Levels, Tiled
+from deepinv_dmilo import (
+    DMILO,
+    DMILOPGD,
+    LBFGS,
+    Chain,
+    Channelwise,
+    Complex,
+    DiffusionPrior,
+    DMPlug,
+    Greyscale,
+    Levels,
+    Tiled,
+)
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 
@@ -33,6 +45,89 @@ def inpainting(size, **settings):
     physics = dinv.physics.Inpainting((1, *size), mask=0.5, rng=torch.Generator().manual_seed(0), **settings)
     physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
     return physics.double()
+
+
+# Each channel by itself
+
+
+def test_channels_are_images_of_their_own():
+    prior = toy_prior(ConvNet(channels=1)).eval()
+    physics = dinv.physics.Inpainting((5, 12, 14), mask=0.5, rng=torch.Generator().manual_seed(0)).double()
+    physics.noise_model = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
+    y = physics(torch.rand(2, 5, 12, 14).double())
+    model = DMILO(Channelwise(prior), schedule=Levels((1.0, 0.2)), max_passes=10)
+    x_hat = model(y, physics)
+    assert x_hat.shape == (2, 5, 12, 14)
+    torch.testing.assert_close(model(y[1:], physics), x_hat[1:], rtol=0, atol=1e-6)
+    z, level = torch.randn(2, 5, 12, 14).double(), prior.level(0.5)
+    each = torch.stack([prior.denoise(z[:, c : c + 1], level)[:, 0] for c in range(5)], 1)
+    torch.testing.assert_close(Channelwise(prior).denoise(z, level), each)
+
+
+def test_channels_of_a_prior_of_colour_are_refused():
+    with pytest.raises(ValueError, match=r"do not fit the prior, which takes \(B, 3, H, W\)"):
+        DMILO(Channelwise(DiffusionPrior(tiny_unet(3), DDIMScheduler())))(
+            torch.rand(1, 4, 16, 16), dinv.physics.Denoising()
+        )
+
+
+def test_the_channels_of_an_image_have_its_condition():
+    class Labelled(torch.nn.Module):
+        def forward(self, z, t, class_labels):
+            return z * class_labels.view(-1, 1, 1, 1)
+
+    labels = {"class_labels": torch.tensor([1.0, 2.0])}
+    prior = Channelwise(DiffusionPrior(Labelled(), DDIMScheduler(prediction_type="sample"), conditioning=labels))
+    z = torch.full((2, 3, 4, 4), 0.1)
+    torch.testing.assert_close(prior.denoise(z, prior.level(0.5))[:, :, 0, 0], torch.tensor([[0.1] * 3, [0.2] * 3]))
+    y = torch.rand(2, 3, 4, 4)
+    assert DMILO(prior, max_passes=4)(y, dinv.physics.Denoising(GaussianNoise(0.1))).shape == y.shape
+
+
+# Complex images
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_real_and_imaginary_parts_are_two_channels(method):
+    """Of Gaussian images about 0, which a linear network denoises exactly: the estimate is between y and 0."""
+
+    class Shrink(torch.nn.Module):
+        def __init__(self, variance):
+            super().__init__()
+            self.variance = torch.nn.Parameter(torch.tensor(variance).double())
+
+        def forward(self, z, t):
+            abar = DDIMScheduler().alphas_cumprod[t].double().view(-1, 1, 1, 1)
+            return abar.sqrt() * self.variance / (abar * self.variance + 1 - abar) * z
+
+    inside = toy_prior(Shrink(0.09), prediction_type="sample", clip_sample=False)
+    prior = Complex(inside)
+    level = prior.level(2 * 0.3)
+    assert level.sigma == pytest.approx(0.3, rel=0.05)
+    x = 0.3 * torch.randn(2, 2, 8, 8).double().clamp(-3, 3)
+    torch.testing.assert_close(prior.decode(prior.encode(x)), x)
+    noisy = x + level.sigma * torch.randn(x.shape).double()
+    found = prior.denoiser()(noisy, level.sigma)  # the mean of what goes with noisy
+    torch.testing.assert_close(found, 0.09 / (0.09 + level.sigma**2) * noisy)
+    z = level.signal * prior.encode(noisy)
+    clean = prior.step(z, level, level._replace(signal=1.0, noise=0.0))  # as in a chain
+    torch.testing.assert_close(prior.decode(clean), found)
+    mri = dinv.physics.MRI(mask=(torch.rand(1, 1, 8, 8) > 0.3).float().expand(1, 2, 8, 8), img_size=(1, 2, 8, 8))
+    mri.noise_model = GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
+    mri = mri.double()
+    y = mri(x)
+    x_hat = method(prior, max_passes=20)(y, mri)
+    assert x_hat.min() < -0.1
+    assert (x_hat - x).square().mean() < (mri.A_dagger(y) - x).square().mean()
+    assert (mri.A(x_hat) - y).square().mean().sqrt() < 0.05
+
+
+def test_complex_images_of_a_prior_of_one_channel_are_refused():
+    with pytest.raises(ValueError, match="the prior has 1 channel, and complex images are two"):
+        Complex(DiffusionPrior(tiny_unet(1), DDIMScheduler()))
+
+
+# Grey images
 
 
 def test_images_are_the_mean_of_the_channels():
@@ -114,10 +209,7 @@ def test_grey_photographs_by_a_prior_of_colour_ones(photos, pictures, method):
 
 
 def test_an_autoencoder_inside():
-    torch.manual_seed(0)
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **kinds)
-    inside = LatentPrior(DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False), vae)
+    inside = LatentPrior(DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False), tiny_autoencoder())
     prior, physics = Greyscale(inside), dinv.physics.Inpainting((1, 14, 18), mask=0.5)
     assert prior.image_shape == (1, 16, 16)
     assert prior.encode(torch.rand(1, 1, 16, 16)).shape == (1, 4, 8, 8)
