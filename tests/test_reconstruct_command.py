@@ -200,3 +200,7 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path,
     assert "Traceback" not in err
     assert err.startswith("deepinv-dmilo")
     assert err.count("\n") == 1
+
+
+def test_a_picture_is_clamped_where_noise_led_outside():
+    assert list(as_png(torch.tensor([[[-0.1, 0.5, 1.1]]])).getdata()) == [0, 128, 255]

@@ -53,7 +53,7 @@ def refuse_strips(image: Tensor) -> Tensor:
 
 
 def as_png(image: Tensor) -> Image.Image:
-    """An image (C, H, W) in [0, 1], rounded to 8 bits, to save."""
+    """An image (C, H, W) in [0, 1], clamped and rounded to 8 bits, to save."""
     from torchvision.transforms.functional import to_pil_image
 
-    return to_pil_image((255 * image.float().cpu()).round().byte())
+    return to_pil_image((255 * image.float().cpu().clamp(0, 1)).round().byte())
