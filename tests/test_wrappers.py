@@ -168,11 +168,11 @@ def latent_prior():
 
 def test_the_graphs_of_decoder_and_denoiser_are_never_alive_together(latent_prior, monkeypatch):
     z, level = torch.randn(1, 4, 32, 32), latent_prior.level(0.5)
-    with latent_prior.frozen():
-        decoder = peak_of_gradient(latent_prior.decode, z)
-        denoiser = peak_of_gradient(lambda z: latent_prior.prior.denoise(z, level), z)
-        both = peak_of_gradient(lambda z: latent_prior.decode(latent_prior.denoise(z, level)), z)
-        together = peak_of_gradient(lambda z: latent_prior.decode(latent_prior.prior.denoise(z, level)), z)
+    frozen = latent_prior.frozen()
+    decoder = peak_of_gradient(frozen.decode, z)
+    denoiser = peak_of_gradient(lambda z: frozen.prior.denoise(z, level), z)
+    both = peak_of_gradient(lambda z: frozen.decode(frozen.denoise(z, level)), z)
+    together = peak_of_gradient(lambda z: frozen.decode(frozen.prior.denoise(z, level)), z)
     assert both < 1.1 * max(decoder, denoiser)
     assert together > 0.9 * (decoder + denoiser) - z.numel() * 64
     assert together > 1.15 * both

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.methods import RichardsonLucy
 from deepinv_dmilo.core.constraints import Positive, Simplex
-from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.core.private import seeded
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO
@@ -69,8 +69,8 @@ def mean_psnr(x_hat: Tensor, x: Tensor) -> str:
 
 def measured(physics: Physics, x: Tensor) -> Tensor:
     """The same at every call."""
-    with seeded(x, physics, 0):
-        return physics(x)
+    with seeded(physics, 0) as of_seed:
+        return of_seed(x)
 
 
 def noise_table(name: str) -> list[str]:

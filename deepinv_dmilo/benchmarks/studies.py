@@ -12,7 +12,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import Measurements, join
-from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.core.private import seeded
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.options import open_prior
@@ -156,6 +156,6 @@ def measurements(x: Tensor, numbers: Sequence[int], physics: Physics) -> Measure
     """Noisy measurements of pictures (n, C, H, W); the noise of a picture follows from its number alone."""
     measured = []
     for picture, number in zip(x.split(1), numbers, strict=True):
-        with seeded(picture, physics, number):
-            measured.append(physics(picture))
+        with seeded(physics, number) as of_picture:
+            measured.append(of_picture(picture))
     return join(measured)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import torch
 from deepinv.physics import PhaseRetrieval, Physics
@@ -14,12 +13,12 @@ from deepinv_dmilo.core.measurements import (
     Measurements,
     as_input,
     like_parts,
-    operators,
     parts,
     raise_out_of_memory,
     take,
 )
 from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.private import seeded
 from deepinv_dmilo.core.warning import warn
 
 DRAWS = 4  # of the noise; they cost neither A nor the network
@@ -84,52 +83,33 @@ def _warn_once(operator: Operator, message: str) -> None:
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
     """The energy of the noise, mean over the draws, and that of the draws' mean, (n,) each."""
-    physics = operator.physics
-    known = (Physics.forward, PhaseRetrieval.forward)  # of A(x), by what the physics says of its noise
-
-    def noisy() -> Measurements:
-        if operator.unknowns is not None:
-            physics.update(**operator.unknowns.values(rows))
-        if type(physics).forward in known:
-            return physics.sensor(physics.noise(clean.clone()))
-        return physics(as_input(x, physics))
-
-    with seeded(x, physics, SEED):
-        noises = [operator.apply(noisy, rows, with_noise=True) - clean for _ in range(DRAWS)]
+    noises = _noises(x, clean, rows, operator)
     of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
     return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
 
 
-def _generators(physics: Physics) -> list[tuple[torch.nn.Module, torch.Generator]]:
-    """The modules of a physics that have a random generator of their own, and the generator."""
-    modules = (module for operator in operators(physics) for module in operator.modules())
-    rngs = ((module, getattr(module, "rng", None)) for module in modules)
-    return [(module, rng) for module, rng in rngs if isinstance(rng, torch.Generator)]
+def _noises(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> list[Measurements]:
+    """Several draws of the noise of images x, whose A(x) is ``clean``."""
+    if type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward):  # sensor(noise(A(x)))
+        with seeded(operator.members, SEED) as members:
+            of_clean = partial(_of_clean, members.physics, clean)
+            return [operator.apply(of_clean, rows, members=members) for _ in range(DRAWS)]
+    noises, parameters = [], {} if operator.unknowns is None else operator.unknowns.values(rows)
+    for k in range(DRAWS):
+        with seeded(operator.members, SEED + k) as members:
+            members.own_tensors()  # a forward may change them
+            members.physics.update(**parameters)
+            of_forward = partial(_of_forward, members.physics, as_input(x, members.physics))
+            noises.append(operator.apply(of_forward, rows, members=members))
+    return noises
 
 
-def _own_generators(x: Tensor, physics: Physics) -> list[torch.Generator]:
-    """Everything that noise may be drawn from: the physics' generators and the global one of x's device."""
-    rngs = [rng for _, rng in _generators(physics)]
-    if x.is_cuda:
-        rngs.append(torch.cuda.default_generators[x.device.index or 0])
-    return [*rngs, torch.default_generator]
+def _of_clean(physics: Physics, clean: Measurements) -> Measurements:
+    """A draw of the noise by what a physics says of it."""
+    return physics.sensor(physics.noise(clean.clone())) - clean
 
 
-@contextmanager
-def seeded(x: Tensor, physics: Physics, seed: int) -> Iterator[None]:
-    """
-    All that the physics may draw from at images x starts at a seed, and is afterwards as before.
-
-    That is its generators, which deepinv replaces on the way, and the global one of x's device.
-    """
-    owners = _generators(physics)
-    states = [(rng, rng.get_state()) for rng in _own_generators(x, physics)]
-    try:
-        for rng, _ in states:
-            rng.manual_seed(seed)
-        yield
-    finally:
-        for rng, state in states:
-            rng.set_state(state)
-        for module, rng in owners:
-            module.rng = rng  # type: ignore[assignment]
+def _of_forward(physics: Physics, x: Tensor) -> Measurements:
+    """A draw of the noise by a forward of its own, after which A is that of the draw."""
+    noisy = physics(x)
+    return noisy - physics.A(x)

@@ -57,7 +57,7 @@ class Operator:
         self.physics, self.batch = physics if unknowns is None else unknowns.physics, shape[0]
         physics = self.physics
         self.like = like.new_zeros(()).expand(shape)
-        self.members = _Members(physics)
+        self.members = Members(physics)
         #: warnings that were given
         self.told: set[str] = set()
         if unknowns is not None:
@@ -87,13 +87,17 @@ class Operator:
         order = torch.cat([places for places, _ in measured]).argsort()
         return take(join([part for _, part in measured]), order)
 
-    def apply(self, function: Callable[[], Any], rows: Tensor, *, with_noise: bool = False) -> Any:
-        """What a function of the physics returns while it has the tensors of these rows' images."""
-        tensors = {**self.tensors, **self.noise_tensors} if with_noise else self.tensors
+    def apply(self, function: Callable[[], Any], rows: Tensor, *, members: Members | None = None) -> Any:
+        """
+        What a function of the physics returns while it has the tensors of these rows' images.
+
+        :param Members members: a copy of the physics that the function is of, whose noise model has its tensors, too.
+        """
+        tensors = self.tensors if members is None else {**self.tensors, **self.noise_tensors}
         if not tensors:
             return function()
         selected = {name: tensor[rows % self.batch] for name, tensor in tensors.items()}
-        return functional_call(self.members, selected, (function,))
+        return functional_call(members or self.members, selected, (function,))
 
     def reached_energy(self, r: Measurements, rows: Tensor) -> Tensor:
         """Squared 2-norm, for each row, of what lies in measurements that change with the image, (n,)."""
@@ -211,12 +215,23 @@ class Operator:
         return torch.rand((n, *self.like.shape[1:]), generator=rng, device="cpu").to(self.like)
 
 
-class _Members(nn.Module):
+class Members(nn.Module):
     """A physics with those that a stack hides in a list, as a module, to swap their tensors."""
 
     def __init__(self, physics: Physics) -> None:
         super().__init__()
         self.members = nn.ModuleList(operators(physics))
+
+    @property
+    def physics(self) -> Any:
+        """The physics itself."""
+        return self.members[0]
+
+    def own_tensors(self) -> None:
+        """Tensors of its own, for a physics that may write into them."""
+        for module in self.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.clone()
 
     def forward(self, function: Callable[[], Any]) -> Any:
         return function()

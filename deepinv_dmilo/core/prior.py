@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, pairwise
 from math import hypot
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.draws import Draws
+from deepinv_dmilo.core.private import private
+
+_Prior = TypeVar("_Prior", bound="Prior")
 
 
 class Level(NamedTuple):
@@ -131,28 +132,14 @@ class Prior(nn.Module):
         """
         if self.image_shape is None:
             raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
-        with self.frozen():
-            shape = self.encode(torch.full((1, *self.image_shape), 0.5, device=self.device)).shape
-            z = self.levels(num_layers)[0].spread * Draws(rng)(shape, n).to(self.device)
-            return self.decode(self(z, num_layers)).clamp(*self.limits)
+        prior = self.frozen()
+        shape = prior.encode(torch.full((1, *self.image_shape), 0.5, device=self.device)).shape
+        z = prior.levels(num_layers)[0].spread * Draws(rng)(shape, n).to(self.device)
+        return prior.decode(prior(z, num_layers)).clamp(*self.limits)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no weight gradients inside; every flag as before after it, also after an error."""
-        parameters = [(p, p.requires_grad) for p in self.parameters()]
-        modes = [(m, m.training) for m in self.modules()]
-        try:
-            for parameter, flag in parameters:
-                if flag:
-                    parameter.requires_grad_(False)
-            self.eval()
-            yield
-        finally:
-            for parameter, flag in parameters:
-                if parameter.requires_grad != flag:
-                    parameter.requires_grad_(flag)
-            for module, mode in modes:
-                module.training = mode
+    def frozen(self: _Prior) -> _Prior:
+        """The same weights in evaluation mode, without gradients of them; the prior itself stays as it is."""
+        return private(self).eval()
 
 
 class AsDenoiser(Denoiser):

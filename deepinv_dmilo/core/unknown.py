@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from deepinv_dmilo.core import lbfgs
 from deepinv_dmilo.core.constraints import Guess, Simplex
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory, shapes
+from deepinv_dmilo.core.private import private
 from deepinv_dmilo.core.warning import warn
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Unknowns:
 
     def __init__(self, given: dict[str, Guess], physics: Physics, batch: int, num_samples: int, like: Tensor) -> None:
         self.guesses, self.batch = given, batch
-        self.physics, self._of_caller = _copy(physics), physics
+        self.physics, self._of_caller = private(physics), physics
         for operator in operators(self.physics):  # the noise keeps its own parameters, also those of the same names
             if isinstance(noise := getattr(operator, "noise_model", None), torch.nn.Module):
                 noise.update_parameters = lambda **_: None  # type: ignore[assignment]
@@ -247,12 +247,3 @@ def _variance(profiles: Tensor) -> Tensor:
     places = torch.arange(profiles.shape[-1], device=profiles.device, dtype=profiles.dtype)
     density = profiles / profiles.sum(-1, keepdim=True)
     return (density * (places - (density * places).sum(-1, keepdim=True)).square()).sum(-1)
-
-
-def _copy(physics: Physics) -> Physics:
-    """The physics with its own modules and the same tensors and generators."""
-    shared: list[object] = []
-    for operator in operators(physics):
-        shared += [*operator.parameters(), *operator.buffers()]
-        shared += [r for m in operator.modules() if isinstance(r := getattr(m, "rng", None), torch.Generator)]
-    return copy.deepcopy(physics, {id(thing): thing for thing in shared})

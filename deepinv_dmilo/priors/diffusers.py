@@ -104,8 +104,8 @@ class DiffusionPrior(Prior):
         check_conditioning(network, self.conditioning)
         self.autocast = autocast
         self.compile_network, self.checkpointing = compile, checkpointing
-        # Outside the modules, so that the state dict has one copy of the weights under their own names.
-        self._compiled: tuple[nn.Module, Any] | None = None
+        # The network is an argument, so that copies of the prior share what is compiled.
+        self._run = torch.compile(_run) if compile else _run
         if checkpointing:
             if not hasattr(network, "enable_gradient_checkpointing"):
                 raise ValueError(f"a {type(network).__name__} has no gradient checkpointing; type checkpointing=False")
@@ -193,7 +193,7 @@ class DiffusionPrior(Prior):
         times = () if names_timestep(self.network) else (named.pop("timestep"),)
         try:
             with torch.autocast(z.device.type, self.autocast) if self.autocast else nullcontext():
-                output = self._callable()(z.to(dtype), *times, **named)
+                output = self._run(self.network, z.to(dtype), *times, **named)
         except (*SHAPE_ERRORS, AttributeError, KeyError) as error:  # whatever a network raises at what it is given
             raise_out_of_memory(error)
             raise ValueError(f"the {self._told(z)} ({type(error).__name__}: {error}); {REMEDY}") from error
@@ -225,14 +225,6 @@ class DiffusionPrior(Prior):
         chosen = copy.copy(self)
         chosen.conditioning = mapped(self.conditioning, lambda row: row if len(row) == 1 else row[rows.to(row.device)])
         return chosen
-
-    def _callable(self) -> Any:
-        """The network, compiled where asked for; another one that was put in its place is compiled anew."""
-        if not self.compile_network:
-            return self.network
-        if self._compiled is None or self._compiled[0] is not self.network:
-            self._compiled = (self.network, torch.compile(self.network))
-        return self._compiled[1]
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -280,6 +272,10 @@ class DiffusionPrior(Prior):
             f"{type(self).__name__}({self.name or type(self.network).__name__!r}, {size:,} parameters, "
             f"{type(self.family).__name__}, {settings})"
         )
+
+
+def _run(network: nn.Module, *args: Tensor, **conditions: Any) -> Any:
+    return network(*args, **conditions)
 
 
 def photos(**settings: Any) -> DiffusionPrior:

@@ -294,5 +294,5 @@ class Complex(Wrapper):
 def alone(function, z: Tensor, level: Level) -> Tensor:  # type: ignore[no-untyped-def]
     """A function of latents whose graph is built again in the backward pass, alone."""
     if torch.is_grad_enabled() and z.requires_grad:
-        return checkpoint(function, z, level, use_reentrant=False)
+        return checkpoint(function, z, level, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
     return function(z, level)

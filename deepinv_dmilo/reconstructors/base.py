@@ -17,6 +17,7 @@ from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
 from deepinv_dmilo.core.draws import check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
+from deepinv_dmilo.core.private import private
 from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
@@ -116,22 +117,28 @@ class PriorReconstructor(Reconstructor):
         :return: the shape (B, C, H, W) of the images.
         :raises TypeError, ValueError: they do not fit; says which and what to type.
         """
-        with self._at_work():
-            return self._open(y, physics, init, None, False).shape
+        with self._at_work() as model:
+            return model._open(y, physics, init, None, False).shape
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """The grad mode, the weights and the types that all work has, whatever the caller's are."""
+    def _at_work(self: _Model) -> Iterator[_Model]:
+        """
+        A copy for one call, and the grad mode and types that all work has, whatever the caller's are.
+
+        The copy shares weights and generator; it is in evaluation mode and takes no gradients of weights. So a model
+        may serve several threads.
+        """
         kind = self.prior.device.type
         autocast = torch.autocast("cpu" if kind == "meta" else kind, enabled=False)  # meta knows none
-        with torch.inference_mode(False), torch.no_grad(), self.prior.frozen(), autocast:  # the prior has its own
-            yield
+        with torch.inference_mode(False), torch.no_grad(), autocast:  # the prior has its own
+            yield private(self, shared=(self.rng,)).eval()
 
     def _open(
         self, y: Measurements, physics: Physics, init: Tensor | None, x_gt: Tensor | None, compute_metrics: bool
     ) -> Run:
-        """A call with all that it was given checked; y is a plain tensor then, whatever the caller's is."""
+        """A call with all that it was given checked; y is a plain tensor then, and physics a copy for this call."""
         self.__post_init__()  # settings may have been changed since
+        physics = private(physics)
         shape = self._shape(y, physics, init)
         if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
             given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
@@ -205,9 +212,9 @@ class PriorReconstructor(Reconstructor):
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
-        with self._at_work():
-            run = self._open(y, physics, init, x_gt, compute_metrics)
-            images, samples = (t.to(run.like) for t in run.last_of(self._iterates))
+        with self._at_work() as model:
+            run = model._open(y, physics, init, x_gt, compute_metrics)
+            images, samples = (t.to(run.like) for t in run.last_of(model._iterates))
             run.observation.warn_if_unexplained(images)
         result: list[Any] = [images]
         if return_std:

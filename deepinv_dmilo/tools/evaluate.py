@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
-from deepinv_dmilo.core.noise import seeded
+from deepinv_dmilo.core.private import seeded
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
 from deepinv_dmilo.tools.pictures import UNREADABLE, as_png
@@ -160,8 +160,9 @@ def _one_by_one_where_it_fails(
 
 def noisy_measurements(x: Tensor, physics: Physics, name: str, seed: int) -> Measurements:
     """Measurements of one image (1, C, H, W); their noise follows from seed and name."""
-    with seeded(x, physics, zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))), torch.no_grad():
-        return physics(x)
+    number = zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))
+    with seeded(physics, number) as of_image, torch.no_grad():
+        return of_image(x)
 
 
 def _read_batch(

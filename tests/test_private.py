@@ -1,0 +1,207 @@
+"""A call works on copies of its own: threads may share a model and a physics, and nothing of the caller's changes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import deepinv as dinv
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from toys import ConvNet, toy_prior
+
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
+from deepinv_dmilo.core.private import private, seeded
+
+SHAPE = (2, 3, 8, 12)
+
+
+@pytest.fixture
+def masked():
+    """An inpainting with a mask for each of two images."""
+    mask = (torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    noise = dinv.physics.GaussianNoise(0.02, rng=torch.Generator().manual_seed(1))
+    return dinv.physics.Inpainting(SHAPE[1:], mask=mask, noise_model=noise)
+
+
+def images(seed=0):
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def state_of(physics, prior):
+    """What a call could leave changed."""
+    return {
+        "mask": physics.mask,
+        "generator": physics.noise_model.rng.get_state(),
+        "global": torch.get_rng_state(),
+        "modes": [m.training for m in prior.modules()],
+        "flags": [p.requires_grad for p in prior.parameters()],
+        "weights": [p.detach().clone() for p in prior.parameters()],
+    }
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_threads_share_a_model_and_a_physics(method, masked):
+    prior = toy_prior(ConvNet(), dtype=torch.float32).train()
+    prior.network.first.bias.requires_grad_(False)
+    y = masked(images())
+    model = method(prior, max_passes=8)
+    alone, before = model(y, masked), state_of(masked, prior)
+    with ThreadPoolExecutor(3) as pool:
+        together = [call.result() for call in [pool.submit(model, y, masked) for _ in range(24)]]
+    after = state_of(masked, prior)
+    assert all(torch.equal(x, alone) for x in together)
+    assert before["mask"] is after["mask"]
+    assert torch.equal(before["generator"], after["generator"])
+    assert torch.equal(before["global"], after["global"])
+    assert before["modes"] == after["modes"]
+    assert before["flags"] == after["flags"]
+    assert all(torch.equal(a, b) for a, b in zip(before["weights"], after["weights"], strict=True))
+
+
+def test_a_generator_is_the_callers(masked):
+    """From a generator come its next numbers, as before."""
+    rng = torch.Generator().manual_seed(3)
+    model = DMILO(toy_prior(ConvNet(), dtype=torch.float32), max_passes=8, rng=rng)
+    y, state = masked(images()), rng.get_state()
+    first, second = model(y, masked), model(y, masked)
+    assert not torch.equal(first, second)
+    assert not torch.equal(rng.get_state(), state)
+
+
+class Exposing(dinv.physics.Inpainting):
+    """A physics that takes a new mask at each exposure, by a new tensor or in the old one."""
+
+    in_place = False
+
+    def forward(self, x, **kwargs):
+        mask = (torch.rand(1, *SHAPE[1:]) < 0.5).float()
+        if self.in_place:
+            self.mask.copy_(mask)
+        else:
+            self.update(mask=mask)
+        return super().forward(x, **kwargs)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("settings", [{"noise_level": 0.01}, {}])
+def test_a_physics_that_changes_with_each_measurement_is_the_one_that_measured(in_place, settings):
+    physics = Exposing(SHAPE[1:], mask=0.5, noise_model=dinv.physics.GaussianNoise(0.01))
+    physics.in_place = in_place
+    y = physics(images())
+    mask = physics.mask.clone()
+    plain = dinv.physics.Inpainting(SHAPE[1:], mask=mask, noise_model=dinv.physics.GaussianNoise(0.01))
+    model = DMILO(toy_prior(ConvNet(), dtype=torch.float32), max_passes=8, **settings)
+    x, expected = model(y, physics), model(y, plain)
+    assert torch.equal(physics.mask, mask)
+    # the noise is drawn by the physics' own forward, of masks that overlap by a half, and by the noise model
+    assert (x - expected).square().mean().sqrt() < (1e-6 if settings else 0.03)
+
+
+# Copies
+
+
+def test_a_copy_has_modules_of_its_own_and_the_same_tensors():
+    inside = torch.nn.Linear(2, 2)
+    outside = torch.nn.ModuleDict({"a": inside, "b": inside})
+    outside.listed, outside.bound, outside.function = [inside], inside.forward, partial(inside.forward)
+    outside.mapped, outside.plain = {"c": inside}, [1, "d"]
+    mine = private(outside)
+    assert mine["a"] is mine["b"] is mine.listed[0] is mine.mapped["c"] is mine.bound.__self__ is not inside
+    assert mine.function.func.__self__ is mine["a"]
+    assert mine["a"].weight.data_ptr() == inside.weight.data_ptr()
+    assert inside.weight.requires_grad
+    assert not mine["a"].weight.requires_grad
+    assert mine.plain is outside.plain
+    mine["a"].weight = torch.nn.Parameter(torch.zeros(2, 2))
+    mine.eval()
+    assert inside.training
+    assert inside.weight.any()
+
+
+def test_hooks_of_a_network_see_the_calls_of_its_copy():
+    network, seen = torch.nn.Linear(2, 2), []
+    network.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    private(network)(torch.zeros(3, 2))
+    assert seen == [3]
+
+
+def test_a_compiled_network_is_copied_inside():
+    compiled = torch.compile(torch.nn.Sequential(torch.nn.Dropout(0.5)), backend="eager")
+    mine = private(compiled).eval()
+    x = torch.ones(4, 4)
+    assert torch.equal(mine(x), x)
+    assert compiled.training
+
+
+def test_a_compiled_prior_is_compiled_once(masked, monkeypatch):
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    prior = DiffusionPrior(ConvNet(), DDIMScheduler(), compile=True)
+    model, y = DMILO(prior, max_passes=8), masked(images())
+    model(y, masked)
+    once = len(compilations)
+    model(y, masked)
+    assert len(compilations) == once > 0
+
+
+NOISES = [
+    dinv.physics.GaussianNoise(0.1),
+    dinv.physics.GaussianNoise(0.1, rng=torch.Generator().manual_seed(2)),
+    dinv.physics.PoissonNoise(0.1),
+    dinv.physics.GammaNoise(3.0),
+    dinv.physics.SaltPepperNoise(),
+    dinv.physics.LaplaceNoise(0.1),
+    dinv.physics.UniformNoise(0.1),
+]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: type(noise).__name__)
+def test_what_draws_from_a_seed_leaves_every_random_state_as_it_was(noise):
+    physics, x, state = dinv.physics.Denoising(noise), images(), torch.get_rng_state()
+    own = None if noise.rng is None else noise.rng.get_state()
+    drawn = []
+    for seed in (5, 5, 6):
+        with seeded(physics, seed) as of_seed:
+            drawn.append(of_seed(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert own is None or torch.equal(noise.rng.get_state(), own)
+    # as from the global state, or a generator, at that seed
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        if noise.rng is not None:
+            noise.rng.manual_seed(5)
+        assert torch.equal(physics(x), drawn[0])
+    if own is not None:
+        noise.rng.set_state(own)
+
+
+DRAWS = {
+    "randn": lambda: torch.randn(3),
+    "rand": lambda: torch.rand(2, 2, dtype=torch.float64),
+    "randint": lambda: torch.randint(0, 9, (3,)),
+    "randperm": lambda: torch.randperm(9),
+    "randn_like": lambda: torch.randn_like(torch.ones(3)),
+    "rand_like": lambda: torch.rand_like(torch.ones(3)),
+    "bernoulli": lambda: torch.bernoulli(torch.full((9,), 0.5)),
+    "multinomial": lambda: torch.multinomial(torch.ones(9), 3),
+    "exponential": lambda: torch.empty(3).exponential_(),
+    "gamma": lambda: torch.distributions.Gamma(2.0, 1.0).sample((3,)),
+    "given": lambda: torch.randn(3, generator=torch.Generator().manual_seed(7)),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_every_way_to_draw_from_the_global_state_is_seeded(draw):
+    state, drawn = torch.get_rng_state(), []
+    for _ in range(2):
+        with seeded(torch.nn.Identity(), 5):
+            drawn.append(draw())
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), state)
