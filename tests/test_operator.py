@@ -1,5 +1,7 @@
 """Which rows of a batch see which operator, and how often the operator is asked."""
 
+from functools import partial
+
 import deepinv as dinv
 import pytest
 import torch
@@ -38,6 +40,12 @@ PHYSICS = {
     ),
     "hidden": lambda: hidden_gains(GAINS),
 }
+def counted(A, counts, x, **kwargs):
+    """A of images, after counting them."""
+    counts.append(len(x))
+    return A(x, **kwargs)
+
+
 KIND = {"shared": (True, True), "hidden": (False, False)}
 
 
@@ -80,7 +88,7 @@ def test_micro_batches_and_samples_of_operators_for_each_image(name):
     images, measured = {}, {}
     for size in (None, 1, 3):
         counts, inner = [], physics.A
-        physics.A = lambda x, inner=inner, counts=counts, **kw: counts.append(len(x)) or inner(x, **kw)
+        physics.A = partial(counted, inner, counts)
         model = DMILO(toy_prior(ConvNet()), max_passes=16, num_samples=2, micro_batch=size, noise_level=0.05)
         images[size] = model(y, physics)
         measured[size] = sum(counts)
@@ -115,8 +123,8 @@ def test_the_operator_is_seldom_asked(method, name):
         "nonlinear": lambda: dinv.physics.Physics(A=lambda x: blur.A(x).clamp(min=1e-3) ** 0.45, noise_model=noise),
     }[name]().double()
     y = physics(torch.rand(2, *IMAGE).double())
-    counts, inner = [], physics.A
-    physics.A = lambda x, **kw: counts.append(len(x)) or inner(x, **kw)
+    counts = []
+    physics.A = partial(counted, physics.A, counts)
     _, metrics = method(toy_prior(ConvNet()))(y, physics, compute_metrics=True)
     passes = sum(curve[-1] for curve in metrics["passes"]) / 2
     looks = len(Levels().sigmas)  # of the metrics
