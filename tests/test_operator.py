@@ -40,6 +40,8 @@ PHYSICS = {
     ),
     "hidden": lambda: hidden_gains(GAINS),
 }
+
+
 def counted(A, counts, x, **kwargs):
     """A of images, after counting them."""
     counts.append(len(x))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.tools.task_names import TASK_OPTIONS, TASK_PRESETS, TASKS
+from deepinv_dmilo.tools.task_names import RESAMPLERS, TASK_OPTIONS, TASK_PRESETS, TASKS
 
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
 PRIOR_HELP = "installed or bundled name, pipeline folder or hub id"
+DOWNSAMPLING_HELP = (
+    "super-resolution: how IMAGE was made small (default: area; with --simulate, and in evaluate, deepinv's bicubic "
+    "Downsampling, that of papers); what it costs not to know it is in docs/own_pictures.md"
+)
 NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
 SHARED = ("max_passes", "num_samples")  # settings that methods of other packages need not take
 
@@ -48,7 +52,8 @@ def add_method(command: argparse._ActionsContainer) -> None:
         type=int,
         help="reconstructions from different noise that share the passes; their mean (1)",
     )
-    command.add_argument("--factor", type=int, help="super-resolution factor (4)")
+    command.add_argument("--factor", type=float, help="super-resolution factor, 1.5 say (4)")
+    command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
     command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
     command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 TILE = 512  # pixels of a tile's side, where the network has no attention: ours
+SMALL_NOISE = 0.02  # of a small picture: what its 8 bits, JPEG and resampler add; measured in docs/own_pictures.md
 WHOLE_PIXELS = TILE**2  # that such a network takes whole
 GUESS_SIDE = 33  # pixels, at most, of a blur that is not known: ours
 
@@ -52,7 +53,10 @@ def add_reconstruct(commands: Any) -> None:
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
-        "--noise", type=float, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, else 0: to be estimated)"
+        "--noise",
+        type=float,
+        help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, {SMALL_NOISE} for a small picture's "
+        "super-resolution, else 0: to be estimated)",
     )
     command.add_argument(
         "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
@@ -69,7 +73,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     from deepinv_dmilo.core.constraints import Simplex
     from deepinv_dmilo.tools.scoring import registered
-    from deepinv_dmilo.tools.tasks import FACTOR, make_physics
+    from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, make_physics
 
     with door():
         _check_pictures(args)
@@ -77,13 +81,16 @@ def _reconstruct(args: argparse.Namespace) -> None:
         prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
         channels = prior.image_shape[0] if prior.image_shape else 3
         picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
-        unsaid = SIMULATED_NOISE if args.simulate else 0.0  # of a degraded picture it is estimated
+        is_small = args.task == "super-resolution" and not args.simulate
+        unsaid = SIMULATED_NOISE if args.simulate else SMALL_NOISE if is_small else 0.0  # else it is estimated
         is_guess = args.blind and args.task == "motion-deblurring"  # what --blur-sigma says
         noise = unsaid if args.noise is None else args.noise
         options = task_options(args, noise, without="blur_sigma" if is_guess else None)
-        scale = options.get("factor", FACTOR) if args.task == "super-resolution" and not args.simulate else 1
+        scale = options.get("factor", FACTOR) if is_small else 1
+        if is_small:
+            options.setdefault("downsampling", RESAMPLER)
         kernel = _kernel(args, tuple(picture.shape[2:]))
-        height, width = (side * scale for side in picture.shape[2:])
+        height, width = (round(side * scale) for side in picture.shape[2:])
         # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.
         is_photograph = args.blind or not args.simulate
         options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": is_photograph}

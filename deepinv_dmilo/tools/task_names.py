@@ -12,9 +12,12 @@ PICTURE_TASKS = (
 #: tasks whose measurements are no picture, or whose operator is drawn at random
 SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
 TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
+#: how pictures are made small: the mean over each new pixel (OpenCV's INTER_AREA), and Pillow's filters
+RESAMPLERS = ("area", "bilinear", "bicubic", "lanczos", "nearest")
 #: options of the command line, and the tasks that they have an effect on
 TASK_OPTIONS = {
     "factor": ("super-resolution",),
+    "downsampling": ("super-resolution",),
     "missing": ("inpainting",),
     "blur_sigma": ("deblurring", "nonlinear-deblurring"),
 }

@@ -24,9 +24,11 @@ from deepinv.physics.generator import MotionBlurGenerator
 from deepinv.physics.structured_random import dst1
 from torch import Tensor
 
+from deepinv_dmilo.tools.resampling import Resampling
 from deepinv_dmilo.tools.task_names import TASKS
 
 FACTOR = 4  # of super-resolution (paper)
+RESAMPLER = "area"  # that made a picture small, where nobody tells; measured in docs/own_pictures.md
 GUESS_STD = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 DENSE = 10**8  # entries of a random matrix, at most; larger images have structured random operators
 
@@ -84,7 +86,8 @@ def make_physics(
     img_size: tuple[int, int, int],
     *,
     noise: float = 0.005,
-    factor: int = FACTOR,
+    factor: float = FACTOR,
+    downsampling: str | None = None,
     missing: float = 0.7,
     mask: Tensor | None = None,
     blur_sigma: float = 1.5,
@@ -100,7 +103,10 @@ def make_physics(
     :param str task: one of ``TASKS``.
     :param tuple img_size: (C, H, W) of the images to reconstruct.
     :param float noise: standard deviation of the noise on the measurements of images in [0, 1] (paper: 0.005).
-    :param int factor: super-resolution: bicubic downsampling in height and width (paper: 4).
+    :param float factor: super-resolution: how many times smaller height and width are (paper: 4); a whole number that
+        divides them, unless ``downsampling`` says how a picture was made small.
+    :param str downsampling: super-resolution: one of ``RESAMPLERS``, as programs and cameras do; None: deepinv's
+        bicubic ``Downsampling``, that of papers.
     :param float missing: inpainting: fraction of the pixels that a random mask hides (paper: 0.7); box inpainting
         hides the middle half of height and width.
     :param torch.Tensor mask: inpainting: the mask itself, 1 where known, shape (1 or C, H, W).
@@ -121,12 +127,18 @@ def make_physics(
     rng = torch.Generator(device).manual_seed(seed + 1)
     if task == "super-resolution":
         if factor < 1:
-            raise ValueError(f"factor={factor}: type a whole number of at least 1, e.g. 4")
+            raise ValueError(f"factor={factor:g}: type a number of at least 1, e.g. 4")
+        if downsampling is not None:
+            small = (max(1, round(img_size[1] / factor)), max(1, round(img_size[2] / factor)))
+            return Resampling(img_size, small, downsampling, noise_model=noise_model, device=device)
+        if factor != int(factor):
+            raise ValueError(f"factor={factor:g}: type a whole number, or downsampling={RESAMPLER!r} as well")
+        factor = int(factor)
         if img_size[1] % factor or img_size[2] % factor:
             height, width = (side - side % factor for side in img_size[1:])
             raise ValueError(
                 f"factor={factor} does not divide {img_size[1]} x {img_size[2]}; crop to {height} x {width}, or change "
-                "it"
+                f"it, or type downsampling={RESAMPLER!r} as well"
             )
         return Downsampling(img_size, filter="bicubic", factor=factor, noise_model=noise_model, device=device)
     if task in ("inpainting", "box-inpainting"):

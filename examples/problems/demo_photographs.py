@@ -19,7 +19,8 @@ from pathlib import Path
 import deepinv as dinv
 import torch
 from deepinv.utils import plot
-from torchvision.transforms.functional import resize
+from PIL import Image
+from torchvision.transforms.functional import resize, to_tensor
 
 from deepinv_dmilo import DMILO, DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
@@ -79,15 +80,15 @@ show(measurements=y, reconstruction=DMILO(prior, max_passes=15)(y, physics), ori
 # ---------------
 #
 # On the command line, ``deepinv-dmilo reconstruct small.png --task super-resolution --max-passes 25 --out large.png``;
-# here the same from Python.
+# here the same from Python. The picture is made small by Pillow, as people do, and the command is not told how.
 
 with tempfile.TemporaryDirectory() as folder:
     small, large = Path(folder) / "small.png", Path(folder) / "large.png"
     truth = resize(photographs[6:7], [128, 128], antialias=True).clamp(0, 1)
-    shrunk = dinv.physics.Downsampling((3, 128, 128), filter="bicubic", factor=4).A(truth).clamp(0, 1)
-    as_png(shrunk[0]).save(small)
+    as_png(truth[0]).resize((32, 32), Image.Resampling.LANCZOS).save(small)
     main(["reconstruct", str(small), "--task", "super-resolution", "--max-passes", "25", "--out", str(large)])
-    show(file=shrunk, reconstruction=read_picture(large)[None], original=truth)
+    bicubic = Image.open(small).resize((128, 128), Image.Resampling.BICUBIC)
+    show(bicubic=to_tensor(bicubic)[None], reconstruction=read_picture(large)[None], original=truth)
 
 # %%
 # .. footbibliography::
