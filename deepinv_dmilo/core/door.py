@@ -154,10 +154,10 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterat
     for size in (getattr(physics, "img_size", None), getattr(physics, "imsize", None)):
         if size is not None and len(size) == 3:
             yield (batch, *size)
-    if isinstance(physics, LinearPhysics):
+    for linear in (m for m in physics.modules() if isinstance(m, LinearPhysics)):  # it, or one that it is made of
         try:
-            yield tuple(physics.A_adjoint(y).shape)
-        except SHAPE_ERRORS as error:
+            yield tuple(linear.A_adjoint(y).shape)
+        except (*SHAPE_ERRORS, AttributeError) as error:
             raise_out_of_memory(error)
     width = getattr(physics, "img_width", None)
     if isinstance(width, int):

@@ -56,6 +56,12 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)
     command.add_argument("--missing", type=float, help="inpainting: simulated missing fraction (0.7)")
     command.add_argument("--blur-sigma", type=float, help="deblurring: Gaussian kernel, pixels (1.5)")
+    command.add_argument(
+        "--linear-light",
+        action="store_true",
+        default=None,
+        help="(motion-)deblurring: the blur is a camera's, of light, and the picture in sRGB",
+    )
     command.add_argument("--num-layers", type=int, help="layers of the chain (--published, dmplug; 3)")
     command.add_argument("--seed", type=int, default=0)
     add_bfloat16(command)

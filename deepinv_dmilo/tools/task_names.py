@@ -20,6 +20,7 @@ TASK_OPTIONS = {
     "downsampling": ("super-resolution",),
     "missing": ("inpainting",),
     "blur_sigma": ("deblurring", "nonlinear-deblurring"),
+    "linear_light": ("deblurring", "motion-deblurring"),
 }
 #: the paper's settings (``from_preset``) for its tasks
 TASK_PRESETS = {

@@ -14,6 +14,7 @@ from deepinv.physics import (
     Downsampling,
     GaussianNoise,
     Inpainting,
+    LinearPhysics,
     Physics,
     RandomPhaseRetrieval,
     StructuredRandom,
@@ -48,6 +49,36 @@ class CameraResponseBlur(Physics):
     def A(self, x: Tensor, **kwargs: object) -> Tensor:
         """Images in [0, 1], (B, C, H, W), to blurred ones of the same shape; the floor keeps the gradient finite."""
         return self.blur.A(x, **kwargs).clamp(min=1e-3) ** (1 / 2.2)
+
+
+class LinearLight(Physics):
+    r"""
+    A linear operator B on light, of pictures in sRGB: :math:`A(x) = s(B(s^{-1}(x)))`, s the sRGB curve (IEC 61966-2-1).
+
+    Lenses and shaking hands blur light; the camera's file has its sRGB values.
+
+    :param deepinv.physics.LinearPhysics of_light: B, such as a blur.
+    :param deepinv.physics.NoiseModel noise_model: the noise of the picture.
+    """
+
+    def __init__(self, of_light: LinearPhysics, noise_model: torch.nn.Module | None = None) -> None:
+        super().__init__(noise_model=noise_model)
+        self.of_light: LinearPhysics = of_light
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        """Pictures in [0, 1], (B, C, H, W), to what B makes of their light, in sRGB again."""
+        light = torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04) + 0.055) / 1.055) ** 2.4)
+        made = self.of_light.A(light, **kwargs)
+        return torch.where(made <= 0.0031308, 12.92 * made, 1.055 * made.clamp(min=0.003) ** (1 / 2.4) - 0.055)
+
+    @property
+    def filter(self) -> Tensor:
+        """The blur kernel of B, which may be unknown."""
+        return self.of_light.filter  # type: ignore[return-value]
+
+    def update_parameters(self, **kwargs: Any) -> None:
+        """Those of B."""
+        self.of_light.update_parameters(**kwargs)
 
 
 class RealPhaseRetrieval(RandomPhaseRetrieval):
@@ -93,6 +124,7 @@ def make_physics(
     blur_sigma: float = 1.5,
     kernel: Tensor | None = None,
     is_photograph: bool = False,
+    linear_light: bool = False,
     ratio: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -115,6 +147,8 @@ def make_physics(
     :param torch.Tensor kernel: deblurring and motion deblurring: the kernel itself, (1, 1, h, w), sums to one.
     :param bool is_photograph: a linear blur does not go round at the edges, as that of a camera: measurements are
         smaller than the image by the kernel less one pixel.
+    :param bool linear_light: deblurring and motion deblurring: the blur is of light, as a camera's, and the picture in
+        sRGB.
     :param float ratio: measurements per unknown of compressed sensing (default 0.1) and phase retrieval (default 4);
         from 3 x 64 x 64 pixels on, about, their operators are structured: fast transforms with random phases.
     :param int seed: of the noise and the random operator; the global random state is never touched.
@@ -161,8 +195,11 @@ def make_physics(
         else:
             kernel = gaussian_blur(sigma=(blur_sigma, blur_sigma)).to(device)
         if is_photograph and task != "nonlinear-deblurring":
-            return Blur(filter=kernel, padding="valid", noise_model=noise_model, device=device)
-        blur = BlurFFT(img_size, filter=kernel, noise_model=noise_model, device=device)
+            blur = Blur(filter=kernel, padding="valid", noise_model=noise_model, device=device)
+        else:
+            blur = BlurFFT(img_size, filter=kernel, noise_model=noise_model, device=device)
+        if linear_light and task != "nonlinear-deblurring":
+            return LinearLight(blur, noise_model)
         return CameraResponseBlur(blur, noise_model) if task == "nonlinear-deblurring" else blur
     if task == "denoising":
         return Denoising(noise_model, device=device)
