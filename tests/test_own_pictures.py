@@ -1,17 +1,19 @@
-"""Small pictures of one's own: the operator is what programs do, and the command enlarges them better than bicubic."""
+"""Pictures from elsewhere: made small as programs do it, blurred as cameras do it."""
 
 import numpy as np
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
 from PIL import Image
+from torchvision.transforms.functional import center_crop
 
+from deepinv_dmilo import DMILO, DiffusionPrior, Simplex
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.cli import main
-from deepinv_dmilo.tools.pictures import read_picture
+from deepinv_dmilo.tools.pictures import as_png, read_picture
 from deepinv_dmilo.tools.resampling import Resampling
 from deepinv_dmilo.tools.task_names import RESAMPLERS
-from deepinv_dmilo.tools.tasks import make_physics
+from deepinv_dmilo.tools.tasks import gaussian_kernel, make_physics
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -86,3 +88,40 @@ def test_any_size_and_factor(size, factor, large, tmp_path):
     options = ["--prior", "digits", "--max-passes", "5", "--downsampling", "lanczos", "--out", str(tmp_path / "x.png")]
     assert main([*arguments, *options]) == 0
     assert Image.open(tmp_path / "x.png").size == large[::-1]
+
+
+def test_a_camera_blurs_light():
+    """Of a black and a white half, the pixel between them keeps half of the light: 0.7354 in sRGB (IEC 61966-2-1)."""
+    x = torch.zeros(1, 1, 9, 9)
+    x[..., 4], x[..., 5:] = 0.7354, 1.0
+    physics = make_physics("deblurring", (1, 9, 9), kernel=torch.ones(1, 1, 1, 9) / 9, linear_light=True)
+    torch.testing.assert_close(physics.A(x)[0, 0, 4, 4].item(), 0.7354, rtol=0, atol=1e-4)  # four digits
+    grey = torch.full((1, 1, 9, 9), 0.3)
+    torch.testing.assert_close(physics.A(grey), grey)
+
+
+def test_its_picture_is_found_and_its_blur_too():
+    """The size of the image is that of the blur inside; an unknown blur goes by the same name."""
+    kernel = gaussian_kernel(1.0, 5)
+    physics = make_physics("deblurring", (1, 16, 20), kernel=kernel, linear_light=True, is_photograph=True, noise=0.01)
+    y = physics(held_out_images()[:1, :, :20, :24])
+    prior = DiffusionPrior.from_pretrained("digits")
+    assert DMILO(prior).check(y, physics) == (1, 1, 20, 24)
+    _, found = DMILO(prior, max_passes=5, unknown={"filter": Simplex(kernel)})(y, physics, return_unknown=True)
+    assert found["filter"].shape == (1, 1, 5, 5)
+    assert not torch.equal(found["filter"], kernel)
+
+
+def test_linear_light_on_the_command_line(tmp_path):
+    """A picture that was blurred in linear light ends nearer to the truth by a decibel where that is said."""
+    x, kernel = held_out_images()[:1], gaussian_kernel(1.5, 9)
+    y = make_physics("deblurring", (1, 32, 32), kernel=kernel, linear_light=True, noise=0.0, is_photograph=True).A(x)
+    as_png(y[0]).save(tmp_path / "y.png")
+    as_png(kernel[0] / kernel.max()).save(tmp_path / "kernel.png")
+    told = ["reconstruct", str(tmp_path / "y.png"), "--task", "deblurring", "--kernel", str(tmp_path / "kernel.png")]
+    options = ["--prior", "digits", "--max-passes", "25", "--noise", "0.005", "--out", str(tmp_path / "x.png")]
+    values = []
+    for light in ([], ["--linear-light"]):
+        assert main([*told, *options, *light]) == 0
+        values.append(PSNR()(read_picture(tmp_path / "x.png")[None, :1], center_crop(x, [24, 24])).item())
+    assert values[1] > values[0] + 1
