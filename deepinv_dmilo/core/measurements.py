@@ -13,8 +13,8 @@ from torch import Tensor
 Measurements: TypeAlias = "Tensor | TensorList"
 
 SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a physics raises at a misfit
-# The words that memory runs out in, in lower case: those of torch's allocators; of the libraries of CUDA and ROCm, which
-# without room to work in also say that they are not initialized, or support nothing; of MPS.
+# The words that memory runs out in, in lower case: of torch's allocators; of the libraries of CUDA and ROCm, which
+# without room to work in are not initialized, or support nothing; of MPS.
 OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "insufficient memory"),
     *("alloc_failed", "allocfailed", "cublas_status_not_initialized", "cudnn_status_not_supported"),
