@@ -208,7 +208,7 @@ class Operator:
     def _random_images(self, n: int, seed: int) -> Tensor:
         """Images of independent pixels in [0, 1], the same at every call."""
         rng = torch.Generator("cpu").manual_seed(seed)
-        return torch.rand((n, *self.like.shape[1:]), generator=rng, device="cpu").to(self.like)
+        return torch.rand((n, *self.like.shape[1:]), generator=rng, device="cpu", dtype=torch.float32).to(self.like)
 
 
 class _Members(nn.Module):

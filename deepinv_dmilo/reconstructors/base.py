@@ -15,7 +15,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
-from deepinv_dmilo.core.draws import check_rng
+from deepinv_dmilo.core.draws import check_new_draws, check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.solvers import Solver
@@ -208,6 +208,7 @@ class PriorReconstructor(Reconstructor):
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
+        check_new_draws(self.rng)
         with self._at_work():
             run = self._open(y, physics, init, x_gt, compute_metrics)
             images, samples = (t.to(run.like) for t in run.last_of(self._iterates))
