@@ -110,6 +110,21 @@ def test_deepinv_test(method):
     assert results["PSNR"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_deepinvs_sampler_is_refused_a_seed_and_gets_other_images_from_a_generator(method):
+    """It takes every call for a sample; a user may call a model with a seed as often as it pleases."""
+    physics = dinv.physics.Inpainting((3, 8, 8), mask=0.3, noise_model=dinv.physics.GaussianNoise(0.1))
+    y, model = torch.rand(1, 3, 8, 8), METHODS[method](toy_prior(ConvNet(), dtype=torch.float32))
+    sampler = dinv.sampling.DiffusionSampler(model, max_iter=3, verbose=False, save_chain=True)
+    with pytest.raises(ValueError, match=r"rng=0 is a seed, .* pass rng=torch.Generator\(\).manual_seed\(0\)"):
+        sampler(y, physics)
+    assert torch.equal(model(y, physics), model(y, physics))
+    model.rng = torch.Generator().manual_seed(0)
+    sampler(y, physics)
+    first, second = (state["x"] for state in sampler.get_chain()[-2:])
+    assert not torch.equal(first, second)
+
+
 def test_benchopt_takes_our_solver_file(folder, capsys):
     from benchopt import run_benchmark
 

@@ -8,6 +8,7 @@ from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMPlug, Levels
 from deepinv_dmilo.core import lbfgs
+from deepinv_dmilo.core.measurements import is_out_of_memory
 
 IMAGE = (1, 16, 24)
 
@@ -221,8 +222,21 @@ def test_divergence_names_step_and_row(physics):
         DMPlug(prior)(y, physics)
 
 
+def test_a_physics_that_was_made_in_inference_mode(model):
+    with torch.inference_mode():
+        physics = dinv.physics.Inpainting(IMAGE, mask=0.5)
+    with pytest.raises(ValueError, match=r"Inference tensors .* make the physics outside of torch.inference_mode\(\)"):
+        model(torch.rand(2, *IMAGE), physics)
+
+
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("no"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate.handle.`"),
+        getattr(torch, "AcceleratorError", MemoryError)("CUDA error: an illegal memory access was encountered"),
+    ],
 )
 @pytest.mark.parametrize("allowed", [0, 1, 2, 4, 6, 9])
 def test_out_of_memory_in_the_physics_arrives_as_what_it_is(prior, error, allowed):
@@ -238,6 +252,30 @@ def test_out_of_memory_in_the_physics_arrives_as_what_it_is(prior, error, allowe
     physics = dinv.physics.Physics(A=short_of_memory)
     with pytest.raises(type(error), match=str(error)):
         DMILO(prior, solver=LBFGS(steps=2))(torch.rand(2, *IMAGE), physics)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA driver error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if", True),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", True),
+        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED", True),
+        ("HIP error: rocblas_status_memory_error", True),
+        ("miopenStatusAllocFailed", True),
+        ("MPS backend out of memory (MPS allocated: 8.00 GB)", True),
+        ("Invalid buffer size: 24.00 GiB", True),
+        ("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: not enough memory: you tried to allocate", True),
+        ("unable to mmap 8589934592 bytes from file: Cannot allocate memory (12)", True),
+        ("The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 1", False),
+        ("CUDA error: CUBLAS_STATUS_INVALID_VALUE", False),
+    ],
+)
+def test_out_of_memory_has_many_faces(words, is_memory):
+    assert is_out_of_memory(RuntimeError(words)) is is_memory
 
 
 def test_out_of_memory_in_the_noise_arrives_as_what_it_is(prior):

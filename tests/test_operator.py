@@ -147,3 +147,58 @@ def test_the_operator_is_seldom_asked(method, name):
 def test_an_operator_that_does_not_say_so_is_found_to_be_linear(A, linear):
     x = torch.rand(2, 3, 8, 10)
     assert Operator(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear
+
+
+@pytest.fixture
+def tf32():
+    """Torch may round factors, as it does in convolutions on a GPU."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def rounded(t, bits=11):
+    mantissa, exponent = torch.frexp(t)
+    return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
+
+
+def blur_by_the_batch(kernel):
+    """A blur whose factors are rounded to TF32 in batches of at least three, as another algorithm is chosen there."""
+
+    def A(x):
+        factors = (x, kernel) if len(x) < 3 else (x + (rounded(x) - x).detach(), rounded(kernel))
+        return torch.nn.functional.conv2d(*factors, groups=3)
+
+    return dinv.physics.Physics(A=A)
+
+
+@pytest.mark.parametrize("kernel", ["box", "Laplacian"])
+def test_rounding_that_depends_on_the_batch_is_no_other_operator(kernel, tf32):
+    kernels = {"box": torch.ones(3, 3) / 9, "Laplacian": torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])}
+    physics, x = blur_by_the_batch(kernels[kernel].expand(3, 1, 3, 3)), torch.rand(4, *IMAGE)
+    operator = Operator(physics, tuple(x.shape), x, single=False)
+    assert operator.is_shared
+    assert operator.is_linear
+    torch.set_float32_matmul_precision("highest")
+    assert not Operator(physics, tuple(x.shape), x, single=False).is_shared
+
+
+@pytest.mark.parametrize("difference", ["gain", "pixel", "kernel"])
+def test_another_operator_for_each_image_is_none_of_rounding(difference, tf32):
+    x = torch.rand(4, *IMAGE)
+    if difference == "gain":  # of half a percent
+        physics = hidden_gains([1.0, 1.0, 1.005, 1.0])
+    elif difference == "pixel":  # of 983 thousand
+        x, mask = torch.rand(2, 3, 320, 1024), torch.ones(2, 3, 320, 1024)
+        mask[1, 0, 3, 5] = 0
+        physics = hidden_gains(mask)
+    else:
+        blurs = [dinv.physics.functional.gaussian_blur(sigma=(s, s), psf_size=(9, 9)) for s in (1.0, 1.0, 1.02, 1.0)]
+        kernels = [blur.expand(3, 1, 9, 9) for blur in blurs]
+        physics = LinearPhysics(
+            A=lambda x: torch.cat(
+                [torch.nn.functional.conv2d(xi[None], k, groups=3) for k, xi in zip(kernels, x, strict=False)]
+            ),
+            A_adjoint=lambda y: y,
+        )
+    assert not Operator(physics, tuple(x.shape), x, single=False).is_shared

@@ -115,6 +115,34 @@ def test_same_call_same_image_and_the_global_state_is_untouched(method, prior, i
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.fixture
+def float64_by_default():
+    """What torch makes where no type is given."""
+
+    def switch():
+        torch.set_default_dtype(torch.float64)
+
+    yield switch
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("sigma", [0.05, None])
+@pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd", "dmplug"])
+def test_a_seed_means_the_same_image_whatever_the_default_type(method, sigma, prior, inpainting, float64_by_default):
+    physics, y = inpainting
+    if sigma is not None:  # noise that is drawn from the physics; else it is estimated
+        physics.noise_model = dinv.physics.GaussianNoise(sigma)
+
+    def made():
+        seeds = 3, torch.Generator().manual_seed(3)
+        return [METHODS[method](prior, rng=rng)(y[:1], physics) for rng in seeds]
+
+    before = made()
+    float64_by_default()
+    for image, expected in zip(made(), before, strict=True):
+        assert torch.equal(image, expected)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_flags_and_physics_are_as_before(method, prior):
     physics = dinv.physics.Blur(torch.ones(1, 1, 3, 5) / 15, padding="valid")

@@ -11,6 +11,8 @@ from deepinv_dmilo.core.descent import sparse_deviation
 from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import energy, measure
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.mean import told
+from deepinv_dmilo.reconstructors.run import Run
 
 IMAGE = (3, 24, 40)
 METHODS = {
@@ -272,3 +274,27 @@ def test_denoising_is_what_the_network_makes_of_it():
         ours = DMILO(prior, max_passes=10)(y, physics)
         psnr = dinv.metric.PSNR()
         assert (psnr(ours, x) > psnr(one_call, x) - 0.05).all()
+
+
+def test_images_of_one_mask_end_with_one_call_of_the_network(monkeypatch):
+    """Though rounding makes the noise of each another float, and a denoiser knows all levels."""
+    calls, denoised = [], Run.denoised
+    monkeypatch.setattr(Run, "denoised", lambda run, z, *args: calls.append(len(z)) or denoised(run, z, *args))
+
+    class Shrink(dinv.models.Denoiser):
+        def forward(self, x, sigma, **kwargs):
+            return 0.5 + (x - 0.5) * 0.04 / (0.04 + sigma**2)
+
+    physics = noisy_inpainting().float()
+    y = torch.cat([physics(torch.rand(1, *IMAGE)) for _ in range(16)])
+    DMILO(DiffusionPrior.from_denoiser(Shrink(), max_noise=40.0), max_passes=2, schedule=Levels((0.3,)))(y, physics)
+    assert calls == [16]
+
+
+def test_the_network_is_told_hardly_less_noise_than_there_is():
+    noise = torch.tensor([1e-4, 0.05, 0.05 * (1 + 1e-6), 0.3, 7.0, 0.0])
+    ratios = torch.tensor(told(noise))[:-1] / noise[:-1]
+    assert ratios.max() <= 1 + 1e-5  # of float32
+    assert ratios.min() >= 2 ** (-1 / 32) - 1e-5
+    assert told(noise)[1] == told(noise)[2]
+    assert told(noise)[-1] == 0

@@ -1,5 +1,9 @@
 """Settings, names and files that do not fit: one named error that says what to type instead."""
 
+import copy
+import pickle
+from dataclasses import dataclass
+
 import deepinv as dinv
 import pytest
 import torch
@@ -7,7 +11,24 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from toys import ConvNet, tiny_unet
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
+from deepinv_dmilo.core.constraints import Positive
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.reconstructors.dmilo import FINER
+
+
+class Mine(DMILO):
+    """A subclass with a constructor of its own."""
+
+    def __init__(self, prior, extra=1, **settings):
+        super().__init__(prior, **settings)
+        self.extra = extra
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class WithField(DMILO):
+    """A subclass with a setting of its own."""
+
+    extra: int = 1
 
 
 @pytest.fixture
@@ -117,6 +138,42 @@ def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
 def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
     with pytest.raises(TypeError, match=message):
         DMILO(prior, **{name: 1e9})
+
+
+@pytest.mark.parametrize("method", [Mine, WithField])
+def test_a_subclass_has_settings_of_its_own(prior, method):
+    model = method(prior, extra=2, max_passes=5)
+    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert (same.extra, same.max_passes) == (2, 5)
+    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    assert torch.equal(model(y, physics), DMILO(prior, max_passes=5)(y, physics))
+    with pytest.raises(TypeError, match="max_pases"):
+        method(prior, max_pases=5)
+
+
+def test_a_constructor_of_a_subclass_says_what_it_takes(prior):
+    class Fixed(DMILO):
+        def __init__(self, prior, extra=1):
+            super().__init__(prior, max_passes=extra)
+
+    assert Fixed(prior, extra=3).max_passes == 3
+    with pytest.raises(TypeError, match="Fixed has no setting 'max_passes': type some of prior, extra"):
+        Fixed(prior, max_passes=3)
+    with pytest.raises(TypeError, match="WithField has no setting 'extr': type extra"):
+        WithField(prior, extr=2)
+
+
+def test_the_default_schedule_follows_the_other_settings(prior):
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
+    for model, finer in ((DMILO(prior), FINER), (DMILO(prior, schedule=Levels()), Levels())):
+        model = copy.deepcopy(model)
+        for settings, schedule in ((unknown, finer), (None, Levels())):
+            model.unknown = settings
+            assert f"schedule={schedule}" in repr(model)
+            model.__post_init__()  # as each call does
+            assert model.schedule == schedule
+    model.schedule = None
+    assert f"schedule={Levels()}" in repr(model)
 
 
 def test_a_setting_given_to_the_call(prior):

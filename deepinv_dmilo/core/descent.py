@@ -130,7 +130,7 @@ def squared_norm(operator: Callable[[Tensor], Measurements], like: Tensor) -> Te
     asks autograd for the adjoint, so that an ``A_adjoint`` that is missing or scaled otherwise does no harm.
     """
     rng = torch.Generator("cpu").manual_seed(0)
-    probe = torch.randn(like.shape[1:], generator=rng, device="cpu").to(like).expand(like.shape)
+    probe = torch.randn(like.shape[1:], generator=rng, device="cpu", dtype=torch.float32).to(like).expand(like.shape)
     norm, moving = energy(probe).sqrt(), torch.ones_like(like[:, 0, 0, 0], dtype=torch.bool)
     for _ in range(POWER_STEPS):
         _, image = value_and_gradient(lambda x: energy(operator(x)) / 2, probe / _column(norm))

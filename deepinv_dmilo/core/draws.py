@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.core.warning import caller
+
+SAMPLING = "deepinv.sampling."  # where deepinv's samplers are
+
 
 class Draws:
     """
@@ -28,7 +32,9 @@ class Draws:
         """The next draw for a batch of images (B, C, H, W): (S * B, C, H, W), sample by sample."""
         self.count += 1
         if isinstance(self.rng, torch.Generator):
-            return torch.randn((num_samples * shape[0], *shape[1:]), generator=self.rng, device=self.rng.device)
+            return torch.randn(
+                (num_samples * shape[0], *shape[1:]), generator=self.rng, device=self.rng.device, dtype=torch.float32
+            )
         samples = [self._seeded(shape[1:], s).expand(shape) for s in range(num_samples)]
         return torch.cat(samples)
 
@@ -36,7 +42,7 @@ class Draws:
         """Noise of a sample in this draw, the same at every call with the seed."""
         seed = np.random.SeedSequence([int(self.rng), self.count, sample]).generate_state(1, np.uint64)  # type: ignore
         generator = torch.Generator("cpu").manual_seed(int(seed[0] >> np.uint64(1)))
-        return torch.randn(shape, generator=generator, device="cpu")
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
 
 
 def check_rng(rng: torch.Generator | int) -> None:
@@ -45,3 +51,14 @@ def check_rng(rng: torch.Generator | int) -> None:
         raise TypeError(f"rng is a {type(rng).__name__}; pass a seed, e.g. 0, or torch.Generator().manual_seed(0)")
     if isinstance(rng, Integral) and rng < 0:
         raise ValueError(f"rng={rng}: type a seed of at least 0, or pass torch.Generator().manual_seed({rng})")
+
+
+def check_new_draws(rng: torch.Generator | int) -> None:
+    """Refuse a seed where deepinv's ``DiffusionSampler`` calls, which takes calls for draws: all would be the same."""
+    if isinstance(rng, torch.Generator) or not caller()[0].f_globals.get("__name__", "").startswith(SAMPLING):
+        return
+    raise ValueError(
+        f"rng={rng} is a seed, the same image at every call, and deepinv's DiffusionSampler takes calls for samples; "
+        f"pass rng=torch.Generator().manual_seed({rng}), or in place of the sampler type num_samples=8 and "
+        "model(y, physics, return_std=True)"
+    )

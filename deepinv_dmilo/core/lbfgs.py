@@ -13,6 +13,7 @@ from torch import Tensor
 ARMIJO, SHORTEST, LONGEST = 1e-4, 0.1, 0.5
 # Root mean square of the first step, for unknowns of order one: ours.
 FIRST_STEP = (1e-3, 1.0)
+CHECK_EVERY = 5  # steps, of a device that loses its queue of work when it is asked: ours
 
 
 class RowwiseFunction(Protocol):
@@ -34,7 +35,7 @@ def minimize(
     tries: int = 6,
     tolerance: float = 0.0,
     unit: float | None = None,
-    check_every: int = 1,
+    check_every: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Minimise a function of each row, from z of order one, with L-BFGS and a backtracking line search.
@@ -43,10 +44,12 @@ def minimize(
     there and takes a new direction; one that did not shortens its step by quadratic interpolation. A row is finished
     when its gradient vanishes, its value fell by less than ``tolerance`` times ``unit`` (None: times the value's
     size), or ``tries`` steps in a row were too long. Finished rows are left out of the evaluations; the device is
-    asked which they are every ``check_every`` steps.
+    asked which they are every ``check_every`` steps (None: a CPU each time, any other seldom).
 
     :return: the points (n, d), their values (n,), z and infinity where no value was finite, and the evaluations (n,).
     """
+    if check_every is None:
+        check_every = 1 if z.device.type == "cpu" else CHECK_EVERY
     best_z, best_value = z.clone(), torch.full((len(z),), torch.inf, device=z.device, dtype=z.dtype)
     rows = torch.arange(len(z), device=z.device)
     taken = torch.zeros_like(rows)

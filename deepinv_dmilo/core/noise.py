@@ -68,7 +68,7 @@ def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
     noises = []
     for t in parts(y):
         shape = (*t.shape[1:], 2) if t.is_complex() else t.shape[1:]
-        noise = torch.randn(shape, generator=rng, device="cpu").to(t.device, t.real.dtype)
+        noise = torch.randn(shape, generator=rng, device="cpu", dtype=torch.float32).to(t.device, t.real.dtype)
         noise = torch.view_as_complex(noise) if t.is_complex() else noise
         noises.append(std.view(-1, *[1] * noise.ndim) * noise)
     return like_parts(y, noises)

@@ -63,14 +63,8 @@ class LBFGS:
 
     def __call__(self, problem: Problem, start: Variables, *, steps: int, watch: Watch) -> Solution:
         flat = _Flat(problem, {name: t.shape[1:] for name, t in start.items()}, watch)
-        check_every = 1 if start["latent"].device.type == "cpu" else 5
         z, value, passes = lbfgs.minimize(
-            flat,
-            flat.pack(start),
-            steps=steps,
-            tolerance=self.tolerance,
-            unit=problem.unit,
-            check_every=check_every,
+            flat, flat.pack(start), steps=steps, tolerance=self.tolerance, unit=problem.unit
         )
         if not torch.isfinite(value).all():
             row = int((~torch.isfinite(value)).nonzero()[0])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, fields
 from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
-from deepinv_dmilo.core.draws import check_rng
+from deepinv_dmilo.core.draws import check_new_draws, check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.private import private
@@ -59,9 +60,11 @@ class PriorReconstructor(Reconstructor):
     rng: torch.Generator | int = 0
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
-        """A torch module before its fields are set; refuses settings that it does not have."""
-        known = [f.name for f in fields(cls)]
-        for name in settings:
+        """A torch module before its fields are set; refuses settings that its constructor does not take."""
+        taken = list(signature(cls.__init__).parameters.values())[1:]
+        known = [p.name for p in taken if p.kind is not Parameter.VAR_POSITIONAL]
+        takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)  # of a subclass's own: it knows which
+        for name in () if takes_any else settings:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = cls.moved.get(name, f"type {close[0]}" if close else f"type some of {', '.join(known)}")
@@ -212,6 +215,7 @@ class PriorReconstructor(Reconstructor):
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
+        check_new_draws(self.rng)
         with self._at_work() as model:
             run = model._open(y, physics, init, x_gt, compute_metrics)
             images, samples = (t.to(run.like) for t in run.last_of(model._iterates))

@@ -123,6 +123,7 @@ class DMILO(PriorReconstructor):
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
     moved: ClassVar[dict[str, str]] = MOVED
+    _default: ClassVar[Levels | None] = None  # the schedule, where nobody gave one; of each model its own
 
     schedule: Levels | Chain = None  # type: ignore[assignment]
     solver: LBFGS | Adam = SOLVER
@@ -135,8 +136,7 @@ class DMILO(PriorReconstructor):
         super().__post_init__()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
-        if self.schedule is None:
-            self.schedule = FINER if self.unknown else Levels()
+        self._take_default()
         for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
             if not isinstance(getattr(self, name), kinds):
                 first, second = (kind.__name__ for kind in kinds)
@@ -154,6 +154,11 @@ class DMILO(PriorReconstructor):
             check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
         self._check_together()
         self._check_budget()
+
+    def _take_default(self) -> None:
+        """The schedule that goes with the other settings, which may have been changed, unless one was given."""
+        if self.schedule is None or self.schedule is self._default:
+            self.schedule = self._default = FINER if self.unknown else Levels()  # type: ignore[misc]
 
     def _check_together(self) -> None:
         """Refuse settings that another one would leave without effect."""
@@ -211,6 +216,10 @@ class DMILO(PriorReconstructor):
             fit = LatentFit(solution.variables["latent"])
         u = state.run(run)
         return x.index_copy(0, run.rows, run.images(u)), costs[0]
+
+    def extra_repr(self) -> str:
+        self._take_default()
+        return super().extra_repr()
 
     def _draws_after_init(self) -> bool:
         return isinstance(self.schedule, Levels)

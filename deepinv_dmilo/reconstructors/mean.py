@@ -14,6 +14,7 @@ from deepinv_dmilo.reconstructors.run import Run
 # noise of the measurements is: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # towards the measurements: ours
+STEPS_PER_OCTAVE = 32  # of the noise that the network is told; measured in docs/defaults.md
 
 
 def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
@@ -36,9 +37,19 @@ def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
     how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
     noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
     noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
-    levels = [run.prior.level(2 * sigma) for sigma in noise.tolist()]
+    levels = [run.prior.level(2 * sigma) for sigma in told(noise)]
     means = x.clone()
     for level in set(levels):
         rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
         means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
     return means
+
+
+def told(noise: Tensor) -> list[float]:
+    """
+    The noise of each image, (n,), as the network is told it, rounded down by up to 2 %.
+
+    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
+    network that is told too much takes details for noise.
+    """
+    return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
