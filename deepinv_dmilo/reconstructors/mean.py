@@ -17,6 +17,16 @@ LAST_STEPS = 15  # towards the measurements: ours
 STEPS_PER_OCTAVE = 32  # of the noise that the network is told; measured in docs/defaults.md
 
 
+def told(noise: Tensor) -> list[float]:
+    """
+    The noise of each image, (n,), as the network is told it, rounded down by up to 2 %.
+
+    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
+    network that is told too much takes details for noise.
+    """
+    return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
+
+
 def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
     """
     Steps towards the measurements, and the noise that they let through denoised by one call.
@@ -43,13 +53,3 @@ def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
         rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
         means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
     return means
-
-
-def told(noise: Tensor) -> list[float]:
-    """
-    The noise of each image, (n,), as the network is told it, rounded down by up to 2 %.
-
-    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
-    network that is told too much takes details for noise.
-    """
-    return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
