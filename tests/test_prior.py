@@ -171,6 +171,27 @@ def test_denoiser_is_the_posterior_mean_of_the_network():
     torch.testing.assert_close(prior.denoiser()(x, sigma), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_denoiser_looks_a_noise_up_once_and_takes_it_from_any_device(monkeypatch):
+    class Elsewhere(torch.Tensor):
+        """As on a device that has no float64, such as Apple's GPU."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if torch.float64 in (*args, *(kwargs or {}).values()):
+                raise TypeError("the device has no float64")
+            return super().__torch_function__(function, types, args, kwargs)
+
+    prior, asked = toy_prior(AffineNet(), dtype=torch.float32), []
+    level = prior.level
+    monkeypatch.setattr(prior, "level", lambda ratio: asked.append(ratio) or level(ratio))
+    x, sigmas = torch.rand(4, 3, 8, 12), torch.tensor([0.1, 0.5, 0.1, 0.5])
+    expected = torch.cat([prior.denoiser()(x[k : k + 1], sigmas[k].item()) for k in range(4)])
+    asked.clear()
+    found = prior.denoiser()(x, sigmas.as_subclass(Elsewhere))
+    assert sorted(asked) == [2 * s for s in sigmas[:2].tolist()]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one rounding in float32
+
+
 def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():
     plain, fast = (DiffusionPrior(tiny_unet(), DDIMScheduler(), autocast=a).eval() for a in (None, torch.bfloat16))
     inside = []
