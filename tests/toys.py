@@ -39,7 +39,7 @@ class ConvNet(torch.nn.Module):
 
 
 class NoDoubles(TorchDispatchMode):
-    """Stands for a device that has no float64, as Apple's: nothing becomes float64, and nothing of it goes elsewhere."""
+    """Stands for a device without float64, as Apple's: nothing becomes float64, and nothing of it goes elsewhere."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

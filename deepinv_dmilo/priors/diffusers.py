@@ -116,6 +116,7 @@ class DiffusionPrior(Prior):
         cls,
         name: str,
         *,
+        scheduler: Any = None,
         clip_sample: bool = True,
         conditioning: Conditioning | None = None,
         autocast: torch.dtype | None = None,
@@ -127,21 +128,26 @@ class DiffusionPrior(Prior):
         r"""
         The prior of a bundled model (``"photos"``), a diffusers pipeline folder or a hub id (``"owner/model"``).
 
-        A bundled name or folder is read offline, and weights from safetensors files only. Of a pipeline only its
-        denoising network, scheduler and autoencoder are read: text encoders and the like are not.
+        A bundled name or folder is read offline, and weights from safetensors files only, in full precision where they
+        are there. Of a pipeline only its denoising network, scheduler and autoencoder are read: text encoders and the
+        like are not.
 
-        :param str name: bundled name, path of a folder with ``model_index.json``, or hub id.
+        :param str name: bundled name, hub id, or path of a folder: with ``model_index.json``, of a network alone
+            (``"mine/unet_ema"``), or of a training's checkpoint (``"mine/checkpoint-5000"``). What a network lacks is
+            that of the pipeline around it.
+        :param scheduler: a diffusers scheduler, in place of the one that is saved there.
         :param bool clip_sample: see :class:`DiffusionPrior`, as are ``conditioning``, ``autocast``, ``compile`` and
             ``checkpointing``. Latents of an autoencoder are never clamped.
         :param str, torch.device device: where to put the network.
         :param torch.dtype dtype: type of the network's weights.
         :return: the prior, in evaluation mode; a :class:`LatentPrior <deepinv_dmilo.priors.latent.LatentPrior>` where
             the pipeline has an autoencoder.
-        :raises FileNotFoundError: neither a bundled name, nor a pipeline folder, nor a hub id that can be reached.
+        :raises FileNotFoundError: neither a bundled name, nor such a folder, nor a hub id that can be reached; or a
+            network whose scheduler nobody tells.
         :raises TypeError, ValueError: a pipeline without safetensors weights or of an unknown family, or a condition
             that is missing.
         """
-        network, scheduler, autoencoder = load_pipeline(name)
+        network, scheduler, autoencoder = load_pipeline(name, scheduler)
         settings = {"autocast": autocast, "compile": compile, "checkpointing": checkpointing}
         clip_sample = clip_sample and autoencoder is None
         prior: Prior = cls(network, scheduler, clip_sample=clip_sample, conditioning=conditioning, **settings)  # type: ignore[arg-type]
