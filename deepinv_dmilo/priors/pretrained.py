@@ -15,7 +15,7 @@ from deepinv_dmilo.priors.folders import AUTOENCODERS, NETWORKS, PARTS, PARTS_GI
 
 BUNDLED = Path(__file__).parent
 # Whole, or a shard; of a variant such as fp16, or of none. Older shards name the variant last.
-WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+_WEIGHT_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 
 
 def bundled_priors() -> list[str]:
@@ -109,7 +109,7 @@ def _from_the_hub(name: str) -> Path:
 
 def _variant(inside: Path, kind: Any) -> str | None:
     """Which weights of a network to read: None for those in full precision, else the only ones that are there."""
-    found = [match for file in inside.iterdir() if (match := WEIGHTS.fullmatch(file.name))]
+    found = [match for file in inside.iterdir() if (match := _WEIGHT_FILE.fullmatch(file.name))]
     variants = sorted({match[1] or match[2] or "" for match in found})
     if not variants:
         raise ValueError(
