@@ -1,7 +1,9 @@
 """Every family of networks: against the closed form of Gaussian images, and against diffusers' own steps."""
 
+import json
 from itertools import pairwise
-from math import exp
+from math import exp, inf
+from types import SimpleNamespace
 
 import deepinv as dinv
 import pytest
@@ -25,6 +27,7 @@ from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeSchedul
 
 from deepinv_dmilo import DMILO, LBFGS, DiffusionPrior, Levels
 from deepinv_dmilo.core.prior import Level
+from deepinv_dmilo.priors.families import family_of
 
 SHAPE = (1, 4, 4)
 
@@ -243,3 +246,67 @@ def test_the_clean_image_of_a_consistency_model_is_that_of_diffusers():
     torch.testing.assert_close(scheduler.scale_model_input(z, scheduler.timesteps[0]), prior.family.input(z, a))
     expected = scheduler.step(output_of(prior, z, a), scheduler.timesteps[0], z).prev_sample
     torch.testing.assert_close(prior.denoise(z, a), expected)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(),
+        DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"),
+        SimpleNamespace(alphas_cumprod=[0.9, 0.9, 0.5, 0.5, 0.5, 0.1]),
+        SimpleNamespace(alphas_cumprod=[0.5, 0.9, 0.1, 0.9, 0.3, 0.1]),
+    ],
+)
+def test_a_level_is_the_first_of_the_nearest_steps(scheduler):
+    """Also of steps of equal noise, halfway between two, and of steps in any order."""
+    family = family_of(scheduler)
+    ratios = [family.at(t).ratio for t in range(len(family.alphas_cumprod))]
+    finite = sorted(r for r in ratios if r < inf)
+    middles = [(a + b) / 2 for a, b in pairwise(finite)]
+    for ratio in (-1.0, 0.0, 1e-9, *finite, *middles, 1e9):
+        nearest = min(range(len(ratios)), key=lambda t: abs(ratios[t] - ratio))
+        assert family.level(ratio) == family.at(nearest)
+
+
+def test_more_noise_than_any_step_has_is_the_noisiest_step():
+    """Also where all differences round to it."""
+    family = family_of(DDPMScheduler())
+    assert [family.level(ratio).time for ratio in (1e3, 1e17, inf)] == [999] * 3
+
+
+# What a configuration says and the class of diffusers does not read
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_an_old_configuration_that_predicts_the_image(kind, tmp_path):
+    """As diffusers 0.8 wrote it, and as a later one writes it again."""
+    folders = tmp_path / "old", tmp_path / "again"
+    kind().save_pretrained(folders[0])
+    file = folders[0] / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["prediction_type"]
+    file.write_text(json.dumps({**config, "predict_epsilon": False}))
+    kind.from_pretrained(folders[0]).save_pretrained(folders[1])
+    for folder in folders:
+        assert family_of(kind.from_pretrained(folder)).prediction_type == "sample"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"predict_epsilon": True}, "epsilon"),
+        ({"predict_epsilon": False, "prediction_type": "v_prediction"}, "v_prediction"),
+    ],
+)
+def test_an_old_configuration_that_says_otherwise(config, kind):
+    assert family_of(DDPMScheduler.from_config(config)).prediction_type == kind
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, HeunDiscreteScheduler])
+def test_a_schedule_without_signal_at_its_end_that_the_class_ignores(kind):
+    betas = {"beta_start": 1e-4, "beta_end": 0.02}
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", **betas}
+    told, known = (family_of(s).alphas_cumprod for s in (kind.from_config(settings), DDIMScheduler(**settings)))
+    assert told[-1] == 0
+    # diffusers' betas are float32: 1000 roundings of 6e-8
+    torch.testing.assert_close(torch.tensor(told), torch.tensor(known), rtol=1e-4, atol=1e-8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from deepinv.physics import Inpainting
 from diffusers import DDIMScheduler
-from toys import AffineNet, ConvNet, tiny_unet, toy_prior
+from toys import AffineNet, ConvNet, NoDoubles, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior
 from deepinv_dmilo.core.draws import Draws
@@ -169,6 +169,19 @@ def test_denoiser_is_the_posterior_mean_of_the_network():
     expected = ((z - (1 - abar) ** 0.5 * (0.3 * z + 0.1)) / abar**0.5 + 1) / 2
     # deepinv looks sigma up in its table of 1000 levels: the noise is that of one level, to 1e-3
     torch.testing.assert_close(prior.denoiser()(x, sigma), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_denoiser_looks_a_noise_up_once_and_takes_it_from_any_device(monkeypatch):
+    prior, asked = toy_prior(AffineNet(), dtype=torch.float32), []
+    level = prior.level
+    monkeypatch.setattr(prior, "level", lambda ratio: asked.append(ratio) or level(ratio))
+    x, sigmas = torch.rand(4, 3, 8, 12), torch.tensor([0.1, 0.5, 0.1, 0.5])
+    expected = torch.cat([prior.denoiser()(x[k : k + 1], sigmas[k].item()) for k in range(4)])
+    asked.clear()
+    with NoDoubles():
+        found = prior.denoiser()(x, sigmas)
+    assert sorted(asked) == [2 * s for s in sigmas[:2].tolist()]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one rounding in float32
 
 
 def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():

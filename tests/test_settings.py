@@ -237,7 +237,7 @@ def test_names_that_are_no_prior(tmp_path):
         DiffusionPrior.from_pretrained("digitz")
     with pytest.raises(FileNotFoundError, match=r"has no model_index.json"):
         DiffusionPrior.from_pretrained(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")  # as UNet2DModel.save_pretrained writes one
+    tiny_unet().save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="a network alone, without the scheduler that it was trained with"):
         DiffusionPrior.from_pretrained(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"held_out.npz does not exist"):

@@ -10,7 +10,7 @@ from deepinv.physics import GaussianNoise
 from diffusers import DDIMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from toys import ConvNet, tiny_autoencoder, tiny_unet, toy_prior
+from toys import ConvNet, NoDoubles, tiny_autoencoder, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Channelwise, DiffusionPrior, DMPlug, Levels, Tiled
 from deepinv_dmilo.priors.latent import LatentPrior
@@ -112,6 +112,22 @@ def test_a_picture_in_tiles_is_that_of_the_whole(method, size):
     settings = {"schedule": Levels((1.0, 0.2)), "max_passes": 10}
     whole, tiled = (method(p, **settings)(y, physics) for p in (prior, Tiled(prior, tile=32, overlap=8)))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+def test_the_windows_are_made_once_for_a_size_and_reach_a_device_without_float64(monkeypatch):
+    tiled, asked = Tiled(toy_prior(ConvNet(), dtype=torch.float32), tile=16, overlap=4).eval(), []
+    windows = tiled.windows
+    monkeypatch.setattr(tiled, "windows", lambda length: asked.append(length) or windows(length))
+    level, z = tiled.level(0.5), torch.randn(1, 3, 24, 40)
+    with torch.inference_mode():
+        expected = tiled.denoise(z, level)
+    found = tiled.denoise(z.requires_grad_(), level)
+    found.sum().backward()  # through windows that were made where no gradient is taken
+    assert torch.equal(found, expected)
+    assert asked == [24, 40]
+    with NoDoubles():
+        assert tiled.to("meta").denoise(z.detach().to("meta"), level).shape == z.shape
+    assert asked == [24, 40] * 2
 
 
 def test_one_tiles_graph_is_alive_at_a_time():

@@ -3,6 +3,7 @@
 import torch
 from deepinv.physics import GaussianNoise, Physics
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.core.measurements import working_dtype
@@ -35,6 +36,18 @@ class ConvNet(torch.nn.Module):
     def forward(self, z, t):
         phase = (t.to(z.dtype) / 1000).view(-1, 1, 1, 1)
         return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
+
+
+class NoDoubles(TorchDispatchMode):
+    """Stands for a device without float64, as Apple's: nothing becomes float64, and nothing of it goes elsewhere."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            moved = args[0].dtype is torch.float64 and kwargs.get("device", args[0].device) != args[0].device
+            if moved or (kwargs.get("dtype") is torch.float64 and args[0].dtype is not torch.float64):
+                raise TypeError("the device has no float64")
+        return func(*args, **kwargs)
 
 
 class Gain(Physics):

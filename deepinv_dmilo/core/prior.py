@@ -164,10 +164,12 @@ class AsDenoiser(Denoiser):
         :param torch.Tensor, float sigma: standard deviation of their noise, one for all or (B,).
         :raises ValueError: the prior does not take the images.
         """
-        sigmas = torch.as_tensor(sigma, dtype=torch.float64).flatten().cpu().expand(len(x)).tolist()
+        given = sigma.tolist() if isinstance(sigma, Tensor) else sigma  # a device need not have float64
+        sigmas = torch.as_tensor(given, dtype=torch.float64, device="cpu").flatten().expand(len(x)).tolist()
         self.prior.check_shape(tuple(x.shape))
         prior = self.prior.for_images(*x.shape[2:])
-        z, levels = prior.encode(x), [prior.level(2 * s) for s in sigmas]
+        of_sigma = {s: prior.level(2 * s) for s in set(sigmas)}
+        z, levels = prior.encode(x), [of_sigma[s] for s in sigmas]
         order, clean = [], []
         for level in dict.fromkeys(levels):
             rows = torch.tensor([k for k, other in enumerate(levels) if other == level], device=x.device)

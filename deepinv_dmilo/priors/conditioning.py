@@ -1,4 +1,4 @@
-"""What a network is told beside the latent and the time: labels, prompts, ..., a row for all images or for each."""
+"""What a network tells of itself, and is told beside the latent and the time: labels, prompts, ..."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
+#: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
+TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 
 def mapped(conditioning: Conditioning, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -28,9 +30,34 @@ def leaves(conditioning: Conditioning) -> list[tuple[str, Any]]:
     return found
 
 
+def unwrapped(network: Any) -> Any:
+    """The network inside of what trains, compiles or adapts it, such as torch's DataParallel or PEFT's adapters."""
+    if callable(base := getattr(network, "get_base_model", None)):
+        return unwrapped(base())
+    names = ("_orig_mod", "module") if type(network).__module__.startswith("torch.") else ()
+    inside = next((part for name in names if isinstance(part := getattr(network, name, None), nn.Module)), None)
+    return network if inside is None else unwrapped(inside)
+
+
+def configuration(network: Any, name: str) -> Any:
+    """What a network's configuration has under a name; None where it does not tell."""
+    return getattr(getattr(unwrapped(network), "config", None), name, None)
+
+
 def names_timestep(network: nn.Module) -> bool:
     """Whether the network's time has diffusers' name; transformers of diffusers have it at other places than second."""
-    return "timestep" in inspect.signature(network.forward).parameters
+    return "timestep" in inspect.signature(unwrapped(network).forward).parameters
+
+
+def check_time(network: nn.Module) -> None:
+    """Refuse transformers of diffusers that are told the time in a way of their own."""
+    kind = type(unwrapped(network))
+    is_transformer = kind.__module__.startswith("diffusers.") and "Transformer" in kind.__name__
+    if is_transformer and kind.__name__ not in TRANSFORMERS:
+        raise ValueError(
+            f"how a {kind.__name__} is told the time is not known; give one of {', '.join(TRANSFORMERS)}, a UNet, "
+            "or a module of your own that calls it, as network(z, t) with the scheduler's t"
+        )
 
 
 def check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
@@ -41,8 +68,8 @@ def check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
                 f"conditioning[{name!r}] is {row!r}; give a tensor with a row for all images or for each, such as "
                 "torch.tensor([207])"
             )
-    known = inspect.signature(network.forward).parameters
-    kind = type(network).__name__
+    known = inspect.signature(unwrapped(network).forward).parameters
+    kind = type(unwrapped(network)).__name__
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
     if unknown := conditioning.keys() - known.keys():
@@ -50,9 +77,8 @@ def check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
     wanted = {name for name, p in list(known.items())[1:] if p.default is p.empty and name != "timestep"}
     if "timestep" not in known:
         wanted -= set(list(known)[1:2])  # it is given the time there
-    config = getattr(network, "config", None)
-    has_labels = any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type"))
-    if has_labels or getattr(config, "norm_type", None) == "ada_norm_zero":
+    has_labels = any(configuration(network, name) is not None for name in ("num_class_embeds", "class_embed_type"))
+    if has_labels or configuration(network, "norm_type") == "ada_norm_zero":
         wanted.add("class_labels")
     for name in sorted(wanted - conditioning.keys()):
         example = "torch.tensor([207])" if name == "class_labels" else "tensor of shape (1, ...)"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.core.prior import AsDenoiser, Level, Prior
+from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
 
 # What deepinv's restoration networks (DRUNet, SCUNet, ...) are trained up to, in [0, 1].
@@ -38,16 +39,15 @@ class DenoiserPrior(Prior):
     """
 
     def __init__(self, denoiser: Denoiser, *, max_noise: float | None = None) -> None:
-        if not isinstance(denoiser, Denoiser):
+        kind = type(unwrapped(denoiser))
+        if not issubclass(kind, Denoiser):
+            raise TypeError(f"denoiser is a {kind.__name__}; pass a deepinv.models.Denoiser, called as D(x, sigma)")
+        if kind.__module__.startswith("deepinv.models") and not any(True for _ in denoiser.parameters()):
             raise TypeError(
-                f"denoiser is a {type(denoiser).__name__}; pass a deepinv.models.Denoiser, called as D(x, sigma)"
-            )
-        if type(denoiser).__module__.startswith("deepinv.models") and not any(True for _ in denoiser.parameters()):
-            raise TypeError(
-                f"a {type(denoiser).__name__} has no network to optimise through; it goes with deepinv's own methods, "
+                f"a {kind.__name__} has no network to optimise through; it goes with deepinv's own methods, "
                 "such as deepinv.optim.PGD, and here give a network, such as deepinv.models.DRUNet()"
             )
-        max_noise = trained_up_to(denoiser) if max_noise is None else max_noise
+        max_noise = trained_up_to(unwrapped(denoiser)) if max_noise is None else max_noise
         if (
             isinstance(max_noise, bool)
             or not isinstance(max_noise, Real)
@@ -56,6 +56,7 @@ class DenoiserPrior(Prior):
             raise ValueError(f"max_noise={max_noise!r}: type a number above 0, e.g. 0.2, for images in [0, 1]")
         super().__init__(denoiser)
         self.max_noise: float = max_noise
+        self._taken: set[tuple[int, ...]] = set()  # shapes of images that the denoiser took
 
     def level(self, ratio: float) -> Level:
         """Any level up to ``max_noise``; the signal is not scaled."""
@@ -75,7 +76,7 @@ class DenoiserPrior(Prior):
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Shape (C, H, W) of the images that deepinv's DiffUNet was trained on; other denoisers do not tell."""
-        channels, size = (getattr(self.network, name, None) for name in ("in_channels", "img_size"))
+        channels, size = (getattr(unwrapped(self.network), name, None) for name in ("in_channels", "img_size"))
         return (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
 
     @property
@@ -89,7 +90,7 @@ class DenoiserPrior(Prior):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse images that the denoiser does not take, and a denoiser that has no gradient there."""
-        name = type(self.network).__name__
+        name = type(unwrapped(self.network)).__name__
         warn_of_attention(self, shape[-2] * shape[-1])
         height, width = (-(-side // self.multiple) * self.multiple for side in shape[2:])
         x = torch.full((1, shape[1], height, width), 0.5, device=self.device)
@@ -98,6 +99,8 @@ class DenoiserPrior(Prior):
                 output = self.denoise(x.requires_grad_(), self.levels(1)[0])
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
+            if shape[1:] in self._taken:
+                raise  # no misfit, but a fault
             raise ValueError(
                 f"images of shape {shape} do not fit the denoiser {name} ({error}); use a denoiser that is called as "
                 "D(x, sigma) and a physics that go together in channels, size and type"
@@ -112,18 +115,21 @@ class DenoiserPrior(Prior):
             torch.autograd.grad(output, x, torch.ones_like(output))
         except RuntimeError as error:
             raise_out_of_memory(error)
+            if shape[1:] in self._taken:
+                raise
             raise ValueError(
                 f"the denoiser {name} has no gradient that can be taken ({error}); pass one that changes nothing in "
                 "place and takes no gradient itself"
             ) from error
+        self._taken.add(shape[1:])
 
     def denoiser(self) -> nn.Module:
         """The denoiser that was given."""
         return self.network
 
     def __repr__(self) -> str:
-        size = sum(p.numel() for p in self.parameters())
-        return f"DenoiserPrior({type(self.network).__name__!r}, {size:,} parameters, max_noise={self.max_noise})"
+        name, size = type(unwrapped(self.network)).__name__, sum(p.numel() for p in self.parameters())
+        return f"DenoiserPrior({name!r}, {size:,} parameters, max_noise={self.max_noise})"
 
 
 def trained_up_to(denoiser: Denoiser) -> float:
@@ -143,4 +149,4 @@ def _multiple(part: nn.Module) -> int:
     """What height and width must be multiples of for a network of deepinv, or by a configuration of diffusers."""
     if type(part).__name__ in DIFFUSION_MODELS:
         return DIFFUSION_MODELS[type(part).__name__][1]
-    return halvings(getattr(part, "config", None))
+    return halvings(part)

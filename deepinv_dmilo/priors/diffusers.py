@@ -5,15 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.core.prior import Level, Prior
-from deepinv_dmilo.priors.conditioning import Conditioning, check_conditioning, leaves, mapped, names_timestep
+from deepinv_dmilo.priors.conditioning import (
+    Conditioning,
+    check_conditioning,
+    check_time,
+    configuration,
+    leaves,
+    mapped,
+    names_timestep,
+    unwrapped,
+)
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.families import family_of
 from deepinv_dmilo.priors.latent import LatentPrior
@@ -22,8 +33,6 @@ from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attentio
 
 #: what to do about a network that does not take what it is given
 REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
-#: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
-TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 
 class DiffusionPrior(Prior):
@@ -82,16 +91,7 @@ class DiffusionPrior(Prior):
             raise TypeError(f"network is a {type(network).__name__}; pass a torch.nn.Module called as network(z, t)")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"autocast={autocast!r}: type torch.bfloat16, or None")
-        kind = type(network)
-        if (
-            kind.__module__.startswith("diffusers.")
-            and "Transformer" in kind.__name__
-            and kind.__name__ not in TRANSFORMERS
-        ):
-            raise ValueError(
-                f"how a {kind.__name__} is told the time is not known; give one of {', '.join(TRANSFORMERS)}, a UNet, "
-                "or a module of your own that calls it, as network(z, t) with the scheduler's t"
-            )
+        check_time(network)
         super().__init__(network)
         self.family = family_of(scheduler)
         self.clip_sample = clip_sample
@@ -106,16 +106,20 @@ class DiffusionPrior(Prior):
         self.compile_network, self.checkpointing = compile, checkpointing
         # The network is an argument, so that copies of the prior share what is compiled.
         self._run = torch.compile(_run) if compile else _run
+        self._taken: set[torch.Size] = set()  # shapes of latents that the network took
         if checkpointing:
-            if not hasattr(network, "enable_gradient_checkpointing"):
-                raise ValueError(f"a {type(network).__name__} has no gradient checkpointing; type checkpointing=False")
-            network.enable_gradient_checkpointing()  # type: ignore[operator]
+            inside = unwrapped(network)
+            if not hasattr(inside, "enable_gradient_checkpointing"):
+                raise ValueError(f"a {type(inside).__name__} has no gradient checkpointing; type checkpointing=False")
+            # Nothing is drawn, and the global random state may be of other threads.
+            inside.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
     @classmethod
     def from_pretrained(
         cls,
         name: str,
         *,
+        scheduler: Any = None,
         clip_sample: bool = True,
         conditioning: Conditioning | None = None,
         autocast: torch.dtype | None = None,
@@ -127,21 +131,26 @@ class DiffusionPrior(Prior):
         r"""
         The prior of a bundled model (``"photos"``), a diffusers pipeline folder or a hub id (``"owner/model"``).
 
-        A bundled name or folder is read offline, and weights from safetensors files only. Of a pipeline only its
-        denoising network, scheduler and autoencoder are read: text encoders and the like are not.
+        A bundled name or folder is read offline, and weights from safetensors files only, in full precision where they
+        are there. Of a pipeline only its denoising network, scheduler and autoencoder are read: text encoders and the
+        like are not.
 
-        :param str name: bundled name, path of a folder with ``model_index.json``, or hub id.
+        :param str name: bundled name, hub id, or path of a folder: with ``model_index.json``, of a network alone
+            (``"mine/unet_ema"``), or of a training's checkpoint (``"mine/checkpoint-5000"``). What a network lacks is
+            that of the pipeline around it.
+        :param scheduler: a diffusers scheduler, in place of the one that is saved there.
         :param bool clip_sample: see :class:`DiffusionPrior`, as are ``conditioning``, ``autocast``, ``compile`` and
             ``checkpointing``. Latents of an autoencoder are never clamped.
         :param str, torch.device device: where to put the network.
         :param torch.dtype dtype: type of the network's weights.
         :return: the prior, in evaluation mode; a :class:`LatentPrior <deepinv_dmilo.priors.latent.LatentPrior>` where
             the pipeline has an autoencoder.
-        :raises FileNotFoundError: neither a bundled name, nor a pipeline folder, nor a hub id that can be reached.
+        :raises FileNotFoundError: neither a bundled name, nor such a folder, nor a hub id that can be reached; or a
+            network whose scheduler nobody tells.
         :raises TypeError, ValueError: a pipeline without safetensors weights or of an unknown family, or a condition
             that is missing.
         """
-        network, scheduler, autoencoder = load_pipeline(name)
+        network, scheduler, autoencoder = load_pipeline(name, scheduler)
         settings = {"autocast": autocast, "compile": compile, "checkpointing": checkpointing}
         clip_sample = clip_sample and autoencoder is None
         prior: Prior = cls(network, scheduler, clip_sample=clip_sample, conditioning=conditioning, **settings)  # type: ignore[arg-type]
@@ -180,7 +189,8 @@ class DiffusionPrior(Prior):
         """
         The network's output for its input and time (0-dim or (B,)), without the learned variance, in z's dtype.
 
-        :raises ValueError: the network does not take them, or gives another size; says what it was given.
+        :raises ValueError: the network does not take them, or gives another size; says what it was given. What it
+            raises at latents of a shape that it took before is passed on.
         """
         dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
         self._check_rows(len(z))
@@ -196,17 +206,20 @@ class DiffusionPrior(Prior):
                 output = self._run(self.network, z.to(dtype), *times, **named)
         except (*SHAPE_ERRORS, AttributeError, KeyError) as error:  # whatever a network raises at what it is given
             raise_out_of_memory(error)
+            if z.shape[1:] in self._taken:
+                raise  # no misfit, but a fault
             raise ValueError(f"the {self._told(z)} ({type(error).__name__}: {error}); {REMEDY}") from error
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
         if output.shape[2:] != z.shape[2:] or output.shape[1] < z.shape[1]:
             raise ValueError(f"the {self._told(z)}: it gives {tuple(output.shape)}; {REMEDY}")
+        self._taken.add(z.shape[1:])
         return output[:, : z.shape[1]].to(z.dtype)
 
     def _told(self, z: Tensor) -> str:
         """What the network was given, for messages."""
         given = ", ".join(f"{name} {tuple(row.shape)}" for name, row in leaves(self.conditioning))
-        kind = type(self.network).__name__
+        kind = type(unwrapped(self.network)).__name__
         return f"{kind} does not take latents of shape {tuple(z.shape)} with {given or 'no conditioning'}"
 
     def _check_rows(self, batch: int) -> None:
@@ -229,8 +242,7 @@ class DiffusionPrior(Prior):
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Shape (C, H, W) of the images the network was trained on, None where its configuration does not tell."""
-        config = getattr(self.network, "config", None)
-        size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+        size, channels = (configuration(self.network, name) for name in ("sample_size", "in_channels"))
         if size is None or channels is None:
             return None
         height, width = (size, size) if isinstance(size, int) else size
@@ -238,8 +250,7 @@ class DiffusionPrior(Prior):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse images whose channels the network cannot take."""
-        config = getattr(self.network, "config", None)
-        channels = getattr(config, "in_channels", None)
+        channels = configuration(self.network, "in_channels")
         if len(shape) != 4 or (channels is not None and shape[1] != channels):
             other = ""
             if channels == 1:
@@ -256,7 +267,7 @@ class DiffusionPrior(Prior):
     @property
     def multiple(self) -> int:
         """What the halvings of the network ask for; the size of a transformer's patches."""
-        return halvings(getattr(self.network, "config", None))
+        return halvings(self.network)
 
     def for_images(self, height: int, width: int) -> Prior:
         """The prior for images of a size, padded to its multiple."""
@@ -264,12 +275,13 @@ class DiffusionPrior(Prior):
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.parameters())
-        shown = {"prediction_type": self.family.prediction_type} if hasattr(self.family, "prediction_type") else {}
-        shown |= {"clip_sample": self.clip_sample, "autocast": self.autocast, "compile": self.compile_network}
-        shown |= {"checkpointing": self.checkpointing}
+        kind = getattr(self.family, "prediction_type", None)
+        shown = {} if kind is None else {"prediction_type": kind}
+        shown |= {"clip_sample": self.clip_sample, "autocast": self.autocast}
+        shown |= {"compile": self.compile_network, "checkpointing": self.checkpointing}
         settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return (
-            f"{type(self).__name__}({self.name or type(self.network).__name__!r}, {size:,} parameters, "
+            f"{type(self).__name__}({self.name or type(unwrapped(self.network)).__name__!r}, {size:,} parameters, "
             f"{type(self.family).__name__}, {settings})"
         )
 

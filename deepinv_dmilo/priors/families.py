@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from bisect import bisect_left
 from math import log
 from typing import Any, Protocol
 
@@ -73,14 +75,22 @@ class VariancePreserving:
                 "pass an EDMEulerScheduler where the network was trained as Karras et al. (2022) do"
             )
         self.prediction_type = getattr(config, "prediction_type", "epsilon")
+        if self.prediction_type == "epsilon" and _ignored(scheduler, "predict_epsilon") is False:
+            self.prediction_type = "sample"  # as diffusers 0.8 told it
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type {self.prediction_type!r} is not supported; use one of {PREDICTION_TYPES}"
             )
         # Python floats: exact in any dtype, on any device.
         self.alphas_cumprod = [float(a) for a in alphas_cumprod]
+        if _ignored(scheduler, "rescale_betas_zero_snr"):
+            self.alphas_cumprod = _rescaled(self.alphas_cumprod)
         if self.alphas_cumprod[-1] <= 0 and self.prediction_type == "epsilon":
             del self.alphas_cumprod[-1]  # where the predicted noise says nothing of the image
+        first: dict[float, int] = {}  # step of a ratio
+        for t in range(len(self.alphas_cumprod)):
+            first.setdefault(self.at(t).ratio, t)
+        self._steps = sorted(first.items())
 
     def at(self, t: int) -> Level:
         """The level of a training step."""
@@ -89,7 +99,9 @@ class VariancePreserving:
 
     def level(self, ratio: float) -> Level:
         """The training step whose noise, relative to the image, is nearest to ``ratio``."""
-        return self.at(min(range(len(self.alphas_cumprod)), key=lambda t: abs(self.at(t).ratio - ratio)))
+        k = bisect_left(self._steps, (ratio, 0))
+        near = self._steps[max(k - 1, 0) : k + 1]
+        return self.at(min((abs(found - ratio), t) for found, t in near)[1])
 
     def levels(self, num_layers: int) -> tuple[Level, ...]:
         """As published: multiples of T // N, the first at most T - 1: 999, 666, 333, 0 for three layers of T = 1000."""
@@ -110,6 +122,20 @@ class VariancePreserving:
         if self.prediction_type == "v_prediction":
             return level.signal * z - level.noise * output
         return output
+
+
+def _ignored(scheduler: Any, key: str) -> Any:
+    """What a configuration has under a key that its class of diffusers keeps and does not read; None: nothing."""
+    value = getattr(getattr(scheduler, "config", None), key, None)
+    is_read = value is None or key in inspect.signature(type(scheduler)).parameters
+    return None if is_read else value
+
+
+def _rescaled(alphas_cumprod: list[float]) -> list[float]:
+    """The schedule that ends without signal (algorithm 1 of Lin et al., 2024); one that does already stays."""
+    signals = [a**0.5 for a in alphas_cumprod]
+    first, last = signals[0], signals[-1]
+    return [((signal - last) * first / (first - last)) ** 2 for signal in signals]
 
 
 class _Exploding:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.priors.conditioning import configuration, unwrapped
 from deepinv_dmilo.priors.wrappers import Wrapper, alone
 
 
@@ -29,6 +30,7 @@ class LatentPrior(Wrapper):
         super().__init__(prior)
         if not prior.affine:
             raise ValueError("the prior has an autoencoder already; give the diffusion model of its latents")
+        autoencoder = unwrapped(autoencoder)  # whose encode and decode are called, and not itself
         config: Any = getattr(autoencoder, "config", None)
         if not hasattr(config, "block_out_channels") or not hasattr(config, "latent_channels"):
             raise TypeError(
@@ -47,8 +49,8 @@ class LatentPrior(Wrapper):
         #: pixels of the image to one of the latent, in height and width
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.latent_channels: int = getattr(config, "vq_embed_dim", None) or config.latent_channels
-        wanted = getattr(getattr(prior.network, "config", None), "in_channels", self.latent_channels)
-        if wanted != self.latent_channels:
+        wanted = configuration(prior.network, "in_channels")
+        if wanted not in (None, self.latent_channels):
             raise ValueError(
                 f"the network takes {wanted} channels and the autoencoder has {self.latent_channels}: a network of "
                 "something else beside the latents (upscaling, inpainting), or of packed latents, is not supported"

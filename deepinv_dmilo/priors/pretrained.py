@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import raise_out_of_memory
+from deepinv_dmilo.priors.folders import AUTOENCODERS, NETWORKS, PARTS, PARTS_GIVEN, find_parts
 
 BUNDLED = Path(__file__).parent
-NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
-PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
-PARTS_GIVEN = "LatentPrior(DiffusionPrior(network, scheduler, clip_sample=False), autoencoder)"
+# Whole, or a shard; of a variant such as fp16, or of none. Older shards name the variant last.
+_WEIGHT_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 
 
 def bundled_priors() -> list[str]:
@@ -45,11 +43,12 @@ def held_out_images(name: str = "digits") -> Tensor:
         return torch.from_numpy(archive["images"]).float() / 255
 
 
-def load_pipeline(name: str) -> tuple[Any, Any, Any]:
+def load_pipeline(name: str, scheduler: Any = None) -> tuple[Any, Any, Any]:
     """
     The denoising network, the scheduler and the autoencoder (None: in pixels) of a diffusers pipeline.
 
-    :param str name: bundled name, pipeline folder or hub id.
+    :param str name: bundled name, hub id, or folder of a pipeline, of its network or of a training's checkpoint.
+    :param scheduler: in place of the one that is saved there.
     """
     from diffusers.utils import logging
 
@@ -60,16 +59,25 @@ def load_pipeline(name: str) -> tuple[Any, Any, Any]:
     folder = prior_folder(str(name))
     if not folder.exists():
         folder = _from_the_hub(str(name))
-    parts = _parts(_index(folder), folder)
+    parts = find_parts(folder)
+    if scheduler is not None:
+        parts.pop("scheduler", None)
+    elif "scheduler" not in parts:
+        raise FileNotFoundError(
+            f"{folder} has a network alone, without the scheduler that it was trained with; in Python, type "
+            "DiffusionPrior.from_pretrained(FOLDER, scheduler=diffusers.DDPMScheduler(...)), with the settings of the "
+            "training, or give the folder of the pipeline"
+        )
     bar_was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a few files, no time
     try:
-        loaded = {part: _load(folder, part, kind) for part, kind in parts.items()}
+        loaded = {part: _load(inside, part, kind) for part, (kind, inside) in parts.items()}
     finally:
         if bar_was_on:
             logging.enable_progress_bar()
     network = next(loaded[part] for part in NETWORKS if part in loaded)
-    return network, loaded["scheduler"], next((loaded[part] for part in AUTOENCODERS if part in loaded), None)
+    autoencoder = next((loaded[part] for part in AUTOENCODERS if part in loaded), None)
+    return network, loaded.get("scheduler", scheduler), autoencoder
 
 
 def _from_the_hub(name: str) -> Path:
@@ -84,7 +92,10 @@ def _from_the_hub(name: str) -> Path:
     try:
         index = DiffusionPipeline.load_config(name)
         left = {part: None for part in index if not part.startswith("_") and part not in PARTS}
-        return Path(DiffusionPipeline.download(name, use_safetensors=True, **left))
+        try:
+            return Path(DiffusionPipeline.download(name, use_safetensors=True, **left))
+        except OSError:  # no weights in full precision
+            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant="fp16", **left))
     except (OSError, RuntimeError, AttributeError) as error:
         cause: BaseException = error  # what happened at first: the libraries between say less, and guess
         while deeper := cause.__cause__ or cause.__context__:
@@ -96,88 +107,30 @@ def _from_the_hub(name: str) -> Path:
         ) from error
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    """What ``model_index.json`` says."""
-    file = folder / "model_index.json"
-    if not file.exists():
-        if (folder / "config.json").exists():
-            raise FileNotFoundError(
-                f"{folder} has a network alone, without the scheduler that it was trained with; give the folder of the "
-                f"pipeline, or both: {PARTS_GIVEN}"
-            )
-        raise FileNotFoundError(
-            f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that "
-            "pipeline.save_pretrained(FOLDER) or examples/train_prior.py wrote"
-        )
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is no pipeline index: {error}") from error
-
-
-def _parts(index: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The classes of the parts that are read, by their names in the index; only classes of diffusers are."""
-    named = {part: value for part, value in index.items() if part in PARTS and isinstance(value, list) and value[0]}
-    if broken := [part for part, value in named.items() if len(value) != 2]:
-        raise ValueError(f"{folder / 'model_index.json'} is no pipeline index: {broken[0]} is {named[broken[0]]}")
-    networks = [part for part in NETWORKS if part in named]
-    if len(networks) != 1 or "scheduler" not in named:
-        raise ValueError(
-            f"{folder}: a pipeline of {index.get('_class_name')} is not supported; give one with a denoising network "
-            f"({' or '.join(NETWORKS)}), a scheduler and, of latents, an autoencoder ({' or '.join(AUTOENCODERS)})"
-        )
-    if lacking := [part for part in AUTOENCODERS if part in index and part not in named]:
-        raise ValueError(
-            f"{folder}: the pipeline has lost its {lacking[0]}, which its latents need; give both: {PARTS_GIVEN}"
-        )
-    others = [part for part, value in index.items() if part not in PARTS and _is_network(value)]
-    if others:
-        raise ValueError(
-            f"{folder}: a pipeline with a {others[0]} beside {networks[0]} is not supported; give one of a network "
-            f"alone, or with an autoencoder ({' or '.join(AUTOENCODERS)})"
-        )
-    return {part: _diffusers_class(library, kind, part, folder) for part, (library, kind) in named.items()}
-
-
-def _is_network(value: Any) -> bool:
-    """Whether an entry of an index names a network of diffusers."""
-    import diffusers
-
-    if not isinstance(value, list) or len(value) != 2 or value[0] != "diffusers":
-        return False
-    kind = getattr(diffusers, str(value[1]), None)
-    return isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
-
-
-def _diffusers_class(library: str, name: str, part: str, folder: Path) -> Any:
-    import diffusers
-
-    kind = getattr(diffusers, str(name), None)
-    if name == "KarrasVeScheduler":  # a dummy at the top, where transformers is not installed
-        from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler as kind
-    base = diffusers.SchedulerMixin if part == "scheduler" else diffusers.ModelMixin
-    if library not in ("diffusers", "deprecated") or not isinstance(kind, type) or not issubclass(kind, base):
-        raise ValueError(
-            f"{folder}: its {part} is a {name} of {library}, which is not read; give one of diffusers "
-            f"{version('diffusers')} (no code but that of diffusers is run)"
-        )
-    return kind
-
-
-def _load(folder: Path, part: str, kind: Any) -> Any:
-    """A part from its own folder, or from the pipeline's where everything lies in one."""
-    inside = folder / part if (folder / part).is_dir() else folder
-    is_network = part != "scheduler"
-    if not (inside / ("config.json" if is_network else "scheduler_config.json")).exists():
-        raise ValueError(
-            f"{folder} names a {part} and has none; download or save the pipeline again, with {folder / part}"
-        )
-    if is_network and not list(inside.glob("*.safetensors")):
+def _variant(inside: Path, kind: Any) -> str | None:
+    """Which weights of a network to read: None for those in full precision, else the only ones that are there."""
+    found = [match for file in inside.iterdir() if (match := _WEIGHT_FILE.fullmatch(file.name))]
+    variants = sorted({match[1] or match[2] or "" for match in found})
+    if not variants:
         raise ValueError(
             f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
             f"{kind.__name__}.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
         )
-    weights = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True} if is_network else {}
+    if len(variants) > 1 and variants[0]:
+        raise ValueError(
+            f"{inside} has weights of the variants {' and '.join(variants)}, and none of full precision; leave one "
+            "there, and move the others out"
+        )
+    return variants[0] or None
+
+
+def _load(inside: Path, part: str, kind: Any) -> Any:
+    """A part from its folder."""
+    is_network = part != "scheduler"
+    weights: dict[str, Any] = {}
+    if is_network:
+        settings = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+        weights = {"variant": _variant(inside, kind), **settings}
     try:
         loaded = kind.from_pretrained(inside, local_files_only=True, **weights)
     except Exception as error:  # whatever diffusers and safetensors raise at what a file says

@@ -52,6 +52,7 @@ class Tiled(Wrapper):
         if not prior.affine:
             raise ValueError("give the tiles to the network alone: LatentPrior(Tiled(prior), autoencoder)")
         self.tile, self.overlap = tile, overlap
+        self._made: tuple[object, dict[tuple[int, int], Tensor]] | None = None
 
     def places(self, length: int) -> list[int]:
         """Where tiles begin along a side: evenly, overlapping by ``overlap`` at least; a short side is one tile."""
@@ -76,13 +77,26 @@ class Tiled(Wrapper):
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """The windowed sum of the tiles' clean latents."""
         u = torch.zeros_like(z)
-        for top, down in self.windows(z.shape[2]).items():
-            for left, right in self.windows(z.shape[3]).items():
-                bottom, end = top + len(down), left + len(right)
-                clean = alone(self.prior.denoise, z[..., top:bottom, left:end], level)
-                frame = (left, z.shape[3] - end, top, z.shape[2] - bottom)
-                u = u + pad((down[:, None] * right).to(z) * clean, frame)
+        for (top, left), weights in self._weights(z).items():
+            bottom, end = top + weights.shape[0], left + weights.shape[1]
+            clean = alone(self.prior.denoise, z[..., top:bottom, left:end], level)
+            frame = (left, z.shape[3] - end, top, z.shape[2] - bottom)
+            u = u + pad(weights * clean, frame)
         return u
+
+    def _weights(self, z: Tensor) -> dict[tuple[int, int], Tensor]:
+        """Those of the tiles of latents by their upper left corners, made once for a size: a copy waits for a GPU."""
+        key = (z.shape[2:], z.dtype, z.device)
+        if self._made is None or self._made[0] != key:
+            rows, columns = self.windows(z.shape[2]), self.windows(z.shape[3])
+            with torch.inference_mode(False):  # a gradient may be taken through them later
+                made = {
+                    (top, left): (down[:, None] * right).to(z.dtype).to(z.device)  # float64 stays where it is known
+                    for top, down in rows.items()
+                    for left, right in columns.items()
+                }
+            self._made = key, made
+        return self._made[1]
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Of a tile."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.warning import warn
+from deepinv_dmilo.priors.conditioning import configuration
 
 LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
 
@@ -21,9 +22,9 @@ def for_images(prior: Prior, height: int, width: int) -> Prior:
     return Padded(prior, height, width) if height % prior.multiple or width % prior.multiple else prior
 
 
-def halvings(config: object) -> int:
+def halvings(network: object) -> int:
     """What the halvings of a network, or the patches of a transformer, ask of height and width."""
-    return getattr(config, "patch_size", None) or 2 ** (len(getattr(config, "block_out_channels", None) or (0,)) - 1)
+    return configuration(network, "patch_size") or 2 ** (len(configuration(network, "block_out_channels") or (0,)) - 1)
 
 
 def has_attention(prior: Prior) -> bool:

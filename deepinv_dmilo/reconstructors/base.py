@@ -20,6 +20,7 @@ from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.private import private
 from deepinv_dmilo.core.solvers import Solver
+from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
 
@@ -74,7 +75,7 @@ class PriorReconstructor(Reconstructor):
         return self
 
     def __post_init__(self) -> None:
-        if isinstance(self.prior, Denoiser):
+        if isinstance(unwrapped(self.prior), Denoiser):
             self.prior = DenoiserPrior(self.prior)
         if not isinstance(self.prior, Prior):
             raise TypeError(
