@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from deepinv_dmilo.tools.errors import InputError
 
 LOCK = ".lock"
+ADVICE = "; what is done is kept, mend that and start the same again"
 LONGEST_NAME = 200  # bytes of a name: file systems take 255, of which ours add a dot and an ending
 
 
@@ -96,8 +97,8 @@ def remove_unfinished(out: Path) -> None:
         file.unlink()
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
-    """All of a file or nothing of it, even where the power fails."""
+def write_whole(file: Path, content: str | bytes, *, advice: str = ADVICE) -> None:
+    """All of a file or nothing of it, even where the power fails; where it fails, with what to do about it."""
     unfinished = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,5 +112,5 @@ def write_whole(file: Path, content: str | bytes) -> None:
             unfinished.unlink(missing_ok=True)
         raise OSError(
             error.errno,
-            f"{file} cannot be written: {error.strerror}; what is done is kept, mend that and start the same again",
+            f"{file} cannot be written: {error.strerror}{advice}",
         ) from error
