@@ -58,7 +58,10 @@ def add_reconstruct(commands: Any) -> None:
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
-        "--noise", type=float, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, else 0: to be estimated)"
+        "--noise",
+        type=float,
+        help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, else 0: to be estimated; of a grey picture "
+        "with a colour prior it is often found too small, so say it)",
     )
     command.add_argument(
         "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
