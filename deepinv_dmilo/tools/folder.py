@@ -12,12 +12,18 @@ from deepinv_dmilo.tools.errors import InputError
 
 LOCK = ".lock"
 ADVICE = "; what is done is kept, mend that and start the same again"
+NAMED = 3  # of many files, in a line
 LONGEST_NAME = 200  # bytes of a name: file systems take 255, of which ours add a dot and an ending
 
 
 def shown(text: str) -> str:
     """Text from outside in a line: spaces for line breaks, and what a terminal would obey written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names in a line, and whether there are more."""
+    return shown(", ".join(names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -12,10 +12,8 @@ from deepinv.datasets import ImageFolder
 from torchvision import transforms
 
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tools.folder import shown
+from deepinv_dmilo.tools.folder import few, shown
 from deepinv_dmilo.tools.pictures import ENDINGS, read_picture, refuse_strips
-
-NAMED = 3  # of the files that are not taken
 
 
 def picture_files(folder: Path, *, quiet: bool = False) -> list[Path]:
@@ -26,10 +24,10 @@ def picture_files(folder: Path, *, quiet: bool = False) -> list[Path]:
     taken = set(pictures)
     others = [f for f in found if f not in taken and f.is_file()]
     if others and not quiet:
-        names = ", ".join(f.relative_to(folder).as_posix() for f in others[:NAMED])
+        names = few([f.relative_to(folder).as_posix() for f in others])
         print(
             f"{shown(str(folder))}: {len(others)} of {len(others) + len(pictures)} files are not taken, hidden or "
-            f"without the ending of a picture: {shown(names)}{', ...' if len(others) > NAMED else ''}",
+            f"without the ending of a picture: {names}",
             file=sys.stderr,
         )
     return pictures

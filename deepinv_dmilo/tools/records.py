@@ -13,12 +13,11 @@ from typing import Any
 from deepinv.datasets import ImageFolder
 from torch import Tensor
 
-from deepinv_dmilo.tools.folder import shown, write_whole
+from deepinv_dmilo.tools.folder import few, shown, write_whole
 from deepinv_dmilo.tools.pictures import UNREADABLE, png_bytes
 from deepinv_dmilo.tools.provenance import digest
 
 LABELS = ("name", "picture")  # of a record, beside its scores
-NAMED = 3  # of the images that are done again
 
 
 def finished_records(
@@ -32,8 +31,7 @@ def finished_records(
         if (out / "images" / f"{names[i]}.png").is_file() and record.get("picture") == picture_digest(images, i)
     }
     if others := [names[i] for i in found if i not in same]:
-        told = f"{shown(', '.join(others[:NAMED]))}{', ...' if len(others) > NAMED else ''}"
-        print(f"done again, since picture or result is another: {told} ({len(others)} in all)", file=sys.stderr)
+        print(f"done again, since picture or result is another: {few(others)} ({len(others)} in all)", file=sys.stderr)
     return same
 
 
