@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torchvision.transforms import functional as TF
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+from deepinv_dmilo.tools.images import picture_files
+from deepinv_dmilo.tools.pictures import as_png, read_picture
+
 HELD_OUT_CROPS = 12  # of each picture, for the loss
 HELD_OUT_PICTURES = 12  # that go with a prior of --scales, four times as large as its crops
 FREE_LICENCES = ("Public domain", "CC0-1.0")
@@ -56,19 +57,15 @@ def load_digits() -> torch.Tensor:
     return torch.nn.functional.pad(torch.cat(rounds), (2, 2, 2, 2))
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """All pictures below ``folder``, by name."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def load_folder(folder: Path, grey: bool) -> list[torch.Tensor]:
     """All images below ``folder``, by name, each (1 or 3, H, W) uint8."""
     pictures = []
     for file in tqdm(picture_files(folder), desc="reading"):
         try:
-            pictures.append(TF.pil_to_tensor(Image.open(file).convert("L" if grey else "RGB")))
-        except OSError as error:
-            raise SystemExit(f"{file} cannot be read ({error}); repair or remove it") from error
+            picture = as_png(read_picture(file))
+        except ValueError as error:
+            raise SystemExit(f"{error}; repair or remove it") from error
+        pictures.append(TF.pil_to_tensor(picture.convert("L" if grey else "RGB")))
     return pictures
 
 
@@ -372,7 +369,7 @@ def main() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     state_file = args.out / "training_state.pt"
     facts = train(args, training, held_out, unet, scheduler, state_file)
-    files = [] if args.data == "digits" else [file.name for file in picture_files(Path(args.data))]
+    files = [] if args.data == "digits" else [file.name for file in picture_files(Path(args.data), quiet=True)]
     rows = read_manifest(Path(args.data))
     facts["held_out_rows"] = [rows.get(name) for name in files[args.hold_out_every - 1 :: args.hold_out_every]]
     if rows:

@@ -1,5 +1,6 @@
 """The commands that take a picture of the user's, and what their options refuse."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Greyscale
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
@@ -47,7 +48,7 @@ def test_reconstruct_a_degraded_picture(digit, tmp_path, short):
     Image.open(digit).resize((8, 8)).save(small)
     assert main(["reconstruct", str(small), *DIGITS, "--task", "super-resolution", "--out", str(out)]) == 0
     assert Image.open(out).size == (32, 32)
-    Image.new("L", (32, 32), 255).save(mask)
+    as_png((torch.rand(1, 32, 32) > 0.3).float()).save(mask)
     assert (
         main(["reconstruct", str(digit), *DIGITS, "--task", "inpainting", "--mask", str(mask), "--out", str(out)]) == 0
     )
@@ -118,20 +119,84 @@ def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
 
 
 def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(digit, tmp_path, capsys, monkeypatch):
-    save = Image.Image.save
+    """And what was there before is whole."""
 
-    def refuse_the_folder(self, file, *rest, **options):
-        if file.parent == tmp_path:
-            raise OSError("No space left on device")
-        save(self, file, *rest, **options)
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
     command = ["reconstruct", str(digit), *DIGITS, "--task", "deblurring", "--blind", "--max-passes", "5"]
-    monkeypatch.setattr(Image.Image, "save", refuse_the_folder)
-    assert main([*command, "--out", str(tmp_path / "out.png")]) == 2
+    before = digit.read_bytes()
+    (tmp_path / "OUT.PNG").write_bytes(before)
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*command, "--out", str(tmp_path / "OUT.PNG")]) == 2
     told = capsys.readouterr().err
-    assert "out.png cannot be written (No space left on device)" in told
+    assert "OUT.PNG cannot be written: No space left on device; the picture is in" in told
     kept = [Path(place) for place in re.findall(r"the picture is in ([^;\s]+)", told)]
     assert [read_picture(file).shape[1:] for file in kept] == [(32, 32), (9, 9)]
+    assert (tmp_path / "OUT.PNG").read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"digit.png", "OUT.PNG"}
+
+
+HOLE = torch.ones(1, 32, 32)
+HOLE[:, 8:24, 8:24] = 0
+
+
+@pytest.mark.parametrize("mask", ["black", "grey levels", "transparent", "the picture"])
+def test_what_a_mask_hides_is_found(mask, digit, tmp_path, capsys):
+    """Black, darker than half, and transparent are one: not known. Before, what was erased counted as white."""
+    x = held_out_images()[0]
+    x = x * HOLE + (1 - HOLE)  # a white patch in the digit
+    files = {"picture": as_png(x), "black": as_png(HOLE), "grey levels": as_png(0.4 * HOLE + 0.2)}
+    files["transparent"] = Image.merge("LA", [Image.new("L", (32, 32), 255), as_png(HOLE)])
+    if mask == "the picture":
+        files["picture"] = Image.merge("RGBA", [as_png(x)] * 3 + [as_png(HOLE)])
+    for name, image in files.items():
+        image.save(tmp_path / f"{name}.png")
+    out, chosen = tmp_path / "out.png", "picture" if mask == "the picture" else mask
+    command = ["reconstruct", str(tmp_path / "picture.png"), *DIGITS, "--task", "inpainting", "--max-passes", "7"]
+    assert main([*command, "--mask", str(tmp_path / f"{chosen}.png"), "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "75.0% of the picture is known, where" in told.out
+    assert "warning" not in told.err
+    assert read_picture(out)[0][HOLE[0] == 0].mean() < 0.8  # a digit is dark there, too
+
+
+def test_a_grey_file_with_a_colour_prior_is_one_channel(tmp_path, capsys):
+    """As Greyscale(prior) from Python; as three channels, they would be three measurements with equal noise."""
+    x = held_out_images("photos")[9, :, 64:128, 64:128].mean(0, keepdim=True)
+    as_png(x + 0.05 * torch.randn(x.shape)).convert("RGB").save(tmp_path / "noisy.png")  # grey is what its values are
+    out = tmp_path / "out.png"
+    command = ["reconstruct", str(tmp_path / "noisy.png"), "--task", "denoising", "--noise", "0.05", "--device", "cpu"]
+    assert main([*command, "--max-passes", "7", "--out", str(out)]) == 0
+    assert "noisy.png is grey: it is reconstructed, and written, as one channel" in capsys.readouterr().out
+    model = DMILO(Greyscale(DiffusionPrior.from_pretrained("photos")), max_passes=7)
+    y = read_picture(tmp_path / "noisy.png")[None, :1]
+    expected = model(y, dinv.physics.Denoising(dinv.physics.GaussianNoise(0.05))).clamp(0, 1)
+    with Image.open(out) as picture:
+        assert picture.mode == "L"
+    torch.testing.assert_close(read_picture(out)[None, :1], expected, rtol=0, atol=1.01 / 255)
+
+
+def test_a_kernel_may_be_floats_or_lie_on_nothing(digit, tmp_path):
+    """Each is the same kernel: 8 bits, floats, and light on a transparent ground whose colour is white."""
+    levels = torch.tensor([0, 51, 102, 255, 102, 51, 0]) / 255
+    kernel = (levels[:, None] * levels)[None].mul(255).round() / 255
+    as_png(kernel).save(tmp_path / "bits.png")
+    Image.fromarray(kernel[0].numpy()).save(tmp_path / "floats.tif")
+    Image.merge("LA", [Image.new("L", (7, 7), 255), as_png(kernel)]).save(tmp_path / "alpha.png")
+    argv = ["reconstruct", str(digit), *DIGITS, "--task", "deblurring", "--max-passes", "5", "--noise", "0.01"]
+    for name in ("bits.png", "floats.tif", "alpha.png"):
+        assert main([*argv, "--kernel", str(tmp_path / name), "--out", str(tmp_path / f"out-{name[0]}.png")]) == 0
+    one, two, three = (read_picture(tmp_path / f"out-{letter}.png") for letter in "bfa")
+    torch.testing.assert_close(two, one, rtol=0, atol=1.01 / 255)
+    torch.testing.assert_close(three, one, rtol=0, atol=1.01 / 255)
+
+
+def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, capsys):
+    out = tmp_path / os.fsdecode(b"\xff \x1b.png")
+    assert main(["reconstruct", str(digit), *DIGITS, "--task", "denoising", "--out", str(out)]) == 0
+    assert out.exists()
+    assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -148,7 +213,7 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
         ({"--device": "gpu9"}, "type --device cpu"),
         ({"--num-layers": "4"}, "type --published as well"),
         ({"--num-layers": "0", "--method": "dmplug"}, "num_layers=0: type a whole number of at least 1"),
-        ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a whole number"),
+        ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a number of at least 1"),
         ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),
         ({"--factor": "2"}, "--factor goes with --task super-resolution, not denoising"),
@@ -173,7 +238,13 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
         ({"--noise": "25"}, "--noise 25: images are in [0, 1]; of values up to 255 type --noise 0.098"),
         ({"--tile": "33"}, "tile=33: type a multiple of"),
         ({"image": "."}, "is a folder; type one of its pictures, or deepinv-dmilo evaluate"),
-        ({"--task": "inpainting", "--mask": "black"}, "is black: nothing is known"),
+        ({"--task": "inpainting", "--mask": "black"}, "is black: nothing is known, no pixel has more than 0.0%"),
+        ({"--task": "inpainting", "--mask": "one"}, "is black: nothing is known, no pixel has more than 0.4% of white"),
+        ({"--task": "inpainting", "--mask": "full"}, "is white: nothing is missing; give black where it is not known"),
+        ({"--task": "inpainting", "--mask": "colour"}, "is a colour picture and a mask takes grey ones"),
+        ({"--task": "inpainting", "--mask": "white"}, "has 40 x 40 pixels, IMAGE 32 x 32; resize it"),
+        ({"image": "full", "--task": "inpainting", "--mask": "full"}, "is opaque: nothing is missing"),
+        ({"--task": "inpainting"}, "type --mask IMAGE, the picture itself, where what is missing is transparent"),
         ({"--task": "deblurring", "--blind": None, "--kernel": "white"}, "has 40 x 40 pixels, IMAGE 32 x 32; crop it"),
         ({"--task": "box-inpainting", "--mask": "mask.png"}, "--mask"),
         ({"--task": "box-inpainting"}, "type --task inpainting --mask FILE"),
@@ -181,9 +252,11 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path, capsys, short):
-    pictures = {name: tmp_path / f"{name}.png" for name in ("colour", "text", "black", "white")}
+    pictures = {name: tmp_path / f"{name}.png" for name in ("colour", "text", "black", "one", "full", "white")}
     Image.new("RGB", (32, 32), (250, 3, 3)).save(pictures["colour"])
     Image.new("L", (32, 32), 0).save(pictures["black"])
+    Image.new("L", (32, 32), 1).save(pictures["one"])  # a mask of 0 and 1
+    Image.new("L", (32, 32), 255).save(pictures["full"])
     Image.new("L", (40, 40), 255).save(pictures["white"])
     pictures["text"].write_text("no picture")
     options = {"--task": "denoising", "--prior": "digits", "--out": str(tmp_path / "out.png"), **change}

@@ -46,8 +46,20 @@ def test_a_folder_of_pictures_becomes_a_prior_also_after_a_stop(tmp_path, monkey
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     Image.new("RGB", (24, 20)).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
-    with pytest.raises(SystemExit, match=r"half\.png cannot be read .* repair or remove it"):
+    with pytest.raises(SystemExit, match=r"half\.png is no picture .* repair or remove it"):
         runpy.run_path(str(SCRIPT))["load_folder"](tmp_path, grey=False)
+
+
+def test_pictures_are_read_as_the_command_line_reads_them(tmp_path, capsys):
+    """Endings in capitals, 16 bits of grey; not what macOS hides beside each picture."""
+    deep = np.linspace(0, 65535, 20 * 24).astype(np.uint16).reshape(20, 24)
+    Image.fromarray(deep).save(tmp_path / "DEEP.PNG")
+    (tmp_path / "._DEEP.PNG").write_bytes(b"no picture")
+    for grey, channels in ((True, 1), (False, 3)):
+        (picture,) = runpy.run_path(str(SCRIPT))["load_folder"](tmp_path, grey=grey)
+        assert picture.shape == (channels, 20, 24)
+        assert np.abs(picture[0].numpy() - deep / 257).max() < 0.501  # half a level
+    assert "1 of 2 files are not taken" in capsys.readouterr().err
 
 
 def test_crops_of_photographs_train_a_network_without_attention(tmp_path, monkeypatch):

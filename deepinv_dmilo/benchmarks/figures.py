@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from itertools import cycle
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from deepinv_dmilo.benchmarks.records import Row
+from deepinv_dmilo.tools.folder import write_whole
 
 WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
 #: our methods, by their names in small letters; where they agree, the second shows inside the first
@@ -80,6 +83,13 @@ def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
         memory = max(r.memory_mb for r in rows if r.method == method)
         table.append(f"| {method} | {len(tasks)} | {' | '.join(cells)} | {memory:.0f} |")
     return "\n".join(table)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG, all of it or nothing."""
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI)
+    write_whole(file, stream.getvalue())
 
 
 def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Figure:

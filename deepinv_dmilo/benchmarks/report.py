@@ -16,7 +16,7 @@ from deepinv.loss.metric import LPIPS
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.figures import DPI, convergence_figure, cost_table, gain_table, quality_table
+from deepinv_dmilo.benchmarks.figures import convergence_figure, cost_table, gain_table, quality_table, save_figure
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Preset, Study, measurements
@@ -201,7 +201,7 @@ def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
         for against in ("passes", "seconds"):
             stem = title.lower().replace(", ", "-").replace(" ", "-")
             name = f"{stem}-{count}{'' if against == 'passes' else '-seconds'}.png"
-            convergence_figure(shared, tasks, methods, against).savefig(out / name, dpi=DPI)
+            save_figure(convergence_figure(shared, tasks, methods, against), out / name)
             text += ["", f"![PSNR against {against}]({name})"]
     return text
 

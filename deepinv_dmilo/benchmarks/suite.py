@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.figures import DPI, bar_figure, convergence_figure, cost_table, quality_table
+from deepinv_dmilo.benchmarks.figures import bar_figure, convergence_figure, cost_table, quality_table, save_figure
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, NOISES
 from deepinv_dmilo.priors.pretrained import held_out_images
@@ -152,6 +152,6 @@ def _write_results(rows: list[Row], origin: str, out: Path) -> None:
         text += ["", cost_table(level, methods)]
         for draw in (bar_figure, convergence_figure):
             name = f"{'bars' if draw is bar_figure else 'convergence'}-{noise}.png"
-            draw(level, tasks, methods).savefig(out / name, dpi=DPI)
+            save_figure(draw(level, tasks, methods), out / name)
             text += ["", f"![{name}]({name})"]
     (out / "results.md").write_text("\n".join(text) + "\n")

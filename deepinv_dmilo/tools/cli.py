@@ -50,7 +50,7 @@ def _warnings_in_a_line() -> Iterator[None]:
     def show(message: Warning | str, *_: object) -> None:
         if str(message) not in told:
             told.add(str(message))
-            print(f"deepinv-dmilo: warning: {message}", file=sys.stderr)
+            print(f"deepinv-dmilo: warning: {shown(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

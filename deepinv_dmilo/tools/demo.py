@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
+from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.scoring import score
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -122,6 +125,7 @@ def format_table(rows: list[DemoLine]) -> str:
 
 
 def save_picture(columns: dict[str, Tensor], file: str) -> None:
-    """All columns beside one another, as a PNG."""
-    count = len(columns["ground truth"])
-    plot(columns, save_fn=file, show=False, rescale_mode="clip", close=True, max_imgs=count, dpi=200)
+    """All columns beside one another, as a PNG, all of it or nothing."""
+    count, stream = len(columns["ground truth"]), BytesIO()
+    plot(columns, save_fn=stream, show=False, rescale_mode="clip", close=True, max_imgs=count, dpi=200)
+    write_whole(Path(file), stream.getvalue())

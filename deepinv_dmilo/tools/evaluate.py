@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,8 +25,9 @@ from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
 from deepinv_dmilo.core.private import seeded
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
-from deepinv_dmilo.tools.pictures import UNREADABLE, as_png
+from deepinv_dmilo.tools.pictures import UNREADABLE
 from deepinv_dmilo.tools.provenance import provenance
+from deepinv_dmilo.tools.records import LABELS, finished_records, image_of, keep, picture_digest
 from deepinv_dmilo.tools.scoring import score
 
 
@@ -50,7 +49,8 @@ def evaluate(
     done, ``results.jsonl`` and ``summary.json``.
 
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
-    there is not done again; a damaged record is moved to ``NAME.json.damaged`` and its image done again. A picture that
+    there is not done again, if the record is of this picture (a hash of the file, of what is no folder of pictures of
+    the values) and ``images/NAME.png`` is there; a damaged record is moved to ``NAME.json.damaged``. A picture that
     cannot be read, or whose reconstruction diverges, is told at the end, on stderr and under ``unreadable`` in the
     summary, and tried again by the next run. The noise of an image follows from ``seed`` and its name alone, so that
     its result does not depend on order, batch or process but for rounding, and not at all where batches and threads are
@@ -106,7 +106,7 @@ def _evaluate_share(
     state = PartialState()
     batches = [range(i, min(i + batch_size, len(names))) for i in range(0, len(names), batch_size)]
     share = batches[state.process_index :: state.num_processes]
-    records = {i: record for i in chain.from_iterable(share) if (record := _finished(out, names[i])) is not None}
+    records = finished_records(out, images, names, list(chain.from_iterable(share)))
     unreadable: dict[str, str] = {}
     with tqdm(
         total=sum(map(len, share)),
@@ -118,10 +118,11 @@ def _evaluate_share(
         for batch in share:
             todo = [i for i in batch if i not in records]
             x = _read_batch(images, names, todo, unreadable)
+            made_of = {i: picture_digest(images, i, x[i]) for i in x}
             if x:
                 run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory)
                 for i, image, values in _one_by_one_where_it_fails(run, x, names, unreadable):
-                    records[i] = _keep(out, names[i], image, values)
+                    records[i] = keep(out, names[i], image, values, made_of[i])
             bar.update(len(todo))
     return records, unreadable
 
@@ -172,49 +173,10 @@ def _read_batch(
     x = {}
     for i in todo:
         try:
-            item = images[i]
+            x[i] = image_of(images, i)
         except UNREADABLE as error:
             unreadable[names[i]] = shown(str(error)) or type(error).__name__
-        else:
-            x[i] = item[0] if isinstance(item, tuple | list) else item
     return x
-
-
-def _record(out: Path, name: str) -> Path:
-    return out / "records" / f"{name}.json"
-
-
-def _finished(out: Path, name: str) -> dict[str, Any] | None:
-    """The record of an earlier run; a damaged one is moved aside."""
-    file = _record(out, name)
-    if not file.exists():
-        return None
-    with suppress(ValueError, RecursionError):  # no JSON, or no text
-        record = json.loads(file.read_text())
-        if isinstance(record, dict) and record.get("name") == name and _are_scores(record):
-            return record
-    told = f"{file} is damaged: moved to {file.name}.damaged, and its image done again"
-    print(shown(told), file=sys.stderr)
-    file.replace(file.with_name(f"{file.name}.damaged"))
-    return None
-
-
-def _are_scores(record: dict[str, Any]) -> bool:
-    """Whether there are values, each a finite number or null."""
-    values = [value for key, value in record.items() if key != "name"]
-    return bool(values) and all(
-        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in values
-    )
-
-
-def _keep(out: Path, name: str, image: Tensor, values: dict[str, float]) -> dict[str, Any]:
-    """Write the picture, then the record that says that the image is done."""
-    png = BytesIO()
-    as_png(image).save(png, "PNG")
-    write_whole(out / "images" / f"{name}.png", png.getvalue())
-    record = {"name": name, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-    write_whole(_record(out, name), json.dumps(record))
-    return record
 
 
 def _halving(model: Any, rows: int, run: Callable[[], Any]) -> Any:
@@ -243,6 +205,9 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
             raise ValueError("no settings")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); give another --out, or remove {out}") from error
+    if untold := [name for name in settings if name not in before]:
+        what = f"do not tell their {' and '.join(untold)}, as those of an earlier version"
+        raise ValueError(f"{out} holds results that {what}; give another --out, or remove it")
     changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if changed:
         told = ", ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
@@ -256,7 +221,7 @@ def _summarise(
     write_whole(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     columns: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(record.items() for record in records):
-        if name != "name" and value is not None:
+        if name not in LABELS and value is not None:
             columns.setdefault(name, []).append(value)
     summary = {
         "images": len(records),

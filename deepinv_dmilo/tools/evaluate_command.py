@@ -47,10 +47,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
+    from deepinv_dmilo import __version__
     from deepinv_dmilo.core.measurements import measure
     from deepinv_dmilo.priors.pretrained import bundled_priors
     from deepinv_dmilo.tools.evaluate import evaluate
     from deepinv_dmilo.tools.images import open_images
+    from deepinv_dmilo.tools.provenance import prior_digest
     from deepinv_dmilo.tools.tasks import make_physics
 
     auto = args.micro_batch == "auto"
@@ -77,7 +79,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if args.micro_batch is not None and not hasattr(model, "micro_batch"):
             raise ValueError(f"{args.method} cannot split a batch; leave --micro-batch out and lower --batch-size")
         with state.local_main_process_first():  # it may download
-            images, names = open_images(args.dataset, shape, args.data_root)
+            images, names = open_images(args.dataset, shape, args.data_root, quiet=not state.is_main_process)
         shape = tuple(images.shape[1:]) if torch.is_tensor(images) else shape  # type: ignore[assignment]
         physics = make_physics(args.task, shape, device=device, **task_options(args, args.noise))
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
@@ -85,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     settings["device"] = torch.device(device).type  # which draws the operator
-    settings["size"] = list(shape[1:])
+    settings |= {"size": list(shape[1:]), "weights": prior_digest(prior), "version": __version__}
     if args.size is None and state.is_main_process and not torch.is_tensor(images):
         note = f"pictures are resized and cropped to {shape[1]} x {shape[2]}, as the prior was trained; or type --size"
         print(note, file=sys.stderr)

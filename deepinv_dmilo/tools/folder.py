@@ -11,12 +11,19 @@ from pathlib import Path, PurePosixPath
 from deepinv_dmilo.tools.errors import InputError
 
 LOCK = ".lock"
+ADVICE = "; what is done is kept, mend that and start the same again"
+NAMED = 3  # of many files, in a line
 LONGEST_NAME = 200  # bytes of a name: file systems take 255, of which ours add a dot and an ending
 
 
 def shown(text: str) -> str:
     """Text from outside in a line: spaces for line breaks, and what a terminal would obey written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names in a line, and whether there are more."""
+    return shown(", ".join(names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -96,8 +103,8 @@ def remove_unfinished(out: Path) -> None:
         file.unlink()
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
-    """All of a file or nothing of it, even where the power fails."""
+def write_whole(file: Path, content: str | bytes, *, advice: str = ADVICE) -> None:
+    """All of a file or nothing of it, even where the power fails; where it fails, with what to do about it."""
     unfinished = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,5 +118,5 @@ def write_whole(file: Path, content: str | bytes) -> None:
             unfinished.unlink(missing_ok=True)
         raise OSError(
             error.errno,
-            f"{file} cannot be written: {error.strerror}; what is done is kept, mend that and start the same again",
+            f"{file} cannot be written: {error.strerror}{advice}",
         ) from error

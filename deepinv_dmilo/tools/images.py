@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,30 @@ from deepinv.datasets import ImageFolder
 from torchvision import transforms
 
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tools.folder import shown
-from deepinv_dmilo.tools.pictures import read_picture, refuse_strips
+from deepinv_dmilo.tools.folder import few, shown
+from deepinv_dmilo.tools.pictures import ENDINGS, read_picture, refuse_strips
 
 
-def open_images(source: str, shape: tuple[int, int, int], root: Path | None = None) -> tuple[Any, list[str]]:
+def picture_files(folder: Path, *, quiet: bool = False) -> list[Path]:
+    """The pictures below a folder, by name: no hidden files; a line on stderr tells what else lies there."""
+    found = sorted(folder.rglob("*"))
+    hidden = {f for f in found if any(part.startswith(".") for part in f.relative_to(folder).parts)}
+    pictures = [f for f in found if f.suffix.lower() in ENDINGS and f not in hidden]
+    taken = set(pictures)
+    others = [f for f in found if f not in taken and f.is_file()]
+    if others and not quiet:
+        names = few([f.relative_to(folder).as_posix() for f in others])
+        print(
+            f"{shown(str(folder))}: {len(others)} of {len(others) + len(pictures)} files are not taken, hidden or "
+            f"without the ending of a picture: {names}",
+            file=sys.stderr,
+        )
+    return pictures
+
+
+def open_images(
+    source: str, shape: tuple[int, int, int], root: Path | None = None, *, quiet: bool = False
+) -> tuple[Any, list[str]]:
     """
     The images of a folder, of a data set of deepinv, or those that a bundled prior never saw.
 
@@ -23,6 +43,7 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
         bundled prior such as ``"digits"``.
     :param tuple shape: (C, H, W) that pictures are resized and cropped to; made grey where C is 1.
     :param pathlib.Path root: where ``deepinv.datasets`` keeps its files (default: ``datasets/``).
+    :param bool quiet: do not tell what a folder holds that is not taken.
     :return: images in [0, 1] by index, each (C, H, W); their names, unique.
     """
     grey = [transforms.Grayscale()] if shape[0] == 1 else []
@@ -30,8 +51,8 @@ def open_images(source: str, shape: tuple[int, int, int], root: Path | None = No
         [refuse_strips, *grey, transforms.Resize(max(shape[1:])), transforms.CenterCrop(shape[1:])]
     )
     if Path(source).is_dir():
-        images = ImageFolder(source, loader=read_picture, transform=fit)
-        images.x_paths = sorted(images.x_paths)
+        images = ImageFolder(source, x_path="*", loader=read_picture, transform=fit)
+        images.x_paths = picture_files(Path(source), quiet=quiet)
         names = [path.relative_to(source).with_suffix("").as_posix() for path in images.x_paths]
         if not names:
             raise ValueError(f"{source} has no pictures; give a folder of PNG or JPEG files")

@@ -1,13 +1,22 @@
-"""Where a number comes from: machine, versions, date, commit."""
+"""Where a number comes from: machine, versions, date, commit, pictures, weights."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deepinv_dmilo.core.prior import Prior
+
+RATIOS = (0.1, 1.0, 10.0)  # of the noise levels that tell schedulers apart
 
 
 def provenance(device: str = "cpu") -> dict[str, str]:
@@ -32,6 +41,28 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 def sentence(facts: dict[str, str]) -> str:
     """The facts in a line of text."""
     return ", ".join(value if name in ("date", "machine") else f"{name} {value}" for name, value in facts.items())
+
+
+def digest(*contents: bytes | Tensor) -> str:
+    """What changes where bytes or tensors do: the first 16 hexadecimal digits of their SHA-256."""
+    total = hashlib.sha256()
+    for content in contents:
+        total.update(content if isinstance(content, bytes) else _bytes(content))
+    return total.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def prior_digest(prior: Prior) -> str:
+    """What changes where the weights of a prior do, its settings, or its noise levels."""
+    import torch
+
+    weights, levels = prior.state_dict(), [prior.level(ratio) for ratio in RATIOS]
+    return digest(repr((prior, levels, list(weights))).encode(), *filter(torch.is_tensor, weights.values()))
 
 
 def _processor() -> str:

@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from deepinv_dmilo.tools.errors import InputError, door
+from deepinv_dmilo.tools.folder import shown, write_whole
 from deepinv_dmilo.tools.options import (
     NOISE_HELP,
     PRIOR_HELP,
@@ -38,9 +39,14 @@ def add_reconstruct(commands: Any) -> None:
     """Add the command to those of the command line."""
     command = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
     command.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
-    command.add_argument("--out", type=png, required=True, help="PNG to write")
+    command.add_argument("--out", type=png, required=True, help="PNG to write, of 8 bits, in sRGB")
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
-    command.add_argument("--mask", type=Path, help="inpainting: picture of IMAGE's size, white where known")
+    command.add_argument(
+        "--mask",
+        type=Path,
+        help="inpainting: picture of IMAGE's size, white where known, black or transparent where not; IMAGE itself: "
+        "what is transparent is not known",
+    )
     command.add_argument(
         "--kernel", type=Path, help="(motion-)deblurring: grey picture of the blur, of odd sides; scaled to sum 1"
     )
@@ -56,7 +62,8 @@ def add_reconstruct(commands: Any) -> None:
         "--noise",
         type=float,
         help=f"{NOISE_HELP}(default: {SIMULATED_NOISE} with --simulate, {SMALL_NOISE} for a small picture's "
-        "super-resolution, else 0: to be estimated)",
+        "super-resolution, else 0: to be estimated; of a grey picture with a colour prior it is often found too small, "
+        "so say it)",
     )
     command.add_argument(
         "--tile", type=int, help=f"the network sees tiles of so many pixels (of pictures above {TILE} x {TILE}: {TILE})"
@@ -78,9 +85,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
     with door():
         _check_pictures(args)
         device = open_device(args.device)
-        prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
-        channels = prior.image_shape[0] if prior.image_shape else 3
-        picture = _read(args.image, channels, f"the prior {args.prior!r}").to(device)
+        prior: Prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
+        prior, picture = _image(args, prior)
+        channels = picture.shape[1]
         is_small = args.task == "super-resolution" and not args.simulate
         unsaid = SIMULATED_NOISE if args.simulate else SMALL_NOISE if is_small else 0.0  # else it is estimated
         is_guess = args.blind and args.task == "motion-deblurring"  # what --blur-sigma says
@@ -122,17 +129,17 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 def _write(pictures: dict[Path, Tensor]) -> None:
     """Write images (C, H, W) in [0, 1]; those that cannot be, into a folder of its own, so that nothing is lost."""
-    from deepinv_dmilo.tools.pictures import as_png
+    from deepinv_dmilo.tools.pictures import png_bytes
 
     failures = []
     for file, image in pictures.items():
         try:
-            as_png(image).save(file)
-            print(f"wrote {file}")
+            write_whole(file, png_bytes(image), advice="")
+            print(f"wrote {shown(str(file))}")
         except OSError as error:  # a disk that is full by now
             rescued = Path(mkdtemp()) / f"{file.stem}.png"
-            as_png(image).save(rescued)
-            failures.append(f"{file} cannot be written ({error}); the picture is in {rescued}")
+            rescued.write_bytes(png_bytes(image))
+            failures.append(f"{error.strerror}; the picture is in {rescued}")
     if failures:
         raise InputError("; ".join(failures))
 
@@ -208,21 +215,50 @@ def _check_pictures(args: argparse.Namespace) -> None:
     if args.task == "box-inpainting":
         raise ValueError("box-inpainting hides its own box; of a degraded picture type --task inpainting --mask FILE")
     if args.task == "inpainting" and args.mask is None:
-        raise ValueError("inpainting a degraded picture needs --mask FILE, white where known (or --simulate)")
+        raise ValueError(
+            "inpainting a degraded picture needs --mask FILE, white where known; type --mask IMAGE, the picture "
+            "itself, where what is missing is transparent (or --simulate)"
+        )
+
+
+def _image(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
+    """
+    The picture of the command line, (1, C, H, W), and the prior for it.
+
+    A colour prior takes a grey one as one channel: three equal ones are one measurement with one noise, not three.
+    """
+    from deepinv_dmilo.priors.wrappers import Greyscale
+    from deepinv_dmilo.tools.pictures import is_grey
+
+    channels = prior.image_shape[0] if prior.image_shape else 3
+    hides = args.mask is not None and args.mask.samefile(args.image)  # what is transparent
+    picture = _read(args.image, channels, f"the prior {args.prior!r}", ground=1.0 if hides else None).to(prior.device)
+    if channels != 3 or not is_grey(picture):
+        return prior, picture
+    print(f"{shown(str(args.image))} is grey: it is reconstructed, and written, as one channel")
+    return Greyscale(prior), picture[:, :1]
 
 
 def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     """The mask of the command line, (C, H, W) as the picture (1, C, H, W)."""
     if args.mask is None:
         return None
-    mask = (_read(args.mask, 1, "a mask") > 0.5).float()[0]
-    if not mask.any():
-        raise ValueError(f"--mask {args.mask} is black: nothing is known; give white where the picture is known")
+    from deepinv_dmilo.tools.pictures import read_layers
+
+    is_image = args.mask.samefile(args.image)
+    values = read_layers(args.mask)[1] if is_image else _read(args.mask, 1, "a mask", ground=0.0)[0]
+    mask = values == 1 if is_image else values > 0.5  # at the edge of a hole colours are mixed with what lies behind
+    known, missing = ("opaque", "transparent") if is_image else ("white", "black")
     if mask.shape[1:] != picture.shape[2:]:
         mask_size, size = (" x ".join(map(str, t.shape[-2:])) for t in (mask, picture))
         raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
-    print(f"{mask.mean():.0%} of the picture is known, where {args.mask} is white")
-    return mask.expand(picture.shape[1], -1, -1)
+    if not mask.any():
+        most = f"no pixel has more than {values.max():.1%} of {known}"
+        raise ValueError(f"--mask {args.mask} is {missing}: nothing is known, {most}; give {known} where it is known")
+    if mask.all():
+        raise ValueError(f"--mask {args.mask} is {known}: nothing is missing; give {missing} where it is not known")
+    print(f"{mask.float().mean():.1%} of the picture is known, where {shown(str(args.mask))} is {known}")
+    return mask.float().expand(picture.shape[1], -1, -1)
 
 
 def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
@@ -231,7 +267,7 @@ def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
         return None
     from torch.nn.functional import pad
 
-    kernel = _read(args.kernel, 1, "a kernel")
+    kernel = _read(args.kernel, 1, "a kernel", ground=0.0)
     if not kernel.sum() > 0:
         raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
     height, width = kernel.shape[2:]
@@ -240,11 +276,11 @@ def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
     return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
 
 
-def _read(file: Path, channels: int, what: str) -> Tensor:
-    """A picture as (1, channels, H, W) in [0, 1]; refuses colour where one channel is wanted."""
-    from deepinv_dmilo.tools.pictures import read_picture
+def _read(file: Path, channels: int, what: str, *, ground: float | None = None) -> Tensor:
+    """A picture as (1, channels, H, W) in [0, 1], on ``ground``; refuses colour where one channel is wanted."""
+    from deepinv_dmilo.tools.pictures import is_grey, read_picture
 
-    picture = read_picture(file)
-    if channels == 1 and not (picture == picture[:1]).all():
+    picture = read_picture(file, ground=ground)
+    if channels == 1 and not is_grey(picture):
         raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
     return picture[None, :channels]
