@@ -9,7 +9,7 @@ from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
 from deepinv_dmilo.core.data import Data
-from deepinv_dmilo.core.left_open import SPREAD, least_squares, left_open
+from deepinv_dmilo.core.left_open import SPREAD, error_left_open, least_squares, left_open
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.levels import START_STEPS
@@ -37,6 +37,9 @@ def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     error = (power * noise**2 / (power + noise**2)).sqrt()
     # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
     assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
+    physics = dinv.physics.Denoising()
+    found = error_left_open(*observed(physics, physics.A), torch.tensor([noise**2]).double())
+    assert found.item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.1)  # of 2,880 random numbers
 
 
 def test_a_small_hole_leaves_as_much_open_in_a_large_image():

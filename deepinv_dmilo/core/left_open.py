@@ -48,6 +48,18 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
 
 
+def error_left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
+    """
+    The root mean square of all that the measurements leave open of an image, in a pixel, (n,), by the same estimate.
+
+    :param Data data: measurements of n images by a linear A; only their operator is used.
+    :param torch.Tensor x: images in [0, 1], (n, C, H, W).
+    :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
+    """
+    errors = torch.stack(_errors(data, x, variance))
+    return errors.square().flatten(2).mean(2).sqrt().amin(0)
+
+
 def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     """
     The images around x that go with the measurements, (n, C, H, W), by the same regularised least squares.

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.core.left_open import error_left_open
 from deepinv_dmilo.reconstructors.run import Run
 
 # The error, in [0, 1], that steps towards the measurements assume the image so far to have at most; here more, if the
-# noise of the measurements is: ours.
+# noise of the measurements is and they leave as much open: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # towards the measurements: ours
 STEPS_PER_OCTAVE = 32  # of the noise that the network is told; measured in docs/defaults.md
@@ -39,10 +40,7 @@ def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
     :param torch.Tensor x: images, (S * B, C, H, W).
     :param torch.Tensor variance: of the noise of a measurement, (S * B,).
     """
-    held, operator = ~run.determined.repeat(run.num_samples), run.observation.operator
-    error = torch.full_like(variance, IMAGE_ERROR)
-    if operator.is_known_linear:  # where y itself errs more, so may the image: held so, that is not amplified
-        error = torch.maximum(error, (variance / operator.squared_gain.repeat(run.num_samples)).sqrt())
+    held, error = ~run.determined.repeat(run.num_samples), _image_error(run, x, variance)
     squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
     how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
     noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
@@ -53,3 +51,20 @@ def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
         rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
         means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
     return means
+
+
+def _image_error(run: Run, x: Tensor, variance: Tensor) -> Tensor:
+    """
+    The error of the images so far, (S * B,), that the steps assume.
+
+    Where y itself errs more, so may the image: held so, that is not amplified. But an image errs by no more than its
+    measurements leave open of it: held by less, the steps follow noise in the few frequencies that are measured, and
+    the network is told of noise in all of them.
+    """
+    operator, error = run.observation.operator, torch.full_like(variance, IMAGE_ERROR)
+    if not operator.is_known_linear:
+        return error
+    noise = (variance / operator.squared_gain.repeat(run.num_samples)).sqrt()
+    if (noise > error).any():
+        noise = torch.minimum(noise, error_left_open(run.observation.data, x, variance))
+    return torch.maximum(error, noise)
