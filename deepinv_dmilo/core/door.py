@@ -12,9 +12,11 @@ from deepinv.physics import LinearPhysics, Physics
 from deepinv.utils import TensorList
 from torch import Tensor
 
+from deepinv_dmilo.core.batches import of_another_batch
 from deepinv_dmilo.core.measurements import (
     SHAPE_ERRORS,
     Measurements,
+    like_parts,
     measure,
     operators,
     parts,
@@ -40,7 +42,8 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
         raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
     for t in parts(y):
         if t.ndim < 2 or t.numel() == 0:
-            raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...)")
+            one = ", of one image y[None]" if t.ndim == 1 and t.numel() else ""
+            raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...){one}")
         if not (t.is_floating_point() or t.is_complex()):
             raise TypeError(f"y is {t.dtype}; pass floats on the scale of A(x) for images x in [0, 1], e.g. y / 255")
         if not torch.isfinite(t).all():
@@ -72,6 +75,8 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
         raise_out_of_memory(error)
         produced, failure = error, error
     if produced != shapes(y):
+        if produced == shapes(lifted := like_parts(y, [t[None] for t in parts(y)])):
+            raise _lacking(y, lifted, "[None]")
         what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"
         raise ValueError(
             f"init has shape {tuple(init.shape)}, {what}, but y has {shapes(y)}; pass an init of shape (B, C, H, W), "
@@ -109,6 +114,31 @@ def _tensors(physics: Physics) -> Iterator[Tensor]:
 def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, ...]:
     """The image shape (B, C, H, W) that the physics, the measurements or the prior tell, and that y agrees with."""
     tried: dict[tuple[int, ...], object] = {}
+    shape, failure = _first_that_fits(y, physics, prior, tried)
+    if shape is not None and len(shape) == 4:
+        return shape
+    if (batched := _as_a_batch(y, physics, prior)) is not None:
+        raise batched
+    if shape is not None:
+        return shape
+    batch = len(parts(y)[0])
+    other = of_another_batch(physics, batch, lambda: _first_that_fits(y, physics, prior, {})[0] is not None)
+    if other is not None:
+        raise other from failure
+    if tried and all(isinstance(result, str) for result in tried.values()):
+        raise _none_taken(list(tried), y, physics, failure) from failure
+    report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
+    raise ValueError(
+        f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
+        "y = physics(x) of images x (B, C, H, W), channels first, a single one as a batch, y[None]; where the physics "
+        "does not tell the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
+    ) from failure
+
+
+def _first_that_fits(
+    y: Measurements, physics: Physics, prior: Prior, tried: dict[tuple[int, ...], object]
+) -> tuple[tuple[int, ...] | None, Exception | None]:
+    """The first image shape that y agrees with, if any, and the last error; ``tried`` takes what others come to."""
     failure = None
     for shape in _candidate_shapes(y, physics, prior):
         if shape in tried:
@@ -120,15 +150,31 @@ def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, 
             tried[shape], failure = str(error), error
             continue
         if tried[shape] == shapes(y):
-            return shape
-    if tried and all(isinstance(result, str) for result in tried.values()):
-        raise _none_taken(list(tried), y, physics, failure) from failure
-    report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
-    raise ValueError(
-        f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
-        "y = physics(x) of images x (B, C, H, W), channels first, a single one as a batch, y[None]; where the physics "
-        "does not tell the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
-    ) from failure
+            return shape, failure
+    return None, failure
+
+
+def _as_a_batch(y: Measurements, physics: Physics, prior: Prior) -> ValueError | None:
+    """What to say of measurements without the dimension of a batch, or of channels, with which they fit."""
+    for typed, where in (("[None]", (None,)), ("[None, None]", (None, None)), ("[:, None]", (slice(None), None))):
+        lifted = like_parts(y, [t[where] for t in parts(y)])
+        shape, _ = _first_that_fits(lifted, physics, prior, {})
+        if shape is not None and len(shape) == 4 and _is_of(shape, prior):
+            return _lacking(y, lifted, typed)
+    return None
+
+
+def _lacking(y: Measurements, lifted: Measurements, typed: str) -> ValueError:
+    lacking, n = "dimension of channels" if typed == "[:, None]" else "batch dimension", len(parts(lifted)[0])
+    return ValueError(f"y has shape {shapes(y)}, without its {lacking}; pass y{typed}, of {n} image{'s' * (n > 1)}")
+
+
+def _is_of(shape: tuple[int, ...], prior: Prior) -> bool:
+    try:
+        prior.check_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _none_taken(

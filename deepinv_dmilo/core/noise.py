@@ -34,7 +34,7 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
     not depend on its batch, unless the operator hides what differs between its images.
 
     :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
-    :param clean: A(x).
+    :param clean: A(x), as the physics has it.
     """
     rows = torch.arange(len(x), device=x.device)
     failure: Exception | None = None
@@ -95,7 +95,9 @@ def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> 
         return physics(as_input(x, physics))
 
     with seeded(x, physics, SEED):
-        noises = [operator.apply(noisy, rows, with_noise=True) - clean for _ in range(DRAWS)]
+        noises = [
+            operator.units.counted(operator.apply(noisy, rows, with_noise=True) - clean, rows) for _ in range(DRAWS)
+        ]
     of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
     return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
 

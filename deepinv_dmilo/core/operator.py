@@ -17,6 +17,7 @@ from deepinv_dmilo.core.measurements import (
     Measurements,
     energy,
     join,
+    like_parts,
     measure,
     operators,
     parts,
@@ -24,6 +25,7 @@ from deepinv_dmilo.core.measurements import (
     real,
     take,
 )
+from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import Unknowns
 
 SAME = 1e-8  # of the energy: rounding, in float32, of the same sums over another batch
@@ -41,7 +43,9 @@ class Operator:
     :param torch.Tensor like: a tensor of the type and device to work in.
     :param bool single: there is one row in all, so that nothing need be known about batches.
     :param Unknowns unknowns: parameters of the physics that are not known, if any.
-    :raises ValueError: it has no gradient.
+    :raises ValueError: it has no gradient, or measures the same image twice and not alike.
+
+    Measurements, and all that is told of them, are in ``units``: at first those of the physics.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Operator:
         physics = self.physics
         self.like = like.new_zeros(()).expand(shape)
         self.members = _Members(physics)
+        self.units = Units()
         #: warnings that were given
         self.told: set[str] = set()
         if unknowns is not None:
@@ -75,6 +80,10 @@ class Operator:
 
     def __call__(self, x: Tensor, rows: Tensor) -> Measurements:
         """A(x) of some rows of images in [0, 1], (n, C, H, W)."""
+        return self.units.counted(self._measured(x, rows), rows)
+
+    def _measured(self, x: Tensor, rows: Tensor) -> Measurements:
+        """The same as the physics has it."""
         if self.unknowns is not None:
             return measure(x, self.physics, **self.unknowns.values(rows))
         if self.is_split:
@@ -95,10 +104,24 @@ class Operator:
         selected = {name: tensor[rows % self.batch] for name, tensor in tensors.items()}
         return functional_call(self.members, selected, (function,))
 
+    def count_in(self, units: Units) -> None:
+        """From now on, count measurements in other units."""
+        self.units = units
+        self.__dict__.pop("squared_norm", None)
+
+    def only_reached(self, r: Measurements, rows: Tensor) -> list[Tensor]:
+        """The real numbers of each part of measurements, (n, k), 0 where they do not change with the image."""
+        return [real(t) * mask[rows % self.batch] for t, mask in zip(parts(r), self._reached, strict=True)]
+
     def reached_energy(self, r: Measurements, rows: Tensor) -> Tensor:
         """Squared 2-norm, for each row, of what lies in measurements that change with the image, (n,)."""
-        pairs = zip(parts(r), self._reached, strict=True)
-        return torch.stack([(real(t) * mask[rows % self.batch]).square().sum(1) for t, mask in pairs]).sum(0)
+        return torch.stack([t.square().sum(1) for t in self.only_reached(r, rows)]).sum(0)
+
+    @property
+    def reached_parts(self) -> list[Tensor]:
+        """Which measurements change with the image, (B, ...) for each part of them."""
+        pairs = zip(parts(self._images_measured[0]), self._reached, strict=True)
+        return [(m.view(*t.shape, 2).any(-1) if t.is_complex() else m.view(t.shape)) for t, m in pairs]
 
     @cached_property
     def is_linear(self) -> bool:
@@ -131,6 +154,31 @@ class Operator:
         """What a pixel is worth in measurements, at most: ``||A||^2``, or that between two images where not linear."""
         return self._secant if self.squared_norm is None else self.squared_norm
 
+    @property
+    def _secant(self) -> Tensor:
+        # 2 x - 1 has a variance of 1/3, in the pixels that are seen.
+        one, other = self._pair
+        smallest = torch.finfo(self.like.dtype).tiny ** 0.5
+        return (3 * energy(one - other) / self._seen).clamp(min=smallest)
+
+    @property
+    def usual_energy(self) -> Tensor:
+        """Squared 2-norm of measurements of two images of random pixels, the larger one, (B,)."""
+        one, other = self._pair
+        return torch.maximum(energy(one), energy(other))
+
+    @property
+    def largest(self) -> float:
+        """By how much a measurement of these two images differs, as the physics has it, at most."""
+        one, other = self._images_measured
+        return max(real(t).abs().max().item() for t in parts(one - other))
+
+    @property
+    def _pair(self) -> tuple[Measurements, Measurements]:
+        rows = torch.arange(self.batch, device=self.like.device)
+        one, other = self._images_measured
+        return self.units.counted(one, rows), self.units.counted(other, rows)
+
     def _look(self) -> None:
         """What changes with an image, and how much; refuses a physics without a gradient."""
         image = self._random_images(1, seed=0)
@@ -147,20 +195,24 @@ class Operator:
             other = measure(1 - x.detach(), self.physics)
             change = measured - other
             (gradient,) = torch.autograd.grad(energy(change).sum(), x)
+        one, other = (like_parts(y, [t.detach() for t in parts(y)]) for y in (measured, other))
+        again = measure(x.detach(), self.physics)
+        if (energy(again - one) > SAME * energy(one)).any():
+            raise ValueError(
+                "physics.A measures the same image twice and not alike; pass a physics whose A is the one that made y, "
+                "with what it draws as a tensor of it, and its noise as noise_model"
+            )
         self._reached = [(real(t.detach()) != 0) for t in parts(change)]
         if any(mask.any() for mask in self._reached) and not gradient.any():
             raise ValueError(
                 "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; "
                 "use a smooth function in place of them"
             )
-        #: squared 2-norm of measurements of two images of random pixels, the larger one, (B,)
-        self.usual_energy = torch.maximum(energy(measured), energy(other)).detach()
+        self._images_measured = one, other
         #: number of real measurements of an image that change with it, (B,)
         self.reached = torch.stack([mask.sum(1) for mask in self._reached]).sum(0).clamp(min=1)
-        # 2 x - 1 has a variance of 1/3, in the pixels that are seen.
-        seen = (gradient != 0).flatten(1).sum(1).clamp(min=1)
-        smallest = torch.finfo(self.like.dtype).tiny ** 0.5
-        self._secant = (3 * energy(change).detach() / seen).clamp(min=smallest)
+        #: number of pixels that measurements change with, (B,)
+        self._seen = (gradient != 0).flatten(1).sum(1).clamp(min=1)
 
     def _is_same_for_all(self) -> bool:
         """Whether each image of a batch, wherever it is in it, has the measurements that it has alone."""

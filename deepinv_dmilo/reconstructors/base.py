@@ -17,6 +17,7 @@ from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
 from deepinv_dmilo.core.draws import check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
+from deepinv_dmilo.core.scale import warn_if_unexplained
 from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.reconstructors.run import Run
@@ -208,7 +209,7 @@ class PriorReconstructor(Reconstructor):
         with self._at_work():
             run = self._open(y, physics, init, x_gt, compute_metrics)
             images, samples = (t.to(run.like) for t in run.last_of(self._iterates))
-            run.observation.warn_if_unexplained(images)
+            warn_if_unexplained(run.observation, images)
         result: list[Any] = [images]
         if return_std:
             result.append(samples.view(self.num_samples, *run.shape).std(0))
