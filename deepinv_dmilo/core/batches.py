@@ -40,12 +40,10 @@ def check_noise(y: Measurements, operator: Operator) -> None:
     """
     if all(_is_told(member, t) for member, t in zip(noisy_members(operator.physics), parts(y), strict=False)):
         return
-    rows = torch.arange(operator.batch, device=operator.like.device)
-    grey = torch.full_like(operator.like, 0.5)
-    clean = operator.units.as_made(operator(grey, rows), rows)
+    rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
 
     def drawn() -> list[tuple[int, ...]]:
-        return [shape for noisy in draws(grey, clean, rows, operator, 1) for shape in shapes(noisy)]
+        return [shape for noisy in draws(x, clean, rows, operator, 1) for shape in shapes(noisy)]
 
     try:
         made = drawn()
@@ -54,8 +52,9 @@ def check_noise(y: Measurements, operator: Operator) -> None:
         made = None
     if made == shapes(y):
         return
-    if (error := of_another_batch(operator.physics, operator.batch, lambda: drawn() == shapes(y))) is not None:
-        raise error
+    other = of_another_batch(operator.physics, operator.batch, lambda: drawn() == shapes(y))
+    if other is not None:
+        raise other
     if made is not None:
         raise ValueError(
             f"the noise model of the physics makes {made} of measurements of shape {shapes(y)}; pass one that keeps "
@@ -65,7 +64,7 @@ def check_noise(y: Measurements, operator: Operator) -> None:
 
 def _is_told(member: Physics, y: Tensor) -> bool:
     noise = getattr(member, "noise_model", None)
-    return type(noise) is GaussianNoise and is_one_of_each(noise.sigma, y)
+    return noise is not None and type(noise) is GaussianNoise and is_one_of_each(noise.sigma, y)
 
 
 def rows_error(names: list[str], rows: int, batch: int) -> ValueError:

@@ -57,7 +57,8 @@ class Data:
 
     def rms(self, x: Tensor) -> Tensor:
         """Root mean square of A(x) - y, as the physics has it, (n,); at a perfect fit the noise level."""
-        return mean_energy(self.residual_as_made(x)).sqrt()
+        units = self.operator.units  # the scale last: the squares of a small unit are none
+        return units.scale * mean_energy(replace(units, scale=1.0).as_made(self.residual(x), self.rows)).sqrt()
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,8 @@ class Operator:
                 "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; "
                 "use a smooth function in place of them"
             )
+        #: an image of random pixels, as often as there are images, and what is measured of it, as the physics has it
+        self.probe = x.detach(), one
         self._images_measured = one, other
         #: number of real measurements of an image that change with it, (B,)
         self.reached = torch.stack([mask.sum(1) for mask in self._reached]).sum(0).clamp(min=1)

@@ -50,7 +50,7 @@ def _flat(observation: Observation, value: float) -> Measurements:
 def _warn_if_too_small(observation: Observation, white: Measurements) -> None:
     """Warn where a part of y is far less than of white, of all images but black ones; at its largest and on average."""
     operator, rows = observation.operator, observation.images.rows
-    dark = _flat(observation, 1 / TOO_FAR)
+    dark = white / TOO_FAR if operator.is_linear else _flat(observation, 1 / TOO_FAR)
     found = zip(*(operator.only_reached(t, rows) for t in (observation.y, white, dark)), strict=True)
     for number, (y, of_white, of_dark) in enumerate(found):
         least = [torch.minimum(size(of_white) / TOO_FAR, size(of_dark)) for size in (_largest, _rms)]

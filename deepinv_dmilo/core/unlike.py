@@ -36,7 +36,7 @@ def told_sizes(physics: Physics, y: Measurements) -> Sizes | None:
     if len(members) != len(parts(y)):
         return None
     noises = [getattr(member, "noise_model", None) for member in members]
-    sigmas = [noise.sigma.detach() for noise in noises if type(noise) is GaussianNoise]
+    sigmas = [noise.sigma.detach() for noise in noises if noise is not None and type(noise) is GaussianNoise]
     if len(sigmas) < len(members) or not all((sigma > 0).any() for sigma in sigmas):
         return None
     return _unlike([_of_real(sigma, t) for sigma, t in zip(sigmas, parts(y), strict=True)])
