@@ -38,7 +38,9 @@ def check_noise(y: Measurements, operator: Operator) -> None:
 
     :raises ValueError: its noise model is for another number of images, or gives something of another shape.
     """
-    if all(_is_told(member, t) for member, t in zip(noisy_members(operator.physics), parts(y), strict=False)):
+    members = noisy_members(operator.physics)
+    members = members * len(parts(y)) if len(members) == 1 else members
+    if all(_is_told(member, t) for member, t in zip(members, parts(y), strict=False)):
         return
     rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
 
@@ -58,13 +60,17 @@ def check_noise(y: Measurements, operator: Operator) -> None:
     if made is not None:
         raise ValueError(
             f"the noise model of the physics makes {made} of measurements of shape {shapes(y)}; pass one that keeps "
-            "their shape, or type noise_level=0.05 or what it is"
+            "their shape, such as GaussianNoise(sigma) of one sigma, of (B,) or of (1, C, H, W), or type "
+            "noise_level=0.05 or what it is"
         )
 
 
 def _is_told(member: Physics, y: Tensor) -> bool:
+    """Whether it has Gaussian noise of one size, of one for each image, or of one for each measurement."""
     noise = getattr(member, "noise_model", None)
-    return noise is not None and type(noise) is GaussianNoise and is_one_of_each(noise.sigma, y)
+    if noise is None or type(noise) is not GaussianNoise:
+        return False
+    return is_one_of_each(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
 
 
 def rows_error(names: list[str], rows: int, batch: int) -> ValueError:

@@ -30,7 +30,7 @@ Sizes = tuple[Tensor, ...]
 
 
 def told_sizes(physics: Physics, y: Measurements) -> Sizes | None:
-    """Those of Gaussian noise; None where it is of another kind, is 0, or is of one size in all that an image has."""
+    """Those of Gaussian noise; None where it is of another kind, is 0, or told to be of one size in an image."""
     members = noisy_members(physics)
     members = members * len(parts(y)) if len(members) == 1 else members
     if len(members) != len(parts(y)):
@@ -39,7 +39,9 @@ def told_sizes(physics: Physics, y: Measurements) -> Sizes | None:
     sigmas = [noise.sigma.detach() for noise in noises if noise is not None and type(noise) is GaussianNoise]
     if len(sigmas) < len(members) or not all((sigma > 0).any() for sigma in sigmas):
         return None
-    return _unlike([_of_real(sigma, t) for sigma, t in zip(sigmas, parts(y), strict=True)])
+    pairs = list(zip(sigmas, parts(y), strict=True))
+    sizes = [_of_real(sigma, t) for sigma, t in pairs]
+    return tuple(sizes) if any(is_one_of_each(sigma, t) for sigma, t in pairs) else _unlike(sizes)
 
 
 def sizes_of_level(noise_level: float, y: Measurements) -> Sizes | None:
