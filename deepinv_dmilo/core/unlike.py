@@ -16,6 +16,7 @@ from deepinv_dmilo.core.measurements import (
     parts,
     raise_out_of_memory,
     take,
+    working_dtype,
 )
 from deepinv_dmilo.core.noise import DRAWS, SEED, seeded
 from deepinv_dmilo.core.operator import Operator
@@ -126,7 +127,7 @@ def is_one_of_each(sigma: Tensor, y: Tensor) -> bool:
 def _of_real(sigma: Tensor, y: Tensor) -> Tensor:
     """A standard deviation as deepinv has it, as that of the real numbers of y."""
     sizes = sigma if is_one_of_each(sigma, y) else sigma.view(-1, *[1] * (y.ndim - 1))
-    return sizes.to(y.device, y.real.dtype) / (2**0.5 if y.is_complex() else 1)
+    return sizes.to(y.device, working_dtype(y)) / (2**0.5 if y.is_complex() else 1)
 
 
 def _unlike(sizes: list[Tensor]) -> Sizes | None:
