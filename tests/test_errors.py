@@ -148,6 +148,20 @@ def test_an_operator_whose_gradient_is_zero(model):
         model(torch.rand(1, *IMAGE), dinv.physics.Physics(A=lambda x: (8 * x).round() / 8))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_operator_that_is_another_at_each_call(model, batch):
+    """A new mask, or a lamp that flickers: what A draws is not what y was made with."""
+    y = torch.rand(batch, *IMAGE)
+    masks = dinv.physics.Physics(A=lambda x: x * (torch.rand_like(x) < 0.5))
+    flickering = dinv.physics.Physics(A=lambda x: (0.9 + 0.1 * torch.rand(())) * x)
+    dropout = torch.nn.Dropout(0.1)
+    for physics in (masks, flickering, dinv.physics.Physics(A=dropout)):
+        for call in (model.check, model):
+            with pytest.raises(ValueError, match=r"physics\.A measures the same image twice and not alike; pass a phy"):
+                call(y, physics)
+    assert model.check(y, dinv.physics.Physics(A=dropout.eval())) == (batch, *IMAGE)
+
+
 def test_finite_differences_have_a_gradient(model):
     """Though not at a constant image."""
     physics = dinv.physics.Physics(A=lambda x: x.diff(dim=3).square())

@@ -66,7 +66,7 @@ def test_many_photons_and_much_noise_keep_their_digits(noise):
 
 def test_parameters_of_the_noise_for_other_images_are_told():
     physics = dinv.physics.Denoising(PoissonNoise(torch.full((4,), 0.1)))
-    with pytest.raises(ValueError, match="has 4 values of gain for 2 images; give it one for all, or one for each"):
+    with pytest.raises(ValueError, match=r"gain of the physics has 4 rows, and y 2; type physics\.update"):
         DMILO(prior_about_grey())(torch.rand(2, *SHAPE).double(), physics)
 
 

@@ -16,7 +16,8 @@ IMAGE = (3, 24, 40)
 
 def noise_variance(x, physics, noise_level=None):
     """The variance that a reconstruction takes the noise of a measurement to have near x."""
-    return observe(physics.A(x), physics, noise_level=noise_level).noise_variance(x)
+    observation = observe(physics.A(x), physics, noise_level=noise_level)
+    return observation.operator.units.scale**2 * observation.noise_variance(x)
 
 
 def test_noise_of_measurements_that_are_mostly_left_alone_is_averaged_over_all():

@@ -60,7 +60,7 @@ def test_any_rows_have_the_measurements_of_their_images(name, num_samples):
     operator = observe(whole[0], physics, num_samples).operator
     assert (operator.is_shared, operator.is_split) == KIND.get(name, (False, True))
     for rows in (torch.arange(4 * num_samples), torch.tensor([2]), torch.tensor([3, 0]).repeat(1)):
-        measured = operator(x[rows], rows)
+        measured = operator.units.as_made(operator(x[rows], rows), rows)
         for k, row in enumerate(rows.tolist()):
             expected = (
                 dinv.utils.TensorList([t[row % 4] for t in whole[row // 4]])

@@ -170,5 +170,5 @@ def test_the_step_of_super_resolution_fits_every_factor(factor):
     physics = Downsampling(img_size=(3, 24, 40), filter="bicubic", factor=factor)
     y = physics(torch.full((1, 3, 24, 40), 0.7))
     operator = observe(y, physics).operator
-    assert 1 / operator.squared_norm.item() == pytest.approx(factor**2, rel=0.15)
+    assert 1 / (operator.units.scale**2 * operator.squared_norm.item()) == pytest.approx(factor**2, rel=0.15)
     assert DMILOPGD.from_preset("super_resolution", toy_prior(ConvNet())).step_size == "auto"

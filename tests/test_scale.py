@@ -5,8 +5,10 @@ import warnings
 import deepinv as dinv
 import pytest
 import torch
+from toys import observe
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS
+from deepinv_dmilo.core.scale import warn_if_unexplained
 
 IMAGE = (3, 24, 40)
 
@@ -52,17 +54,94 @@ def test_an_image_that_another_physics_made_is_told(prior):
         model(made(x), taken)
 
 
-@pytest.mark.parametrize("scale", [1 / 255, 0.05])
-def test_measurements_that_are_far_too_small_are_told(model, scale):
-    physics = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.001))
-    y = torch.rand(1, *IMAGE)
-    with pytest.warns(RuntimeWarning, match="of a white image no measurement is below 1; .* scaled twice"):
-        model.check(scale * y, physics)
-    dark = dinv.physics.Inpainting(IMAGE, mask=0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.check(0.2 * y, physics)
-        model.check(dark(scale * y), dark)  # of a white image some measurements are 0
+def told(y, physics, model):
+    """The warnings of a check."""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        model.check(y, physics)
+    return [str(one.message) for one in given]
+
+
+def rim(x, **kwargs):
+    """k-space, of whose frequencies white has only the lowest."""
+    return torch.fft.fft2(x, norm="ortho")
+
+
+NOISE = dinv.physics.GaussianNoise(0.001)
+MASK = torch.ones(1, *IMAGE)
+MASK[..., :12] = 0
+OPERATORS = {
+    "denoising": dinv.physics.Denoising(NOISE),
+    "mask": dinv.physics.Inpainting(IMAGE, mask=MASK, noise_model=NOISE),
+    "mask with noise everywhere": dinv.physics.LinearPhysics(A=lambda x, **_: MASK * x, noise_model=NOISE),
+    "k-space": dinv.physics.Physics(A=rim, noise_model=NOISE),
+    "sums": dinv.physics.Physics(A=lambda x, **_: torch.cat([x.sum(2), 0 * x.sum(2)], 2), noise_model=NOISE),
+    "squares": dinv.physics.Physics(A=lambda x, **_: x.square(), noise_model=NOISE),
+    "darkening": dinv.physics.Physics(A=lambda x, **_: torch.exp(-3 * x), noise_model=NOISE),
+}
+
+
+@pytest.mark.parametrize("name", list(OPERATORS)[:-1])
+def test_measurements_that_are_far_too_small_are_told(model, name):
+    physics = OPERATORS[name]
+    physics.img_size = IMAGE
+    y = physics.A(torch.rand(2, *IMAGE))
+    y[1] *= 0.9
+    (line,) = told(y / 255 ** (2 if name == "squares" else 1), physics, model)
+    assert "of a white image" in line
+    assert "check that y was not scaled twice" in line
+    assert not told(0.2 * y, physics, model)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_dark_bright_and_black_images_are_not_told(model, name):
+    """A picture may lie between 0.03 and 0.04, be black, or have one bright pixel."""
+    physics = OPERATORS[name]
+    physics.img_size = IMAGE
+    point = torch.zeros(1, *IMAGE)
+    point[..., 12:14, 20:22] = 1.0
+    for x in (torch.linspace(0.03, 0.04, 40).expand(1, *IMAGE), torch.ones(1, *IMAGE), point):
+        assert not told(physics.A(x), physics, model)
+    if name == "denoising":
+        assert not told(torch.zeros(2, *IMAGE), physics, model)
+
+
+def test_a_part_of_a_stack_that_is_far_too_small_is_told(model):
+    physics = dinv.physics.stack(OPERATORS["denoising"], OPERATORS["mask"])
+    y = physics.A(torch.rand(1, *IMAGE))
+    y[1] = y[1] / 255
+    (line,) = told(y, physics, model)
+    assert line.startswith("y is 0.00")
+
+
+def test_an_operator_that_measures_nothing_has_no_scale(model):
+    physics = dinv.physics.LinearPhysics(A=lambda x, **_: 0 * x, A_adjoint=lambda y, **_: y, noise_model=NOISE)
+    assert model.check(physics(torch.rand(1, *IMAGE)), physics) == (1, *IMAGE)
+
+
+def unexplained(y, images, physics, noise_level=None):
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        warn_if_unexplained(observe(y, physics, noise_level=noise_level), images)
+    return [str(one.message) for one in given]
+
+
+def test_noise_on_measurements_that_no_image_reaches_is_no_misfit():
+    mask = (torch.rand(1, *IMAGE) < 0.1).float()
+    physics = dinv.physics.LinearPhysics(
+        A=lambda x, **_: mask * x, A_adjoint=lambda y, **_: mask * y, noise_model=dinv.physics.GaussianNoise(0.05)
+    )
+    x = torch.rand(2, *IMAGE)
+    assert not unexplained(physics(x), x, physics)
+    assert unexplained(physics(x), 1 - x, physics)
+
+
+@pytest.mark.parametrize("noise_level", [None, 1e-3])
+def test_black_is_explained_by_what_is_almost_black(noise_level):
+    black, physics = torch.zeros(2, *IMAGE), dinv.physics.Denoising()
+    assert not unexplained(black, black + 1e-3, physics, noise_level)
+    (line,) = unexplained(black, black + 0.5, physics, noise_level)
+    assert "inf" not in line
 
 
 def test_noise_of_another_unit_is_told(model, physics):

@@ -91,12 +91,17 @@ def test_deviation_is_the_soft_threshold_where_the_operator_is_the_identity():
     assert len(calls) <= 3  # at the fixed point nothing is tried again
 
 
+def likelihood_of_unit_noise(y, physics):
+    observation = observe(y, physics, noise_level=1.0)
+    return observation.likelihood(observation.noise_variance(torch.full_like(y, 0.5)))
+
+
 def test_deviation_satisfies_the_conditions_of_optimality():
     """Zero is in the subdifferential: |gradient| is w where nu is not 0, and at most that where it is."""
     physics = dinv.physics.Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     y = physics(torch.rand(2, *IMAGE).double())
     x, weight = torch.full_like(y, 0.5), torch.full((2,), 0.6).double()
-    fit = observe(y, physics, noise_level=1.0).likelihood(torch.ones(len(y)))
+    fit = likelihood_of_unit_noise(y, physics)
     nu = sparse_deviation(fit, x, weight, torch.ones(2).double(), steps=1500, standstill=0.0).requires_grad_()
     (gradient,) = torch.autograd.grad(fit(x + nu).sum(), nu)
     active = nu != 0
@@ -112,7 +117,7 @@ def test_the_deviation_of_an_image_does_not_depend_on_its_batch():
     weight = torch.tensor([2.0, 0.5, 0.1]).double()
 
     def deviation(rows):
-        fit = observe(y, physics, noise_level=1.0).likelihood(torch.ones(len(y))).select(rows)
+        fit = likelihood_of_unit_noise(y, physics).select(rows)
         return sparse_deviation(fit, x[rows], weight[rows], torch.ones(3).double()[rows])
 
     together = deviation(torch.arange(3))

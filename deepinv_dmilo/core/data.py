@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -47,9 +47,18 @@ class Data:
         """``||A(x) - y||^2``, (n,)."""
         return energy(self.residual(x))
 
+    def residual_as_made(self, x: Tensor) -> Measurements:
+        """The same as the physics has it, whatever the operator counts in."""
+        return self.operator.units.as_made(self.residual(x), self.rows)
+
+    def energy_as_made(self, x: Tensor) -> Tensor:
+        """``||A(x) - y||^2`` of measurements as the physics has them, (n,)."""
+        return energy(self.residual_as_made(x))
+
     def rms(self, x: Tensor) -> Tensor:
-        """Root mean square of A(x) - y over the measurements, (n,); at a perfect fit the noise level."""
-        return mean_energy(self.residual(x)).sqrt()
+        """Root mean square of A(x) - y, as the physics has it, (n,); at a perfect fit the noise level."""
+        units = self.operator.units  # the scale last: the squares of a small unit are none
+        return units.scale * mean_energy(replace(units, scale=1.0).as_made(self.residual(x), self.rows)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,15 @@ class SquaresFit:
         return self.weight * self.data.energy(x)
 
     def select(self, rows: Tensor) -> SquaresFit:
-        return SquaresFit(self.data.select(rows), self.weight[rows])
+        return replace(self, data=self.data.select(rows), weight=self.weight[rows])
+
+
+@dataclass(frozen=True)
+class SquaresAsMade(SquaresFit):
+    """The same of measurements as the physics has them."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weight * self.data.energy_as_made(x)
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,8 @@ class FidelityFit:
     fidelity: DataFidelity
 
     def __call__(self, x: Tensor) -> Tensor:
-        operator, y, rows = self.data.operator, self.data.y, self.data.rows
+        operator, rows = self.data.operator, self.data.rows
+        y = operator.units.as_made(self.data.y, rows)
         members = (self.fidelity, *getattr(self.fidelity, "data_fidelity_list", ()))
         if len(x) > 1 and any(isinstance(member, PoissonLikelihood) for member in members):
             # deepinv 0.5's adds one of its two terms over the whole batch
@@ -89,7 +107,9 @@ class FidelityFit:
         is_poisson = isinstance(self.fidelity, PoissonLikelihood)
         if operator.is_split and operator.unknowns is None and not is_poisson:
             return operator.apply(lambda: self.fidelity(as_input(x, physics), y, physics), rows)
-        return self.fidelity(x, y, _floored(self.fidelity, lambda x, **_: operator(x, rows)))
+        return self.fidelity(
+            x, y, _floored(self.fidelity, lambda x, **_: operator.units.as_made(operator(x, rows), rows))
+        )
 
     def select(self, rows: Tensor) -> FidelityFit:
         return FidelityFit(self.data.select(rows), self.fidelity)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import chain
 from numbers import Integral, Real
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Physics
 from deepinv.utils import TensorList
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import (
-    SHAPE_ERRORS,
-    Measurements,
-    measure,
-    operators,
-    parts,
-    raise_out_of_memory,
-    shapes,
-    working_dtype,
-)
+from deepinv_dmilo.core.batches import of_another_batch
+from deepinv_dmilo.core.image_shape import image_shape, lacking, measured, tensors
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, like_parts, parts, raise_out_of_memory, shapes
 from deepinv_dmilo.core.prior import Prior
 
 
@@ -40,14 +32,15 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
         raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
     for t in parts(y):
         if t.ndim < 2 or t.numel() == 0:
-            raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...)")
+            one = ", of one image y[None]" if t.ndim == 1 and t.numel() else ""
+            raise ValueError(f"y has shape {tuple(t.shape)}: pass a non-empty batch of measurements, (B, ...){one}")
         if not (t.is_floating_point() or t.is_complex()):
             raise TypeError(f"y is {t.dtype}; pass floats on the scale of A(x) for images x in [0, 1], e.g. y / 255")
         if not torch.isfinite(t).all():
             count = int((~torch.isfinite(t)).sum())
             raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")
     _check_devices(y, physics, prior)
-    shape = tuple(init.shape) if init is not None else _image_shape(y, physics, prior)
+    shape, made = image_shape(y, physics, prior) if init is None else (tuple(init.shape), None)
     if len(shape) != 4:
         raise ValueError(
             f"the physics acts on volumes or films of shape {shape}, and the prior on images (B, C, H, W); reconstruct "
@@ -55,8 +48,8 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
         )
     prior.check_shape(shape)
     if init is not None:
-        _check_init(init, y, physics)
-    _check_complex(shape, y, physics)
+        made = _check_init(init, y, physics)
+    _check_complex(made, y)
     return shape
 
 
@@ -64,14 +57,22 @@ def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
+def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements:
+    """What a black image of the shape measures."""
     try:
-        produced: object = _measured_shapes(tuple(init.shape), y, physics)
+        made = measured(tuple(init.shape), y, physics)
+        produced: object = shapes(made)
         failure = None
     except SHAPE_ERRORS as error:
         raise_out_of_memory(error)
         produced, failure = error, error
     if produced != shapes(y):
+        if produced == shapes(lifted := like_parts(y, [t[None] for t in parts(y)])):
+            raise lacking(y, lifted, "[None]")
+        size, batch = tuple(init.shape), len(parts(y)[0])
+        other = of_another_batch(physics, batch, lambda: shapes(measured(size, y, physics)) == shapes(y))
+        if other is not None:
+            raise other from failure
         what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"
         raise ValueError(
             f"init has shape {tuple(init.shape)}, {what}, but y has {shapes(y)}; pass an init of shape (B, C, H, W), "
@@ -79,11 +80,12 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> None:
         ) from failure
     if not torch.isfinite(init).all():
         raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+    return made
 
 
-def _check_complex(shape: tuple[int, ...], y: Measurements, physics: Physics) -> None:
+def _check_complex(measured: Measurements, y: Measurements) -> None:
     """Refuse real measurements where those of the physics are complex, and complex ones where they are real."""
-    for made, given in zip(parts(_measured(shape, y, physics)), parts(y), strict=True):
+    for made, given in zip(parts(measured), parts(y), strict=True):
         if made.is_complex() != given.is_complex():
             here, there = ("complex", "real") if given.is_complex() else ("real", "complex")
             raise TypeError(f"y is {here} and the physics' measurements are {there}; pass y = physics(x)")
@@ -93,90 +95,9 @@ def _check_devices(y: Measurements, physics: Physics, prior: Prior) -> None:
     device = parts(y)[0].device
     if prior.device != device and any(True for _ in chain(prior.parameters(), prior.buffers())):
         raise ValueError(f"the prior is on {prior.device} and y on {device}; type model.to(y.device)")
-    for tensor in _tensors(physics):
+    for tensor in tensors(physics):
         if tensor.device != device:
             raise ValueError(f"physics is on {tensor.device} and y on {device}; type physics.to(y.device)")
-
-
-def _tensors(physics: Physics) -> Iterator[Tensor]:
-    """What the operator computes with, without the noise model's own tensors."""
-    for operator in operators(physics):
-        for name, tensor in [*operator.named_parameters(), *operator.named_buffers()]:
-            if "noise_model" not in name and "random_state" not in name:
-                yield tensor
-
-
-def _image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[int, ...]:
-    """The image shape (B, C, H, W) that the physics, the measurements or the prior tell, and that y agrees with."""
-    tried: dict[tuple[int, ...], object] = {}
-    failure = None
-    for shape in _candidate_shapes(y, physics, prior):
-        if shape in tried:
-            continue
-        try:
-            tried[shape] = _measured_shapes(shape, y, physics)
-        except SHAPE_ERRORS as error:
-            raise_out_of_memory(error)
-            tried[shape], failure = str(error), error
-            continue
-        if tried[shape] == shapes(y):
-            return shape
-    if tried and all(isinstance(result, str) for result in tried.values()):
-        raise _none_taken(list(tried), y, physics, failure) from failure
-    report = "; ".join(f"an image {shape} gives {result}" for shape, result in tried.items())
-    raise ValueError(
-        f"y of shape {shapes(y)} does not match physics ({report or 'whose image size is unknown'}); pass "
-        "y = physics(x) of images x (B, C, H, W), channels first, a single one as a batch, y[None]; where the physics "
-        "does not tell the size of its images, or another one than y is of, type physics.img_size = (C, H, W)"
-    ) from failure
-
-
-def _none_taken(
-    tried: list[tuple[int, ...]], y: Measurements, physics: Physics, failure: Exception | None
-) -> Exception:
-    """What to say where A fails for images of every shape: that is no fault of the shape of y."""
-    own, given = {t.dtype for t in _tensors(physics) if t.is_floating_point()}, working_dtype(y)
-    if len(own) == 1 and given not in own:
-        (kind,) = own
-        return TypeError(
-            f"y is {given}, and physics computes in {kind} ({failure}); pass y.to({kind}), or convert physics"
-        )
-    return ValueError(
-        f"physics.A takes no image of shape {' or '.join(map(str, tried))}: {failure}; pass a physics that does (a "
-        "kernel has four dimensions, kernel[None, None]), and where it does not tell their size, or another one, type "
-        "physics.img_size = (C, H, W)"
-    )
-
-
-def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterator[tuple[int, ...]]:
-    """Image shapes worth trying, the most telling first."""
-    batch = len(parts(y)[0])
-    for size in (getattr(physics, "img_size", None), getattr(physics, "imsize", None)):
-        if size is not None and len(size) == 3:
-            yield (batch, *size)
-    for linear in (m for m in physics.modules() if isinstance(m, LinearPhysics)):  # it, or one that it is made of
-        try:
-            yield tuple(linear.A_adjoint(y).shape)
-        except (*SHAPE_ERRORS, AttributeError) as error:
-            raise_out_of_memory(error)
-    width = getattr(physics, "img_width", None)
-    if isinstance(width, int):
-        yield (batch, prior.image_shape[0] if prior.image_shape else 1, width, width)
-    if isinstance(y, Tensor) and y.ndim == 4:
-        if prior.image_shape is not None:  # an operator may take more channels than it looks at
-            yield (batch, prior.image_shape[0], *y.shape[2:])
-        yield tuple(y.shape)
-    if prior.image_shape is not None:
-        yield (batch, *prior.image_shape)
-
-
-def _measured_shapes(shape: tuple[int, ...], y: Measurements, physics: Physics) -> list[tuple[int, ...]]:
-    return shapes(_measured(shape, y, physics))
-
-
-def _measured(shape: tuple[int, ...], y: Measurements, physics: Physics) -> Measurements:
-    with torch.no_grad():
-        return measure(torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y)), physics)
 
 
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
+from deepinv_dmilo.core.batches import rows_error
 from deepinv_dmilo.core.data import LEAST_PHOTONS, Data
 from deepinv_dmilo.core.measurements import Measurements, like_parts, operators, parts
 
@@ -144,9 +145,7 @@ def likelihoods_of(physics: Physics, y: Measurements) -> tuple[Likelihood, ...] 
     known = tuple(one for one in found if one is not None)
     if len(known) < len(found):
         return None
-    sizes = {tuple(one.parameters[0].flatten().tolist()) for one in known if isinstance(one, Gaussian)}
-    of_one_size = len(sizes) == 1 and all(isinstance(one, Gaussian) for one in known)
-    return None if of_one_size else known
+    return None if all(isinstance(one, Gaussian) for one in known) else known
 
 
 def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
@@ -169,10 +168,7 @@ def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
     batch = len(parts(y)[0])
     for name, parameter in zip(fields, parameters, strict=True):
         if parameter.numel() not in (1, batch):
-            raise ValueError(
-                f"the noise model has {parameter.numel()} values of {name} for {batch} images; give it one for all, or "
-                "one for each"
-            )
+            raise rows_error([f"members.0.noise_model.{name}"], parameter.numel(), batch)
     if kind is Poisson and (parameters[0] <= 0).any():
         return None  # no photons are counted
     if kind is Poisson and len(parameters) == 1:
@@ -199,7 +195,8 @@ class LikelihoodFit:
     likelihoods: tuple[Likelihood, ...]  # of the parts of y
 
     def __call__(self, x: Tensor) -> Tensor:
-        measured, y = parts(self.data.operator(x, self.data.rows)), parts(self.data.y)
+        data, as_made = self.data, self.data.operator.units.as_made
+        measured, y = (parts(as_made(t, data.rows)) for t in (data.operator(x, data.rows), data.y))
         terms = [one(a, t, self.data.rows) for one, a, t in zip(self.likelihoods, measured, y, strict=True)]
         return torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
 

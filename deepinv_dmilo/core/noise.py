@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from deepinv_dmilo.core.measurements import (
     take,
 )
 from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.private import seeded
+from deepinv_dmilo.core.private import seeded_copy
 from deepinv_dmilo.core.warning import warn
 
 DRAWS = 4  # of the noise; they cost neither A nor the network
@@ -33,7 +34,7 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
     not depend on its batch, unless the operator hides what differs between its images.
 
     :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
-    :param clean: A(x).
+    :param clean: A(x), as the physics has it.
     """
     rows = torch.arange(len(x), device=x.device)
     failure: Exception | None = None
@@ -83,25 +84,31 @@ def _warn_once(operator: Operator, message: str) -> None:
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
     """The energy of the noise, mean over the draws, and that of the draws' mean, (n,) each."""
-    noises = _noises(x, clean, rows, operator)
+    noises = [operator.units.counted(noise, rows) for noise in draws(x, clean, rows, operator, DRAWS)]
     of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
     return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
 
 
-def _noises(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> list[Measurements]:
-    """Several draws of the noise of images x, whose A(x) is ``clean``."""
+def draws(
+    x: Tensor, clean: Measurements, rows: Tensor, operator: Operator, number: int, seed: int = SEED
+) -> Iterator[Measurements]:
+    """So many draws of the noise of some rows of images, as the physics has it; ``clean`` is A(x)."""
     if type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward):  # sensor(noise(A(x)))
-        with seeded(operator.members, SEED) as members:
-            of_clean = partial(_of_clean, members.physics, clean)
-            return [operator.apply(of_clean, rows, members=members) for _ in range(DRAWS)]
-    noises, parameters = [], {} if operator.unknowns is None else operator.unknowns.values(rows)
-    for k in range(DRAWS):
-        with seeded(operator.members, SEED + k) as members:
-            members.own_tensors()  # a forward may change them
-            members.physics.update(**parameters)
+        members, random = seeded_copy(operator.members, seed)
+        for _ in range(number):
+            with random:
+                noise = operator.apply(partial(_of_clean, members.physics, clean), rows, members=members)
+            yield noise
+        return
+    parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
+    for k in range(number):
+        members, random = seeded_copy(operator.members, seed + k)
+        members.own_tensors()  # a forward may change them
+        members.physics.update(**parameters)
+        with random:
             of_forward = partial(_of_forward, members.physics, as_input(x, members.physics))
-            noises.append(operator.apply(of_forward, rows, members=members))
-    return noises
+            noise = operator.apply(of_forward, rows, members=members)
+        yield noise
 
 
 def _of_clean(physics: Physics, clean: Measurements) -> Measurements:

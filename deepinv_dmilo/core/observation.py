@@ -8,21 +8,24 @@ import torch
 from deepinv.optim import DataFidelity
 from torch import Tensor
 
-from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresFit
+from deepinv_dmilo.core.batches import check_noise
+from deepinv_dmilo.core.data import Data, FidelityFit, Fit, SquaresAsMade, SquaresFit
 from deepinv_dmilo.core.descent import Values
 from deepinv_dmilo.core.likelihoods import LikelihoodFit, Outliers, likelihoods_of, noise_std
-from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, parts, real, take, working_dtype
+from deepinv_dmilo.core.measurements import Measurements, like_parts, parts, real, take, working_dtype
 from deepinv_dmilo.core.noise import same_noise, simulated_variance
 from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import JointFit
-from deepinv_dmilo.core.warning import warn
-
-TOO_LARGE = 30.0  # relative to measurements of black, of white, and of random pixels: ours
-TOO_LARGE_WITH_NOISE = 2.0  # relative to these and their noise together: ours
-TOO_DARK = 0.1  # the largest of y, relative to the least measurement of white: ours
-# What an image leaves unexplained so many times the noise, and such a part of y (root mean squares), is no fit: ours.
-MISFIT, MISFIT_OF_ALL, NO_FIT_OF_ALL = 2.5, 0.05, 0.5
-LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed: ours
+from deepinv_dmilo.core.unlike import (
+    LEAST_OF_MEAN,
+    Sizes,
+    drawn_sizes,
+    mean_square,
+    relative,
+    sizes_of_level,
+    told_sizes,
+)
 
 
 class Observation:
@@ -48,16 +51,34 @@ class Observation:
         noise_level: float | None = None,
         data_fidelity: DataFidelity | None = None,
     ) -> None:
-        self.y, self.operator, self.num_samples = y, operator, num_samples
+        self.operator, self.num_samples = operator, num_samples
         self.noise_level, self.data_fidelity = noise_level, data_fidelity
+        operator.count_in(Units.of_size(operator.largest))
         given = noise_level is not None or data_fidelity is not None
-        #: of the parts of y, where the noise of the physics is not about Gaussian noise of one size
+        if not given:
+            check_noise(y, operator)
+        #: of the parts of y, where the noise of the physics is not about Gaussian noise
         self.noise_likelihoods = None if given else likelihoods_of(operator.physics, y)
+        #: of the noise in each measurement, as the physics has it, where that is told and not of one size
+        self.noise_sizes: Sizes | None = None
+        self._weigh(y)
         rows = torch.arange(num_samples * operator.batch, device=parts(y)[0].device)
+        #: in the operator's units
+        self.y = operator.units.counted(y, rows[: operator.batch])
         #: y for every row, and for the first reconstruction of each image
-        self.data = Data(take(y, rows % operator.batch), operator, rows)
+        self.data = Data(take(self.y, rows % operator.batch), operator, rows)
         self.images = self.data.select(rows[: operator.batch])
         self._noise: tuple[Tensor, Tensor] | None = None  # the images where it was asked for last, and the answer
+
+    def _weigh(self, y: Measurements) -> None:
+        """Where Gaussian noise is of unlike size in the measurements of an image, count each in units of its own."""
+        if not self.is_gaussian:
+            return
+        physics, level = self.operator.physics, self.noise_level
+        self.noise_sizes = told_sizes(physics, y) if level is None else sizes_of_level(level, y)
+        sizes = self.noise_sizes or (drawn_sizes(self.operator) if level is None else None)
+        if sizes is not None:
+            self.operator.count_in(replace(self.operator.units, relative=relative(sizes, self.operator)))
 
     @property
     def size(self) -> int:
@@ -80,18 +101,22 @@ class Observation:
         That of ``noise_level`` where given; else that of the physics' own noise, drawn at the mean over the samples.
         """
         if self._noise is None or self._noise[0] is not x:
-            self._noise = (x, self._variance(self.mean(x)).repeat(self.num_samples))
+            self._noise = (x, self.noise_of_images(self.mean(x)).repeat(self.num_samples))
         return self._noise[1]
 
-    def _variance(self, images: Tensor) -> Tensor:
-        if self.noise_level is None:
-            clean, rows = self.operator(images, self.images.rows), self.images.rows
-            std = None if self.noise_likelihoods is None else noise_std(self.noise_likelihoods, clean, rows)
-            if std is not None:
-                return self.operator.reached_energy(std, rows) / self.operator.reached
-            return simulated_variance(images, clean, self.operator)
-        halves = 2 if parts(self.y)[0].is_complex() else 1
-        return torch.full_like(images[:, 0, 0, 0], self.noise_level**2 / halves)
+    def noise_of_images(self, images: Tensor) -> Tensor:
+        """The same at one image for each of y, (B,)."""
+        operator, units, rows = self.operator, self.operator.units, self.images.rows
+        if self.noise_sizes is not None:
+            return mean_square(self.noise_sizes, operator) / units.scale**2
+        if self.noise_level is not None:
+            halves = 2 if parts(self.y)[0].is_complex() else 1
+            return torch.full_like(images[:, 0, 0, 0], (self.noise_level / units.scale) ** 2 / halves)
+        clean = operator(images, rows)
+        std = self._noise_std(clean, rows)
+        if std is not None:
+            return operator.reached_energy(std, rows) / operator.reached
+        return simulated_variance(images, units.as_made(clean, rows), operator)
 
     def variance(self, x: Tensor) -> Tensor:
         """How far a measurement may be from A(x), (S * B,): the noise where known, else what x leaves unexplained."""
@@ -134,10 +159,14 @@ class Observation:
         smallest = torch.finfo(variance.dtype).tiny ** 0.5  # of measurements that are explained to the last digit
         return SquaresFit(self.data, 1 / (2 * variance.clamp(min=smallest)))
 
-    def misfit(self) -> Values:
-        """What gradient steps descend half of: ``||A(x) - y||^2``, or twice the negative log-likelihood."""
+    def misfit(self, *, as_made: bool = False) -> Values:
+        """
+        What gradient steps descend half of: ``||A(x) - y||^2``, or twice the negative log-likelihood.
+
+        :param bool as_made: of measurements as the physics has them, which steps of a size that was given are for.
+        """
         if self.is_gaussian:
-            return self.data.energy
+            return self.data.energy_as_made if as_made else self.data.energy
         fit = self._likelihood()
         return lambda moved: 2 * fit(moved)
 
@@ -179,9 +208,15 @@ class Observation:
         return weighed
 
     def _std(self, x: Tensor) -> Measurements | None:
+        return self._noise_std(self.operator(x, self.data.rows), self.data.rows)
+
+    def _noise_std(self, measured: Measurements, rows: Tensor) -> Measurements | None:
+        """The standard deviation of the noise of each measurement that its model tells; None: it tells none."""
         if self.noise_likelihoods is None:
             return None
-        return noise_std(self.noise_likelihoods, self.operator(x, self.data.rows), self.data.rows)
+        units = self.operator.units
+        std = noise_std(self.noise_likelihoods, units.as_made(measured, rows), rows)
+        return None if std is None else units.counted(std, rows)
 
     def mean_squares(self, x: Tensor | None = None) -> Fit:
         r"""
@@ -190,55 +225,5 @@ class Observation:
         :param torch.Tensor x: images whose measurements are the target t; None: it is y.
         """
         data = self.data if x is None else replace(self.data, y=self.operator(x, self.data.rows))
-        return self._joint(SquaresFit(data, torch.full_like(data.rows, 4 / self.size, dtype=working_dtype(self.y))))
-
-    def check_scale(self) -> None:
-        """
-        Refuse measurements far larger than those of images in [0, 1] and than their noise; warn of far smaller ones.
-
-        :raises ValueError: they are.
-        """
-        flat = [torch.full_like(self.operator.like, value) for value in (0, 1)]
-        black, white = (self.operator(x, self.images.rows) for x in flat)
-        usual = torch.stack([energy(black), energy(white), self.operator.usual_energy]).amax(0)
-        darkest = min(t.abs().min().item() for t in parts(white))
-        brightest = max(t.abs().max().item() for t in parts(self.y))
-        if 0 < brightest < TOO_DARK * darkest and self.operator.unknowns is None:
-            warn(
-                f"y is {brightest:.3g} at most, and of a white image no measurement is below {darkest:.3g}; check that "
-                "y was not scaled twice, and that a kernel adds to one"
-            )
-        if (energy(self.y) > TOO_LARGE**2 * usual).any():
-            usual = usual + self._variance(flat[1]) * self.operator.reached
-            ratio = (energy(self.y) / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
-            if ratio > TOO_LARGE_WITH_NOISE:
-                raise ValueError(
-                    f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, photon "
-                    "counts times their gain, or a physics of the scale of y"
-                )
-
-    def warn_if_noise_is_all(self, variance: Tensor) -> None:
-        """Warn where noise of such a variance, (B,), has four times the energy of y, which it is a part of."""
-        odd = (variance * self.operator.reached > 4 * energy(self.y)) & (energy(self.y) > 0)
-        if odd.any():
-            std = variance[odd].max().sqrt().item()
-            warn(
-                f"noise of {std:.3g} is more than all that y measures; give the standard deviation in the units of y, "
-                f"of 8-bit levels {std:.3g} / 255"
-            )
-
-    def warn_if_unexplained(self, images: Tensor) -> None:
-        """Warn where B images leave much more of y than its noise: another physics made it, or passes were too few."""
-        rest, total = self.images.energy(images), energy(self.y)
-        odd = rest > MISFIT_OF_ALL**2 * total
-        if odd.any():
-            noise = self._variance(images) * self.operator.reached
-            odd &= (rest > NO_FIT_OF_ALL**2 * total) | (noise > 0)
-            odd &= rest > MISFIT**2 * noise
-        if odd.any():
-            share = (rest / total)[odd].sqrt().mean().item()
-            warn(
-                f"{int(odd.sum())} of {len(images)} images leave {share:.0%} of y unexplained, and its noise is less; "
-                "check that physics(x) of images x in [0, 1] is like y, in scale and at the edges (a camera's blur has "
-                'padding="valid"), or give more passes'
-            )
+        weight = torch.full_like(data.rows, 4 / self.size, dtype=working_dtype(self.y))
+        return self._joint(SquaresAsMade(data, weight))

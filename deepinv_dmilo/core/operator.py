@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from deepinv_dmilo.core.descent import squared_norm
@@ -17,18 +17,17 @@ from deepinv_dmilo.core.measurements import (
     Measurements,
     energy,
     join,
+    like_parts,
     measure,
-    operators,
     parts,
     raise_out_of_memory,
     real,
     take,
 )
+from deepinv_dmilo.core.members import Members
+from deepinv_dmilo.core.rounding import agree
+from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import Unknowns
-
-# Rounding of the same sums over another batch, of their energy: in float32, and where factors have the 11 bits of TF32
-# (up to 1.4e-7 for blurs and a Laplacian, simulated); and what an entry may be off there, of itself and the usual one.
-SAME, SAME_IN_TF32, ENTRY_IN_TF32 = 1e-8, 4e-6, 1e-2
 
 
 class Operator:
@@ -43,7 +42,9 @@ class Operator:
     :param torch.Tensor like: a tensor of the type and device to work in.
     :param bool single: there is one row in all, so that nothing need be known about batches.
     :param Unknowns unknowns: parameters of the physics that are not known, if any.
-    :raises ValueError: it has no gradient.
+    :raises ValueError: it has no gradient, or measures the same image twice and not alike.
+
+    Measurements, and all that is told of them, are in ``units``: at first those of the physics.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Operator:
         physics = self.physics
         self.like = like.new_zeros(()).expand(shape)
         self.members = Members(physics)
+        self.units = Units()
         #: warnings that were given
         self.told: set[str] = set()
         if unknowns is not None:
@@ -77,6 +79,10 @@ class Operator:
 
     def __call__(self, x: Tensor, rows: Tensor) -> Measurements:
         """A(x) of some rows of images in [0, 1], (n, C, H, W)."""
+        return self.units.counted(self._measured(x, rows), rows)
+
+    def _measured(self, x: Tensor, rows: Tensor) -> Measurements:
+        """The same as the physics has it."""
         if self.unknowns is not None:
             return measure(x, self.physics, **self.unknowns.values(rows))
         if self.is_split:
@@ -101,10 +107,24 @@ class Operator:
         selected = {name: tensor[rows % self.batch] for name, tensor in tensors.items()}
         return functional_call(members or self.members, selected, (function,))
 
+    def count_in(self, units: Units) -> None:
+        """From now on, count measurements in other units."""
+        self.units = units
+        self.__dict__.pop("squared_norm", None)
+
+    def only_reached(self, r: Measurements, rows: Tensor) -> list[Tensor]:
+        """The real numbers of each part of measurements, (n, k), 0 where they do not change with the image."""
+        return [real(t) * mask[rows % self.batch] for t, mask in zip(parts(r), self._reached, strict=True)]
+
     def reached_energy(self, r: Measurements, rows: Tensor) -> Tensor:
         """Squared 2-norm, for each row, of what lies in measurements that change with the image, (n,)."""
-        pairs = zip(parts(r), self._reached, strict=True)
-        return torch.stack([(real(t) * mask[rows % self.batch]).square().sum(1) for t, mask in pairs]).sum(0)
+        return torch.stack([t.square().sum(1) for t in self.only_reached(r, rows)]).sum(0)
+
+    @property
+    def reached_parts(self) -> list[Tensor]:
+        """Which measurements change with the image, (B, ...) for each part of them."""
+        pairs = zip(parts(self._images_measured[0]), self._reached, strict=True)
+        return [(m.view(*t.shape, 2).any(-1) if t.is_complex() else m.view(t.shape)) for t, m in pairs]
 
     @cached_property
     def is_linear(self) -> bool:
@@ -117,7 +137,7 @@ class Operator:
         except SHAPE_ERRORS as error:  # of an A that takes nothing outside of [0, 1]
             raise_out_of_memory(error)
             return False
-        return _agree(2 * one - 3 * other, both)
+        return agree(2 * one - 3 * other, both)
 
     @property
     def is_known_linear(self) -> bool:
@@ -137,6 +157,31 @@ class Operator:
         """What a pixel is worth in measurements, at most: ``||A||^2``, or that between two images where not linear."""
         return self._secant if self.squared_norm is None else self.squared_norm
 
+    @property
+    def _secant(self) -> Tensor:
+        # 2 x - 1 has a variance of 1/3, in the pixels that are seen.
+        one, other = self._pair
+        smallest = torch.finfo(self.like.dtype).tiny ** 0.5
+        return (3 * energy(one - other) / self._seen).clamp(min=smallest)
+
+    @property
+    def usual_energy(self) -> Tensor:
+        """Squared 2-norm of measurements of two images of random pixels, the larger one, (B,)."""
+        one, other = self._pair
+        return torch.maximum(energy(one), energy(other))
+
+    @property
+    def largest(self) -> float:
+        """By how much a measurement of these two images differs, as the physics has it, at most."""
+        one, other = self._images_measured
+        return max(real(t).abs().max().item() for t in parts(one - other))
+
+    @property
+    def _pair(self) -> tuple[Measurements, Measurements]:
+        rows = torch.arange(self.batch, device=self.like.device)
+        one, other = self._images_measured
+        return self.units.counted(one, rows), self.units.counted(other, rows)
+
     def _look(self) -> None:
         """What changes with an image, and how much; refuses a physics without a gradient."""
         image = self._random_images(1, seed=0)
@@ -155,27 +200,33 @@ class Operator:
             other = measure(1 - x.detach(), self.physics)
             change = measured - other
             (gradient,) = torch.autograd.grad(energy(change).sum(), x)
+        one, other = (like_parts(y, [t.detach() for t in parts(y)]) for y in (measured, other))
+        again = measure(x.detach(), self.physics)
+        if not agree(one, again):
+            raise ValueError(
+                "physics.A measures the same image twice and not alike; pass a physics whose A is the one that made y, "
+                "with what it draws as a tensor of it, and its noise as noise_model"
+            )
         self._reached = [(real(t.detach()) != 0) for t in parts(change)]
         if any(mask.any() for mask in self._reached) and not gradient.any():
             raise ValueError(
                 "physics.A changes with the image but its gradient is zero, as that of rounding and comparisons is; "
                 "use a smooth function in place of them"
             )
-        #: squared 2-norm of measurements of two images of random pixels, the larger one, (B,)
-        self.usual_energy = torch.maximum(energy(measured), energy(other)).detach()
+        #: an image of random pixels, as often as there are images, and what is measured of it, as the physics has it
+        self.probe = x.detach(), one
+        self._images_measured = one, other
         #: number of real measurements of an image that change with it, (B,)
         self.reached = torch.stack([mask.sum(1) for mask in self._reached]).sum(0).clamp(min=1)
-        # 2 x - 1 has a variance of 1/3, in the pixels that are seen.
-        seen = (gradient != 0).flatten(1).sum(1).clamp(min=1)
-        smallest = torch.finfo(self.like.dtype).tiny ** 0.5
-        self._secant = (3 * energy(change).detach() / seen).clamp(min=smallest)
+        #: number of pixels that measurements change with, (B,)
+        self._seen = (gradient != 0).flatten(1).sum(1).clamp(min=1)
 
     def _is_same_for_all(self) -> bool:
         """Whether each image of a batch, wherever it is in it, has the measurements that it has alone."""
         x, whole = self._different_images()
         try:
             rolled, alone = measure(x.roll(1, 0), self.physics), measure(x[:1], self.physics)
-            return _agree(_roll(whole), rolled) and _agree(take(whole, torch.arange(1)), alone)
+            return agree(_next(whole), rolled) and agree(take(whole, torch.arange(1)), alone)
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
             return False
@@ -188,7 +239,7 @@ class Operator:
         try:
             rolled = self.apply(lambda: measure(x.roll(1, 0), self.physics), rows.roll(1))
             alone = self.apply(lambda: measure(x[:1], self.physics), rows[:1])
-            if self.tensors and _agree(_roll(whole), rolled) and _agree(take(whole, rows[:1]), alone):
+            if self.tensors and agree(_next(whole), rolled) and agree(take(whole, rows[:1]), alone):
                 return True
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
@@ -219,49 +270,6 @@ class Operator:
         return torch.rand((n, *self.like.shape[1:]), generator=rng, device="cpu", dtype=torch.float32).to(self.like)
 
 
-class Members(nn.Module):
-    """A physics with those that a stack hides in a list, as a module, to swap their tensors."""
-
-    def __init__(self, physics: Physics) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(operators(physics))
-
-    @property
-    def physics(self) -> Any:
-        """The physics itself."""
-        return self.members[0]
-
-    def own_tensors(self) -> None:
-        """Tensors of its own, for a physics that may write into them."""
-        for module in self.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.clone()
-
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
-
-
-def _agree(a: Measurements, b: Measurements) -> bool:
-    """Whether they have as many rows, which are the same but for rounding."""
-    if [len(t) for t in parts(a)] != [len(t) for t in parts(b)]:
-        return False
-    off, size, is_coarse = energy(a - b), energy(a), any(_may_be_tf32(t) for t in parts(a))
-    if not is_coarse or not (off <= SAME_IN_TF32 * size).all():
-        return bool((off <= SAME * size).all())
-    return all(_no_entry_is_off(s.flatten(1), t.flatten(1)) for s, t in zip(parts(a), parts(b), strict=True))
-
-
-def _may_be_tf32(t: Tensor) -> bool:
-    """Whether torch may round the factors of products: on a GPU those of convolutions, by default, or where told."""
-    is_double = t.dtype in (torch.float64, torch.complex128)
-    return not is_double and (t.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest")
-
-
-def _no_entry_is_off(a: Tensor, b: Tensor) -> bool:
-    """Whether what differs of (n, k) is everywhere a little, as rounding is: a mask of few other pixels is not."""
-    usual = a.abs().square().mean(1, keepdim=True).sqrt()
-    return bool(((a - b).abs() <= ENTRY_IN_TF32 * (a.abs() + usual)).all())
-
-
-def _roll(y: Measurements) -> Measurements:
+def _next(y: Measurements) -> Measurements:
+    """Those of each image where those of the one before it were."""
     return take(y, torch.arange(len(parts(y)[0])).roll(1))

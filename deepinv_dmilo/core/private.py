@@ -38,16 +38,22 @@ def seeded(physics: _T, seed: int) -> Iterator[_T]:
 
     The global random state is neither read nor changed.
     """
+    copy, random = seeded_copy(physics, seed)
+    with random:
+        yield copy
+
+
+def seeded_copy(physics: _T, seed: int) -> tuple[_T, Seeded]:
+    """That copy, and what it is to be called in; each time the next numbers come."""
     memo: dict[int, Any] = {}
     copy = _copied(physics, memo)
     for made in memo.values():
         if isinstance(made, torch.Generator):
             made.manual_seed(seed)
-    with _Seeded(seed):
-        yield copy
+    return copy, Seeded(seed)
 
 
-class _Seeded(TorchDispatchMode):
+class Seeded(TorchDispatchMode):
     """Gives every operation of this thread that draws from the global random state a generator of its own."""
 
     def __init__(self, seed: int) -> None:

@@ -19,6 +19,7 @@ from deepinv_dmilo.core.draws import check_new_draws, check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
 from deepinv_dmilo.core.private import private
+from deepinv_dmilo.core.scale import warn_if_unexplained
 from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
@@ -220,7 +221,7 @@ class PriorReconstructor(Reconstructor):
         with self._at_work() as model:
             run = model._open(y, physics, init, x_gt, compute_metrics)
             images, samples = (t.to(run.like) for t in run.last_of(model._iterates))
-            run.observation.warn_if_unexplained(images)
+            warn_if_unexplained(run.observation, images)
         result: list[Any] = [images]
         if return_std:
             result.append(samples.view(self.num_samples, *run.shape).std(0))

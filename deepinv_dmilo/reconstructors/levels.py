@@ -17,6 +17,7 @@ from deepinv_dmilo.core.measurements import mean_energy, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem
+from deepinv_dmilo.core.scale import warn_if_noise_is_all
 from deepinv_dmilo.core.warning import warn
 from deepinv_dmilo.reconstructors.chain import State
 from deepinv_dmilo.reconstructors.improbability import improbability
@@ -115,7 +116,7 @@ class Levels:
             gaussian, operator = run.observation.is_gaussian, run.observation.operator
             variance = self._largest_variance(run, x)
             if gaussian:
-                run.observation.warn_if_noise_is_all(variance)
+                warn_if_noise_is_all(run.observation, variance)
             noise = (variance / operator.squared_gain).sqrt()
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.

@@ -21,6 +21,7 @@ from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.core.problem import Problem, Variables
+from deepinv_dmilo.core.scale import check_scale
 from deepinv_dmilo.core.solvers import SLOWER, Solution
 from deepinv_dmilo.core.unknown import Unknowns
 
@@ -50,7 +51,7 @@ class Run:
         self.unknowns = Unknowns(given, physics, shape[0], model.num_samples, self.like) if given else None
         operator = Operator(physics, shape, self.like, single=rows == 1, unknowns=self.unknowns)
         self.observation = Observation(y, operator, model.num_samples, noise_level, fidelity)
-        self.observation.check_scale()
+        check_scale(self.observation)
         if fidelity is not None:
             check_fidelity(fidelity, self.observation.data, self.grey())
         self.draws = Draws(model.rng)
@@ -110,13 +111,16 @@ class Run:
         "auto": with a ``pull``, L-BFGS towards the proximal point; else steps of size ``1 / ||A||^2`` where that is
         known, or found by backtracking. They are clamped to ``limits``; None: to those of the prior's images.
         """
-        misfit, limits = misfit or self.observation.misfit(), limits or self.prior.limits
+        observation, limits = self.observation, limits or self.prior.limits
+        misfit = misfit or observation.misfit(as_made=step_size != "auto")
         if step_size == "auto" and pull is not None:
             return proximal_point(x, misfit, pull=pull, steps=how["steps"], limits=limits)
         if step_size != "auto":
             size = torch.full_like(x[:, 0, 0, 0], float(step_size))
+            if pull is not None and observation.is_gaussian:
+                pull = pull * observation.operator.units.scale**2
             return gradient_steps(x, misfit, size=size, pull=pull, limits=limits, **how)
-        norm = self.observation.operator.squared_norm if self.observation.is_gaussian else None
+        norm = observation.operator.squared_norm if observation.is_gaussian else None
         auto = None if norm is None else 1 / norm.repeat(self.num_samples)
         return gradient_steps(x, misfit, size=auto, standstill=STANDSTILL, limits=limits, **how)
 
@@ -228,7 +232,8 @@ class Run:
         mean, (images, rows) = self.observation.mean, self.of_samples(x, cost)
         numbers = rows % self.shape[0]
         residual = self.observation.data.select(rows).rms(images)
-        noise = None if self.variance is None else mean(self.variance[self.rows]).sqrt()
+        scale = self.observation.operator.units.scale
+        noise = None if self.variance is None else scale * mean(self.variance[self.rows]).sqrt()
         shown = {} if noise is None else {"noise": f"{noise.mean().item():.3g}"}
         self.bar.set_postfix(outer=self.outer, residual=f"{residual.mean().item():.3g}", **shown)
         if self.compute_metrics:

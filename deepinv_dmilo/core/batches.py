@@ -1,0 +1,95 @@
+"""Tensors of a physics that are those of another batch: which they are, found by taking one row of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from deepinv.physics import GaussianNoise, Physics
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, parts, raise_out_of_memory, shapes
+from deepinv_dmilo.core.members import Members
+from deepinv_dmilo.core.noise import draws
+from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.core.unlike import is_one_of_each, noisy_members
+
+
+def of_another_batch(physics: Physics, batch: int, fits: Callable[[], bool]) -> ValueError | None:
+    """
+    What to say where tensors of a physics, its noise model among them, are for another number of images than y.
+
+    :param int batch: number of images of y.
+    :param fits: whether the physics goes with y. It does not; does it with one row of these tensors in place of all?
+    """
+    members = Members(physics)
+    named = [*members.named_parameters(), *members.named_buffers()]
+    several = [(n, t) for n, t in named if t.ndim and len(t) not in (0, 1, batch) and "random_state" not in n]
+    alone = [[one] for one in several]
+    together = [[(n, t) for n, t in several if len(t) == size] for size in sorted({len(t) for _, t in several})]
+    for tensors in [*alone, *together]:
+        if _holds(members, {name: t[:1].detach() for name, t in tensors}, fits):
+            return rows_error([name for name, _ in tensors], len(tensors[0][1]), batch)
+    return None
+
+
+def check_noise(y: Measurements, operator: Operator) -> None:
+    """
+    Refuse a physics whose noise is for other measurements than y.
+
+    :raises ValueError: its noise model is for another number of images, or gives something of another shape.
+    """
+    members = noisy_members(operator.physics)
+    members = members * len(parts(y)) if len(members) == 1 else members
+    if all(_is_told(member, t) for member, t in zip(members, parts(y), strict=False)):
+        return
+    rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
+
+    def drawn() -> list[tuple[int, ...]]:
+        return [shape for noise in draws(x, clean, rows, operator, 1) for shape in shapes(noise)]
+
+    try:
+        made = drawn()
+    except SHAPE_ERRORS as error:  # such as that of a model that refuses the image
+        raise_out_of_memory(error)
+        made = None
+    if made == shapes(y):
+        return
+    other = of_another_batch(operator.physics, operator.batch, lambda: drawn() == shapes(y))
+    if other is not None:
+        raise other
+    if made is not None:
+        raise ValueError(
+            f"the noise model of the physics makes {made} of measurements of shape {shapes(y)}; pass one that keeps "
+            "their shape, such as GaussianNoise(sigma) of one sigma, of (B,) or of (1, C, H, W), or type "
+            "noise_level=0.05 or what it is"
+        )
+
+
+def _is_told(member: Physics, y: Tensor) -> bool:
+    """Whether it has Gaussian noise of one size, of one for each image, or of one for each measurement."""
+    noise = getattr(member, "noise_model", None)
+    if noise is None or type(noise) is not GaussianNoise:
+        return False
+    return is_one_of_each(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
+
+
+def rows_error(names: list[str], rows: int, batch: int) -> ValueError:
+    """What to say of parameters "members.0.noise_model.sigma", say; the members of a stack come after itself."""
+    short = [name.rpartition(".")[2] for name in names]
+    member = int(names[0].split(".")[1])
+    whose = f"physics[{member - 1}]" if member else "physics"
+    updates, each = ", ".join(f"{name}=..." for name in short), f", or one for each, {batch} rows" if batch > 1 else ""
+    return ValueError(
+        f"{' and '.join(short)} of the physics {'has' if len(short) == 1 else 'have'} {rows} rows, and y {batch}; type "
+        f"{whose}.update({updates}) with one row for all images{each}"
+    )
+
+
+def _holds(members: nn.Module, tensors: dict[str, Tensor], fits: Callable[[], bool]) -> bool:
+    try:
+        return functional_call(members, tensors, (fits,))
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
+        return False
