@@ -98,7 +98,8 @@ def test_every_kernel_of_a_batch_has_its_own_norm():
     kernels = torch.rand(2, 1, 3, 5, generator=torch.Generator().manual_seed(0))
     kernels = kernels * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
     physics = dinv.physics.Blur(kernels, padding="circular")
-    together = observe(physics.A(torch.rand(2, *IMAGE)), physics).operator.squared_norm
+    operator = observe(physics.A(torch.rand(2, *IMAGE)), physics).operator
+    together = operator.units.scale**2 * operator.squared_norm
     for n in range(2):
         alone = dinv.physics.Blur(kernels[n : n + 1], padding="circular")
         torch.testing.assert_close(together[n : n + 1], squared_norm(alone.A, torch.rand(1, *IMAGE)), rtol=1e-4, atol=0)

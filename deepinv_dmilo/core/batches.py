@@ -47,7 +47,7 @@ def check_noise(y: Measurements, operator: Operator) -> None:
     rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
 
     def drawn() -> list[tuple[int, ...]]:
-        return [shape for noise in draws(x, clean, rows, operator, 1) for shape in shapes(noise)]
+        return [shape for noisy, _ in draws(x, clean, rows, operator, 1) for shape in shapes(noisy)]
 
     try:
         made = drawn()

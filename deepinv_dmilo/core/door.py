@@ -12,7 +12,7 @@ from deepinv.utils import TensorList
 from torch import Tensor
 
 from deepinv_dmilo.core.batches import of_another_batch
-from deepinv_dmilo.core.image_shape import image_shape, lacking, measured, tensors
+from deepinv_dmilo.core.image_shape import image_shape, lacking, measured_of_black, tensors
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, like_parts, parts, raise_out_of_memory, shapes
 from deepinv_dmilo.core.prior import Prior
 
@@ -60,7 +60,7 @@ def _kind(value: object) -> str:
 def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements:
     """What a black image of the shape measures."""
     try:
-        made = measured(tuple(init.shape), y, physics)
+        made = measured_of_black(tuple(init.shape), y, physics)
         produced: object = shapes(made)
         failure = None
     except SHAPE_ERRORS as error:
@@ -70,7 +70,7 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements
         if produced == shapes(lifted := like_parts(y, [t[None] for t in parts(y)])):
             raise lacking(y, lifted, "[None]")
         size, batch = tuple(init.shape), len(parts(y)[0])
-        other = of_another_batch(physics, batch, lambda: shapes(measured(size, y, physics)) == shapes(y))
+        other = of_another_batch(physics, batch, lambda: shapes(measured_of_black(size, y, physics)) == shapes(y))
         if other is not None:
             raise other from failure
         what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"

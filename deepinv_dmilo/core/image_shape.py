@@ -65,7 +65,7 @@ def _first_that_fits(
         if shape in tried:
             continue
         try:
-            made = tried[shape] = measured(shape, y, physics)
+            made = tried[shape] = measured_of_black(shape, y, physics)
         except SHAPE_ERRORS as error:
             raise_out_of_memory(error)
             tried[shape], failure = str(error), error
@@ -137,7 +137,8 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterat
         yield (batch, *prior.image_shape)
 
 
-def measured(shape: tuple[int, ...], y: Measurements, physics: Physics) -> Measurements:
+def measured_of_black(shape: tuple[int, ...], y: Measurements, physics: Physics) -> Measurements:
+    """What black images of a shape measure."""
     with torch.no_grad():
         return measure(torch.zeros(shape, device=parts(y)[0].device, dtype=working_dtype(y)), physics)
 

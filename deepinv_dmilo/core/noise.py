@@ -84,39 +84,43 @@ def _warn_once(operator: Operator, message: str) -> None:
 
 def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
     """The energy of the noise, mean over the draws, and that of the draws' mean, (n,) each."""
-    noises = [operator.units.counted(noise, rows) for noise in draws(x, clean, rows, operator, DRAWS)]
+    pairs = draws(x, clean, rows, operator, DRAWS)
+    noises = [operator.units.counted(noisy - of_noisy, rows) for noisy, of_noisy in pairs]
     of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
     return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
 
 
 def draws(
     x: Tensor, clean: Measurements, rows: Tensor, operator: Operator, number: int, seed: int = SEED
-) -> Iterator[Measurements]:
-    """So many draws of the noise of some rows of images, as the physics has it; ``clean`` is A(x)."""
+) -> Iterator[tuple[Measurements, Measurements]]:
+    """
+    So many noisy measurements of some rows of images, as the physics has them, and what they are without noise.
+
+    :param clean: A(x).
+    """
+    parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
     if type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward):  # sensor(noise(A(x)))
         members, random = seeded_copy(operator.members, seed)
+        members.physics.update(**parameters)
         for _ in range(number):
-            with random:
-                noise = operator.apply(partial(_of_clean, members.physics, clean), rows, members=members)
-            yield noise
+            with random:  # not while others work with what was drawn
+                noisy = operator.apply(partial(_with_noise, members.physics, clean), rows, members=members)
+            yield noisy, clean
         return
-    parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
     for k in range(number):
         members, random = seeded_copy(operator.members, seed + k)
         members.own_tensors()  # a forward may change them
         members.physics.update(**parameters)
         with random:
-            of_forward = partial(_of_forward, members.physics, as_input(x, members.physics))
-            noise = operator.apply(of_forward, rows, members=members)
-        yield noise
+            of_forward = partial(_with_forward, members.physics, as_input(x, members.physics))
+            pair = operator.apply(of_forward, rows, members=members)
+        yield pair
 
 
-def _of_clean(physics: Physics, clean: Measurements) -> Measurements:
-    """A draw of the noise by what a physics says of it."""
-    return physics.sensor(physics.noise(clean.clone())) - clean
+def _with_noise(physics: Physics, clean: Measurements) -> Measurements:
+    return physics.sensor(physics.noise(clean.clone()))
 
 
-def _of_forward(physics: Physics, x: Tensor) -> Measurements:
-    """A draw of the noise by a forward of its own, after which A is that of the draw."""
-    noisy = physics(x)
-    return noisy - physics.A(x)
+def _with_forward(physics: Physics, x: Tensor) -> tuple[Measurements, Measurements]:
+    """By a forward of its own, after which A is that of the measurements."""
+    return physics(x), physics.A(x)

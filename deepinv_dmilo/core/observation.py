@@ -208,7 +208,8 @@ class Observation:
         return weighed
 
     def _std(self, x: Tensor) -> Measurements | None:
-        return self._noise_std(self.operator(x, self.data.rows), self.data.rows)
+        rows = self.data.rows
+        return None if self.noise_likelihoods is None else self._noise_std(self.operator(x, rows), rows)
 
     def _noise_std(self, measured: Measurements, rows: Tensor) -> Measurements | None:
         """The standard deviation of the noise of each measurement that its model tells; None: it tells none."""

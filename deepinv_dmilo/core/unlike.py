@@ -128,8 +128,8 @@ def _variances(operator: Operator, number: int) -> list[Tensor]:
     groups = []
     for some in rows.split(1 if operator.is_split else len(rows)):  # an image has the draws that it has alone
         here, halves = take(clean, some), [torch.zeros(()), torch.zeros(())]
-        for k, noise in enumerate(draws(grey[some], here, some, operator, number, SEED + 1)):
-            squares = [t.abs().square() for t in parts(counted(noise, some))]
+        for k, (noisy, of_noisy) in enumerate(draws(grey[some], here, some, operator, number, SEED + 1)):
+            squares = [t.abs().square() for t in parts(counted(noisy - of_noisy, some))]
             halves[k % 2] = halves[k % 2] + _numbers(squares) / (number // 2)
         groups.append(halves)
     return [torch.cat(half) for half in zip(*groups, strict=True)]
