@@ -1,9 +1,12 @@
 """A call works on copies of its own: threads may share a model and a physics, and nothing of the caller's changes."""
 
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import deepinv as dinv
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -105,13 +108,16 @@ def test_a_copy_has_modules_of_its_own_and_the_same_tensors():
     outside = torch.nn.ModuleDict({"a": inside, "b": inside})
     outside.listed, outside.bound, outside.function = [inside], inside.forward, partial(inside.forward)
     outside.mapped, outside.plain = {"c": inside}, [1, "d"]
+    outside.patched = lambda z: inside(z)
     mine = private(outside)
     assert mine["a"] is mine["b"] is mine.listed[0] is mine.mapped["c"] is mine.bound.__self__ is not inside
     assert mine.function.func.__self__ is mine["a"]
     assert mine["a"].weight.data_ptr() == inside.weight.data_ptr()
     assert inside.weight.requires_grad
     assert not mine["a"].weight.requires_grad
-    assert mine.plain is outside.plain
+    assert mine.plain == outside.plain
+    assert mine.plain is not outside.plain
+    assert mine.patched.__closure__[0].cell_contents is mine["a"]
     mine["a"].weight = torch.nn.Parameter(torch.zeros(2, 2))
     mine.eval()
     assert inside.training
@@ -147,6 +153,111 @@ def test_a_compiled_prior_is_compiled_once(masked, monkeypatch):
     once = len(compilations)
     model(y, masked)
     assert len(compilations) == once > 0
+
+
+def patched(network):
+    """As people change a forward: a function in its place, which calls the old one."""
+    old = network.forward
+    network.forward = lambda z, t: old(z, t)
+    return network
+
+
+def compiled_in_place(network):
+    network.compile(backend="eager")
+    return network
+
+
+def compiled_forward(network):
+    network.forward = torch.compile(network.forward, backend="eager")
+    return network
+
+
+def decorated(network):
+    network.forward = torch.autocast("cpu", enabled=False)(network.forward)
+    return network
+
+
+def scripted(network):
+    return torch.jit.script(network)
+
+
+@pytest.mark.parametrize("change", [patched, compiled_in_place, compiled_forward, decorated, scripted])
+def test_a_network_whose_forward_was_changed_is_in_evaluation_mode(change, masked):
+    """Its dropout does nothing, and the caller's is left in training mode."""
+    network = change(ConvNet())
+    y = masked(images())
+    results = [DMILO(DiffusionPrior(net, DDIMScheduler()), max_passes=8)(y, masked) for net in (network, ConvNet())]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)  # a compiled one may round otherwise
+    assert network.training
+
+
+class Remembering(torch.nn.Module):
+    """A network that keeps what it works with in a dictionary and a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.kept, self.skips = ConvNet(), {}, []
+
+    def forward(self, z, t):
+        self.kept["z"] = z
+        self.skips.append(z)
+        time.sleep(1e-4)
+        return self.net(z, t) + 0.3 * self.kept["z"] + 0.1 * self.skips.pop()
+
+
+def test_what_a_network_keeps_in_containers_is_of_each_call(masked):
+    model = DMILO(DiffusionPrior(Remembering(), DDIMScheduler()), max_passes=8)
+    ys = [masked(images(seed)) for seed in range(4)]
+    alone = [model(y, masked) for y in ys]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda y: model(y, masked), ys))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert not model.prior.network.kept
+
+
+class OfNumpy(dinv.physics.NoiseModel):
+    """Noise that is drawn by numpy and by Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = np.random.default_rng(0)
+
+    def forward(self, y, **kwargs):
+        numbers = np.random.randn(*y.shape) + self.own.standard_normal(y.shape)  # noqa: NPY002
+        numbers = numbers + random.gauss()
+        return y + 0.02 * torch.from_numpy(numbers).to(y)
+
+
+def test_noise_of_other_libraries_is_seeded_and_their_states_are_as_before():
+    physics = dinv.physics.Denoising(OfNumpy())
+    model, y = DMILO(toy_prior(ConvNet(), dtype=torch.float32), max_passes=8), images()
+
+    def states():
+        own = physics.noise_model.own.bit_generator.state
+        return np.random.get_state()[1].tolist(), random.getstate(), own  # noqa: NPY002
+
+    before = states()
+    assert torch.equal(model(y, physics), model(y, physics))
+    assert states() == before
+
+
+def test_what_was_made_in_inference_mode_is_taken(masked):
+    with torch.inference_mode():
+        network = ConvNet()
+        physics = dinv.physics.Inpainting(SHAPE[1:], mask=masked.mask.clone(), noise_model=masked.noise_model)
+    y = masked(images())
+    made = DMILO(DiffusionPrior(network, DDIMScheduler()), max_passes=8)(y, physics)
+    assert torch.equal(made, DMILO(DiffusionPrior(ConvNet(), DDIMScheduler()), max_passes=8)(y, masked))
+
+
+def test_containers_that_hold_themselves_or_many_numbers_are_copied():
+    module = torch.nn.Linear(2, 2)
+    module.loop = {"numbers": list(range(10**6))}
+    module.loop["loop"] = module.loop
+    start = time.perf_counter()
+    mine = private(module)
+    assert time.perf_counter() - start < 1  # looked through number by number it takes seconds
+    assert mine.loop["loop"] is mine.loop is not module.loop
 
 
 NOISES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -14,12 +15,13 @@ from deepinv_dmilo.core.measurements import (
     Measurements,
     as_input,
     like_parts,
+    operators,
     parts,
     raise_out_of_memory,
     take,
 )
 from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.private import seeded_copy
+from deepinv_dmilo.core.private import seeded_copy, seeded_libraries
 from deepinv_dmilo.core.warning import warn
 
 DRAWS = 4  # of the noise; they cost neither A nor the network
@@ -99,28 +101,32 @@ def draws(
     :param clean: A(x).
     """
     parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
-    if type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward):  # sensor(noise(A(x)))
-        members, random = seeded_copy(operator.members, seed)
-        members.physics.update(**parameters)
-        for _ in range(number):
-            with random:  # not while others work with what was drawn
-                noisy = operator.apply(partial(_with_noise, members.physics, clean), rows, members=members)
-            yield noisy, clean
-        return
+    is_known = type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward)  # sensor(noise(A(x)))
+    of_others = seeded_libraries if _is_of_others(operator.physics) else nullcontext
     for k in range(number):
-        members, random = seeded_copy(operator.members, seed + k)
-        members.own_tensors()  # a forward may change them
-        members.physics.update(**parameters)
-        with random:
-            of_forward = partial(_with_forward, members.physics, as_input(x, members.physics))
-            pair = operator.apply(of_forward, rows, members=members)
+        if k == 0 or not is_known:  # a forward of its own may change the operator
+            members, random = seeded_copy(operator.members, seed + k)
+            if not is_known:
+                members.own_tensors()
+            members.physics.update(**parameters)
+        with random, of_others(seed + k):  # not while others work with what was drawn
+            draw = _with_noise if is_known else _with_forward
+            pair = operator.apply(partial(draw, members.physics, x, clean), rows, members=members)
         yield pair
 
 
-def _with_noise(physics: Physics, clean: Measurements) -> Measurements:
-    return physics.sensor(physics.noise(clean.clone()))
+def _is_of_others(physics: Physics) -> bool:
+    """Whether its noise, or its forward, is not deepinv's, and may draw from anywhere."""
+    noises = [getattr(member, "noise_model", None) for member in operators(physics)]
+    return any(not type(part).__module__.startswith("deepinv.") for part in (physics, *noises) if part is not None)
 
 
-def _with_forward(physics: Physics, x: Tensor) -> tuple[Measurements, Measurements]:
+def _with_noise(physics: Physics, x: Tensor, clean: Measurements) -> tuple[Measurements, Measurements]:
+    """By what a physics says of its noise."""
+    return physics.sensor(physics.noise(clean.clone())), clean
+
+
+def _with_forward(physics: Physics, x: Tensor, clean: Measurements) -> tuple[Measurements, Measurements]:
     """By a forward of its own, after which A is that of the measurements."""
+    x = as_input(x, physics)
     return physics(x), physics.A(x)

@@ -11,7 +11,7 @@ from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.draws import Draws
-from deepinv_dmilo.core.private import private
+from deepinv_dmilo.core.private import frozen
 
 _Prior = TypeVar("_Prior", bound="Prior")
 
@@ -139,7 +139,7 @@ class Prior(nn.Module):
 
     def frozen(self: _Prior) -> _Prior:
         """The same weights in evaluation mode, without gradients of them; the prior itself stays as it is."""
-        return private(self).eval()
+        return frozen(self)
 
 
 class AsDenoiser(Denoiser):

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import random as python_random
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
-from types import MethodType
+from threading import Lock
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _T = TypeVar("_T")
+_Module = TypeVar("_Module", bound=nn.Module)
 #: what a module keeps its tensors and members in, which ``functional_call`` and ``setattr`` write to
 _OWN = ("_parameters", "_buffers", "_modules")
+_LIBRARIES = Lock()
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+
+
+def frozen(module: _Module, *, shared: tuple[object, ...] = ()) -> _Module:
+    """A private copy in evaluation mode, whatever its ``eval`` does."""
+    copy = private(module, shared=shared)
+    for part in copy.modules():
+        part.training = False
+    return copy
 
 
 def private(thing: _T, *, shared: tuple[object, ...] = ()) -> _T:
@@ -23,7 +39,8 @@ def private(thing: _T, *, shared: tuple[object, ...] = ()) -> _T:
     A copy with modules and generators of its own, and with the same tensors, of which no gradient is taken.
 
     What is set on the copy (a mode, a parameter of a physics, the state of a generator) is not set on the original, so
-    that several threads may use one model and one physics. Neither weights nor hooks are copied, as by ``deepcopy``.
+    that several threads may use one model and one physics. Neither weights nor hooks are copied, as by ``deepcopy``,
+    nor objects that are no modules: a module that only such an object holds is the original.
 
     :param thing: a module, or a container of modules.
     :param shared: what is not copied.
@@ -53,6 +70,24 @@ def seeded_copy(physics: _T, seed: int) -> tuple[_T, Seeded]:
     return copy, Seeded(seed)
 
 
+@contextmanager
+def seeded_libraries(seed: int) -> Iterator[None]:
+    """
+    The global random states of numpy, Python and torch start at a seed, and are afterwards as before.
+
+    For code of others, which draws from them. They are the process's: one thread at a time.
+    """
+    with _LIBRARIES, torch.random.fork_rng(devices=[]):
+        states = np.random.get_state(), python_random.getstate()  # noqa: NPY002
+        try:
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            python_random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            python_random.setstate(states[1])
+
+
 class Seeded(TorchDispatchMode):
     """Gives every operation of this thread that draws from the global random state a generator of its own."""
 
@@ -80,41 +115,96 @@ class Seeded(TorchDispatchMode):
         return self.rngs[device]
 
 
-def _copied(thing: Any, memo: dict[int, Any]) -> Any:
-    """The copy of a thing and of what it holds; a thing that holds nothing to be copied is its own copy."""
+def _copied(thing: Any, memo: dict[int, Any], *, own: bool = False) -> Any:
+    """
+    The copy of a thing and of what it holds; what holds nothing to be copied is its own copy.
+
+    :param bool own: containers are copied in any case, those of a module, which it may write into.
+    """
     if id(thing) in memo:
         return memo[id(thing)]
+    kind = type(thing)
     if isinstance(thing, nn.Module):
         return _module(thing, memo)
+    if kind in (dict, OrderedDict, list):
+        return _container(thing, memo, own)
+    if kind is FunctionType:
+        return _function(thing, memo)
     copy = thing
     if isinstance(thing, torch.Generator):
         copy = torch.Generator(thing.device)
         copy.set_state(thing.get_state())
-    elif isinstance(thing, Tensor):
-        copy = thing.detach() if thing.requires_grad else thing
-    elif type(thing) in (list, tuple):
-        parts = [_copied(part, memo) for part in thing]
-        copy = thing if all(a is b for a, b in zip(parts, thing, strict=True)) else type(thing)(parts)
-    elif type(thing) in (dict, OrderedDict):
-        values = {name: _copied(value, memo) for name, value in thing.items()}
-        copy = thing if all(values[name] is thing[name] for name in thing) else type(thing)(values)
-    elif type(thing) is MethodType:
+    elif isinstance(thing, np.random.Generator | np.random.RandomState | python_random.Random):
+        copy = deepcopy(thing)
+    elif isinstance(thing, Tensor) and not is_lazy(thing):
+        copy = thing.clone() if thing.is_inference() else thing.detach() if thing.requires_grad else thing
+    elif kind is tuple:
+        parts = tuple(_copied(part, memo, own=own) for part in thing)
+        copy = thing if all(a is b for a, b in zip(parts, thing, strict=True)) else parts
+    elif kind is MethodType:
         owner = _copied(thing.__self__, memo)
         copy = thing if owner is thing.__self__ else MethodType(thing.__func__, owner)
-    elif type(thing) is partial:
-        parts = [_copied(part, memo) for part in (thing.func, thing.args, thing.keywords)]
-        copy = partial(parts[0], *parts[1], **parts[2])
+    elif kind is partial:
+        function, args, keywords = (_copied(part, memo) for part in (thing.func, thing.args, thing.keywords))
+        copy = partial(function, *args, **keywords)
     memo[id(thing)] = copy
+    return copy
+
+
+def _container(thing: Any, memo: dict[int, Any], own: bool) -> Any:
+    """A list or dictionary of copies; not looked through where it holds but numbers and words."""
+    copy = memo[id(thing)] = type(thing)()
+    if isinstance(thing, list):
+        plain = all(type(part) in _PLAIN for part in thing)
+        copy.extend(thing if plain else [_copied(part, memo, own=own) for part in thing])
+        same = all(a is b for a, b in zip(copy, thing, strict=True))
+    else:
+        copy.update({key: _copied(part, memo, own=own) for key, part in thing.items()})
+        same = all(copy[key] is thing[key] for key in thing)
+    if same and not own:
+        memo[id(thing)] = thing
+    return memo[id(thing)]
+
+
+def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function that encloses copies, such as a forward that was put in the place of a network's."""
+    memo[id(function)] = function
+    enclosed = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # of a cell that is empty yet
+            enclosed[name] = cell.cell_contents
+    before = (enclosed, function.__defaults__, function.__kwdefaults__)
+    after = [_copied(part, memo) for part in before]
+    if all(a is b for a, b in zip(after, before, strict=True)):
+        return function
+    cells = tuple(
+        CellType(after[0][name]) if name in enclosed else cell
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    )
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__, after[1], cells)
+    copy.__kwdefaults__ = after[2]
+    copy.__dict__.update(function.__dict__)
+    memo[id(function)] = copy
     return copy
 
 
 def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A module of its own dictionary, with copies of what is in it."""
+    copy: nn.Module
+    if isinstance(module, torch.jit.ScriptModule):  # whose mode and tensors are of the compiled one inside
+        copy = memo[id(module)] = deepcopy(module)
+        return copy
     if hasattr(module, "_orig_mod") and hasattr(module, "dynamo_ctx"):  # of torch.compile, bound to the module inside
         copy = memo[id(module)] = type(module)(_copied(module._orig_mod, memo), module.dynamo_ctx)
         return copy
     copy = memo[id(module)] = object.__new__(type(module))
     for name, value in vars(module).items():
-        own = name in _OWN
-        copy.__dict__[name] = {key: _copied(t, memo) for key, t in value.items()} if own else _copied(value, memo)
+        if name in _OWN:
+            value = {key: _copied(part, memo) for key, part in value.items()}
+        elif name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):  # that are called as they are
+            value = dict(value) if type(value) is dict else OrderedDict(value)
+        else:
+            value = _copied(value, memo, own=True)
+        copy.__dict__[name] = value
+    copy.__dict__["_compiled_call_impl"] = None  # of Module.compile, bound to the original
     return copy

@@ -18,7 +18,7 @@ from deepinv_dmilo.core.door import check_flags, check_inputs, check_settings
 from deepinv_dmilo.core.draws import check_new_draws, check_rng
 from deepinv_dmilo.core.measurements import Measurements
 from deepinv_dmilo.core.prior import Prior
-from deepinv_dmilo.core.private import private
+from deepinv_dmilo.core.private import frozen, private
 from deepinv_dmilo.core.scale import warn_if_unexplained
 from deepinv_dmilo.core.solvers import Solver
 from deepinv_dmilo.priors.conditioning import unwrapped
@@ -136,7 +136,7 @@ class PriorReconstructor(Reconstructor):
         kind = self.prior.device.type
         autocast = torch.autocast("cpu" if kind == "meta" else kind, enabled=False)  # meta knows none
         with torch.inference_mode(False), torch.no_grad(), autocast:  # the prior has its own
-            yield private(self, shared=(self.rng,)).eval()
+            yield frozen(self, shared=(self.rng,))
 
     def _open(
         self, y: Measurements, physics: Physics, init: Tensor | None, x_gt: Tensor | None, compute_metrics: bool
