@@ -1,7 +1,8 @@
 """
 Rivals that deepinv does not have, written by us from their papers, and total variation as the classic.
 
-The papers work on images u in [-1, 1], and so do these inside. They were not compared with their authors' code.
+The papers work on images u in [-1, 1], and so do these inside. They were read beside their authors' code, which was not
+run: docs/benchmarks.md has what differs.
 """
 
 from __future__ import annotations
