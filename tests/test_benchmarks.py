@@ -7,14 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
-from deepinv.physics import Denoising
 from diffusers import DDPMPipeline, DDPMScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
-from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo import DiffusionPrior, Tiled
 from deepinv_dmilo.benchmarks import real_size, report, suite
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
-from deepinv_dmilo.benchmarks.rivals import FASTDIPS
 from deepinv_dmilo.benchmarks.studies import PRESETS, Study
 from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png
@@ -45,6 +43,15 @@ def test_meter_tells_passes_from_calls():
     assert (meter.passes, meter.calls) == (3, 2)
     assert 0.05 <= meter.seconds < 5
     assert 30 < meter.memory < 200, kept.shape  # ten million floats are 40 MB
+
+
+def test_meter_counts_a_pass_once_that_checkpointing_computes_again():
+    tiled = Tiled(toy_prior(ConvNet(), dtype=torch.float32), tile=8, overlap=0)
+    z, level = torch.randn(2, 3, 8, 8), tiled.levels(3)[0]
+    with Meter(tiled.network, torch.device("cpu")) as meter:
+        tiled.denoise(z.requires_grad_(), level).sum().backward()
+        tiled.denoise(z.detach(), level)
+    assert (meter.passes, meter.calls) == (2, 2)
 
 
 def test_score_measures_each_image_and_leaves_the_global_state(prior):
@@ -105,18 +112,6 @@ def test_our_versions_of_the_rivals_reconstruct(name, study):
     _, naive = report.reconstruct(study, METHODS["pseudo-inverse"], "inpainting-70", 0.05, 0.0, x, 0)
     gains = [a["psnr"] - b["psnr"] for a, b in zip(scores, naive, strict=True)]
     assert min(gains) > 3
-
-
-def test_the_steps_of_fast_dips_descend_and_reach_the_ball():
-    """With a large penalty the image nearest to the anchor in the ball: for denoising, on the line to y."""
-    rival = FASTDIPS(toy_prior(ConvNet()), (3, 8, 8), 0.05, 1e4, steps=3)
-    rival.rounds = 50
-    anchor, y = torch.zeros(2, 3, 8, 8).double(), torch.rand(2, 3, 8, 8).double()
-    found = rival.corrected(anchor, 1.0, y, Denoising())
-    radius = rival.ball * 2 * 0.05 * (3 * 8 * 8) ** 0.5
-    far = (2 * y - 1 - anchor).flatten(1).norm(dim=1)
-    expected = anchor + (1 - radius / far).view(2, 1, 1, 1) * (2 * y - 1 - anchor)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
 
 
 def test_methods_are_asked_only_for_the_physics_that_they_take(study):

@@ -1,7 +1,8 @@
 """
 Rivals that deepinv does not have, written by us from their papers, and total variation as the classic.
 
-The papers work on images u in [-1, 1], and so do these inside. They were not compared with their authors' code.
+The papers work on images u in [-1, 1], and so do these inside. They were read beside their authors' code, which was not
+run: docs/benchmarks.md has what differs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from deepinv_dmilo.core.descent import value_and_gradient
-from deepinv_dmilo.core.measurements import energy, measure
+from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, measure, parts
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.prior import Level, Prior
 
@@ -42,21 +43,49 @@ class Rival(nn.Module):
         level = self.prior.level(s)
         return self.prior.denoise(level.signal * u, level)
 
-    def measured(self, u: Tensor, physics: Physics) -> Tensor:
-        """What is measured of images, on the scale where y is 2 y."""
-        return 2 * measure((u + 1) / 2, physics)
-
-    def misfit(self, u: Tensor, y: Tensor, physics: Physics) -> Tensor:
-        """``||A(u) - 2 y||^2``, (n,)."""
-        return energy(self.measured(u, physics) - 2 * y)
+    def data(self, y: Measurements, physics: Physics) -> DataTerm:
+        """The data term of images in [-1, 1]."""
+        return DataTerm(y, physics, (len(parts(y)[0]), *self.shape), self.noise)
 
     def levels(self, count: int) -> list[float]:
         """So many noise levels down from the highest that the prior has, and 0, spaced as by Karras et al. (2022)."""
         return spaced(min(self.highest, self.prior.levels(1)[0].ratio), self.lowest, count)
 
-    def pure_noise(self, y: Tensor) -> Tensor:
+    def pure_noise(self, y: Measurements) -> Tensor:
         """Standard normal noise for every image, (B, C, H, W)."""
-        return torch.randn(len(y), *self.shape, device=y.device)
+        first = parts(y)[0]
+        return torch.randn(len(first), *self.shape, device=first.device)
+
+
+class DataTerm:
+    """
+    Measurements of images u in [-1, 1], on the scale where they are 2 y, and A(u) is 2 A((u + 1) / 2).
+
+    :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images.
+    :param deepinv.physics.Physics physics: A, on images in [0, 1].
+    :param tuple shape: (B, C, H, W) of the images.
+    :param float noise: standard deviation of the noise of 2 y, as deepinv takes it: of a complex number, both parts.
+    """
+
+    def __init__(self, y: Measurements, physics: Physics, shape: tuple[int, ...], noise: float) -> None:
+        first = parts(y)[0]
+        self.physics: Physics = physics
+        self.doubled, self.rows = 2 * y, torch.arange(shape[0], device=first.device)
+        self.operator = Operator(physics, shape, torch.empty(0, device=first.device), single=True)
+        self.variance = noise**2 / (2 if first.is_complex() else 1)  # of a real number
+
+    def measured(self, u: Tensor) -> Measurements:
+        """``A(u)``."""
+        return 2 * measure((u + 1) / 2, self.physics)
+
+    def misfit(self, u: Tensor) -> Tensor:
+        """``||A(u) - 2 y||^2`` of what changes with the image, (n,)."""
+        return self.operator.reached_energy(self.measured(u) - self.doubled, self.rows)
+
+    @property
+    def noise_energy(self) -> Tensor:
+        """The misfit of the true images, on average, (n,): what a mask hides has no noise, and does not count."""
+        return self.variance * self.operator.reached
 
 
 def spaced(high: float, low: float, count: int) -> list[float]:
@@ -85,27 +114,26 @@ class SITCOM(Rival):
         super().__init__(prior, shape, noise, weight)
         self.steps, self.inner = steps, inner
 
-    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+    def forward(self, y: Measurements, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
-        levels = self.prior.levels(self.steps)
+        levels, data = self.prior.levels(self.steps), self.data(y, physics)
         z = levels[0].spread * self.pure_noise(y)
-        enough = self.slack * self.noise**2 * y[0].numel()
         for level, after in pairwise(levels):
-            v = self.solve(z, level, enough, y, physics)
+            v = self.solve(z, level, data)
             u = self.prior.denoise(v, level).clamp(-1, 1)
             z = after.signal * u + after.noise * torch.randn_like(u)
         return (u + 1) / 2
 
-    def solve(self, z: Tensor, level: Level, enough: float, y: Tensor, physics: Physics) -> Tensor:
+    def solve(self, z: Tensor, level: Level, data: DataTerm) -> Tensor:
         """The latent next to z whose image fits the measurements; a row that fits them is left alone."""
         v, moving = z.clone(), torch.ones_like(z[:, 0, 0, 0], dtype=torch.bool)
         adam = torch.optim.Adam([v], lr=self.weight)
         for _ in range(self.inner):
             with torch.enable_grad():
                 w = v.detach().requires_grad_()
-                misfit = self.misfit(self.prior.denoise(w, level), y, physics)
+                misfit = data.misfit(self.prior.denoise(w, level))
                 (v.grad,) = torch.autograd.grad((misfit + self.pull * energy(w - z)).sum(), w)
-            moving &= misfit.detach() > enough
+            moving &= misfit.detach() > self.slack * data.noise_energy
             if not moving.any():
                 break
             before = v.clone()
@@ -135,26 +163,26 @@ class DAPS(Rival):
         super().__init__(prior, shape, noise, weight)
         self.steps, self.flow = steps, flow
 
-    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+    def forward(self, y: Measurements, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
-        levels, steepest = self.levels(self.steps), self.steepest(y, physics)
+        data, levels, steepest = self.data(y, physics), self.levels(self.steps), self.steepest(y, physics)
         u = levels[0] * self.pure_noise(y)
         for k, (s, after) in enumerate(pairwise(levels)):
             anchor = self.probability_flow(u, s)
             rate = self.weight * (1 - k / self.steps * (1 - self.end)) / (steepest + 1 / s**2)
             u = anchor
             for _ in range(self.langevin):
-                _, gradient = value_and_gradient(lambda v: self.misfit(v, y, physics) / (2 * self.noise**2), u)
+                _, gradient = value_and_gradient(lambda v: data.misfit(v) / (2 * data.variance), u)
                 gradient = gradient + (u - anchor) / s**2
                 u = u - rate * gradient + (2 * rate).sqrt() * torch.randn_like(u)
             u = u.clamp(-1, 1) + after * torch.randn_like(u)
         return (u + 1) / 2
 
-    def steepest(self, y: Tensor, physics: Physics) -> Tensor:
-        """The largest curvature of the data term in u, about, (1, 1, 1, 1)."""
-        like = self.pure_noise(y)[:1]
+    def steepest(self, y: Measurements, physics: Physics) -> Tensor:
+        """The largest curvature of the data term in u, about, (n, 1, 1, 1)."""
+        like = self.pure_noise(y)
         gain = Operator(physics, tuple(like.shape), like, single=True).squared_gain
-        return gain.view(1, 1, 1, 1) / self.noise**2
+        return _column(gain) / self.noise**2
 
     def probability_flow(self, u: Tensor, s: float) -> Tensor:
         """Euler steps from noise s to none."""
@@ -182,39 +210,38 @@ class FASTDIPS(Rival):
         super().__init__(prior, shape, noise, weight)
         self.steps = steps
 
-    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+    def forward(self, y: Measurements, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
-        levels = self.levels(self.steps)
+        data, levels = self.data(y, physics), self.levels(self.steps)
         u = levels[0] * self.pure_noise(y)
         for s, after in pairwise(levels):
-            u = self.corrected(self.clean(u, s), s, y, physics)
+            u = self.corrected(self.clean(u, s), s, data)
             u = u + after * torch.randn_like(u)
         return (u + 1) / 2
 
-    def corrected(self, anchor: Tensor, s: float, y: Tensor, physics: Physics) -> Tensor:
+    def corrected(self, anchor: Tensor, s: float, data: DataTerm) -> Tensor:
         """The image nearest to the anchor whose measurements are in the ball of the noise, about."""
-        radius = self.ball * self.noise * y[0].numel() ** 0.5
-        u, dual = anchor, torch.zeros_like(y)
+        radius = self.ball * data.noise_energy.sqrt()
+        u, dual = anchor, 0 * data.doubled
         for _ in range(self.rounds):
-            away = self.measured(u, physics) + dual - 2 * y
-            inside = (radius / energy(away).sqrt().clamp(min=1e-12)).clamp(max=1)
-            split = 2 * y + inside.view(-1, *[1] * (y.ndim - 1)) * away
+            away = data.measured(u) + dual - data.doubled
+            split = data.doubled + _shrunk(away, radius)
             goal = split - dual
 
-            def objective(v: Tensor, goal: Tensor = goal) -> Tensor:
-                fit = energy(self.measured(v, physics) - goal)
+            def objective(v: Tensor, goal: Measurements = goal) -> Tensor:
+                fit = energy(data.measured(v) - goal)
                 return energy(v - anchor) / (2 * s**2) + self.weight / 2 * fit
 
-            u = self.descended(u, objective, s, physics)
-            dual = dual + self.measured(u, physics) - split
+            u = self.descended(u, objective, s, data)
+            dual = dual + data.measured(u) - split
         return u
 
-    def descended(self, u: Tensor, objective: Callable[[Tensor], Tensor], s: float, physics: Physics) -> Tensor:
+    def descended(self, u: Tensor, objective: Callable[[Tensor], Tensor], s: float, data: DataTerm) -> Tensor:
         """A step down the gradient, as long as the linearised A asks for, halved until it descends."""
         value, gradient = value_and_gradient(objective, u)
         size = energy(gradient).clamp(min=1e-20)
         probe = 1e-2 * (u[0].numel() / size).sqrt()
-        change = self.measured(u + _column(probe) * gradient, physics) - self.measured(u, physics)
+        change = data.measured(u + _column(probe) * gradient) - data.measured(u)
         length = size / (size / s**2 + self.weight * energy(change) / probe**2)
         for _ in range(10):
             good = objective(u - _column(length) * gradient) <= value
@@ -237,12 +264,18 @@ class TotalVariation(nn.Module):
         super().__init__()
         self.shape, self.weight = shape, weight
 
-    def forward(self, y: Tensor, physics: Physics) -> Tensor:
+    def forward(self, y: Measurements, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
         like = torch.zeros(1, *self.shape, device=y.device)
         norm = Operator(physics, tuple(like.shape), like, single=True).squared_gain.item()
         solver = FISTA(L2(), TVPrior(n_it_max=self.inner), self.weight, 1 / (1.02 * norm), max_iter=self.steps)
         return solver(y, physics)
+
+
+def _shrunk(r: Measurements, radius: Tensor) -> Measurements:
+    """What lies outside of a ball around 0, (n,) radii, moved onto it."""
+    factor = (radius / energy(r).sqrt().clamp(min=1e-12)).clamp(max=1)
+    return like_parts(r, [factor.view(-1, *[1] * (t.ndim - 1)) * t for t in parts(r)])
 
 
 def _column(t: Tensor) -> Tensor:

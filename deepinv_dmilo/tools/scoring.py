@@ -135,6 +135,8 @@ class Meter:
             self._handle.remove()
 
     def _count(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:  # checkpointing: the backward pass computes the forward one again
+            return
         z = args[0]
         # deepinv's PiGDM differentiates inside torch.func, where tensors do not say that they require a gradient
         differentiated = z.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(z)
