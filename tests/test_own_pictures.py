@@ -46,6 +46,18 @@ def test_the_area_of_a_pixel_is_a_box_of_whole_factors_and_shares_pixels_of_othe
     torch.testing.assert_close(halves, torch.tensor([[[[(1 + 2 / 2) / 1.5, (2 / 2 + 4) / 1.5]]]]))
 
 
+@pytest.mark.parametrize("factor", [2, 4, 5])
+def test_opencvs_nearest_takes_every_nth_pixel_and_its_linear_the_middle_ones(factor):
+    """By hand, from OpenCV's documents: the middle of a new pixel lies at (i + 1/2) n - 1/2."""
+    x = torch.rand(1, 1, 20, 40, generator=torch.Generator().manual_seed(0))
+    size = (20 // factor, 40 // factor)
+    assert torch.equal(Resampling((1, 20, 40), size, "opencv-nearest").A(x), x[..., ::factor, ::factor])
+    low, high = (factor - 1) // 2, factor // 2
+    rows = (x[..., low::factor, :] + x[..., high::factor, :]) / 2
+    expected = (rows[..., low::factor] + rows[..., high::factor]) / 2
+    torch.testing.assert_close(Resampling((1, 20, 40), size, "opencv-linear").A(x), expected)
+
+
 @pytest.mark.parametrize("name", RESAMPLERS)
 def test_its_adjoint_is_the_transpose_and_white_stays_white(name):
     physics = Resampling((3, *OLD), (7, 11), name)
@@ -61,6 +73,9 @@ def test_what_no_resampler_is():
         make_physics("super-resolution", (1, *OLD), factor=1.5)
     with pytest.raises(ValueError, match="crop to 20 x 40, or change it, or type downsampling='area' as well"):
         make_physics("super-resolution", (1, *OLD), factor=5)
+    for factor in (float("inf"), float("nan"), 0.5):
+        with pytest.raises(ValueError, match="type a number of at least 1"):
+            make_physics("super-resolution", (1, *OLD), factor=factor)
     physics = make_physics("super-resolution", (1, *OLD), factor=5, downsampling="area")
     assert physics.A(torch.ones(1, 1, *OLD)).shape == (1, 1, 5, 8)
 

@@ -213,6 +213,7 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
         ({"--device": "gpu9"}, "type --device cpu"),
         ({"--num-layers": "4"}, "type --published as well"),
         ({"--num-layers": "0", "--method": "dmplug"}, "num_layers=0: type a whole number of at least 1"),
+        ({"--task": "super-resolution", "--factor": "inf"}, "factor=inf: type a number of at least 1"),
         ({"--task": "super-resolution", "--factor": "0"}, "factor=0: type a number of at least 1"),
         ({"--task": "deblurring", "--blur-sigma": "50"}, "blur_sigma=50.0: type"),
         ({"--task": "inpainting", "--simulate": None, "--missing": "1.5"}, "missing=1.5: type a fraction"),

@@ -80,7 +80,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     from deepinv_dmilo.core.constraints import Simplex
     from deepinv_dmilo.tools.scoring import registered
-    from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, make_physics
+    from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
 
     with door():
         _check_pictures(args)
@@ -96,6 +96,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
         scale = options.get("factor", FACTOR) if is_small else 1
         if is_small:
             options.setdefault("downsampling", RESAMPLER)
+            check_factor(scale)
         kernel = _kernel(args, tuple(picture.shape[2:]))
         height, width = (round(side * scale) for side in picture.shape[2:])
         # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.

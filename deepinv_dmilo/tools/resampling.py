@@ -11,6 +11,14 @@ from torch.nn.functional import interpolate
 
 from deepinv_dmilo.tools.task_names import RESAMPLERS
 
+#: what torch calls those that it has by another name, and whether they have antialiasing
+TORCH = {
+    "nearest": ("nearest-exact", False),
+    "opencv-linear": ("bilinear", False),
+    "opencv-cubic": ("bicubic", False),
+    "opencv-nearest": ("nearest", False),
+}
+
 
 class Resampling(LinearPhysics):
     r"""
@@ -21,8 +29,9 @@ class Resampling(LinearPhysics):
 
     :param tuple img_size: (C, H, W) of the large images.
     :param tuple size: (h, w) of the small ones, of any ratio to the large ones.
-    :param str resampler: "area" (the mean over each new pixel), or with antialiasing "bilinear", "bicubic" or
-        "lanczos" (as Pillow), or "nearest" (one old pixel for each new one, without antialiasing).
+    :param str resampler: "area" (the mean over each new pixel, OpenCV's ``INTER_AREA``); with antialiasing "bilinear",
+        "bicubic" or "lanczos", or "nearest", as Pillow; "opencv-linear", "opencv-cubic" or "opencv-nearest" (which is
+        ``x[::n, ::n]`` of whole factors), as OpenCV, without antialiasing.
     :param settings: those of :class:`deepinv.physics.LinearPhysics`, such as ``noise_model``.
     :raises ValueError: another resampler, or one that this torch does not have.
     """
@@ -58,10 +67,10 @@ def weights(old: int, new: int, resampler: str) -> Tensor:
         edges, left = torch.linspace(0, old, new + 1), torch.arange(old)
         overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
         return overlap.clamp(min=0) * new / old
-    mode = "nearest-exact" if resampler == "nearest" else resampler
+    mode, antialias = TORCH.get(resampler, (resampler, True))
     points = torch.eye(old)[None, None]  # each column has one pixel of the row
     try:
-        return interpolate(points, size=(new, old), mode=mode, antialias=mode != "nearest-exact")[0, 0]
+        return interpolate(points, size=(new, old), mode=mode, antialias=antialias)[0, 0]
     except (NotImplementedError, ValueError) as error:  # older ones have no lanczos
         raise ValueError(
             f"torch {torch.__version__} has no downsampling={resampler!r}; type bicubic, the nearest to it, or install "

@@ -12,8 +12,9 @@ PICTURE_TASKS = (
 #: tasks whose measurements are no picture, or whose operator is drawn at random
 SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
 TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)
-#: how pictures are made small: the mean over each new pixel (OpenCV's INTER_AREA), and Pillow's filters
-RESAMPLERS = ("area", "bilinear", "bicubic", "lanczos", "nearest")
+#: how pictures are made small: the mean over each new pixel (OpenCV's INTER_AREA); Pillow's filters; OpenCV's others,
+#: that leave pixels out (linear is its default; nearest takes every n-th pixel, from the first on)
+RESAMPLERS = ("area", "bilinear", "bicubic", "lanczos", "nearest", "opencv-linear", "opencv-cubic", "opencv-nearest")
 #: options of the command line, and the tasks that they have an effect on
 TASK_OPTIONS = {
     "factor": ("super-resolution",),

@@ -112,6 +112,12 @@ def _resized(img_size: tuple[int, int, int], ratio: float) -> tuple[int, int, in
     return img_size[0], height, width
 
 
+def check_factor(factor: float) -> None:
+    """Refuse what is no factor of super-resolution."""
+    if not 1 <= factor < float("inf"):
+        raise ValueError(f"factor={factor:g}: type a number of at least 1, e.g. 4")
+
+
 def make_physics(
     task: str,
     img_size: tuple[int, int, int],
@@ -160,8 +166,7 @@ def make_physics(
     noise_model = GaussianNoise(sigma=noise, rng=torch.Generator(device).manual_seed(seed))
     rng = torch.Generator(device).manual_seed(seed + 1)
     if task == "super-resolution":
-        if factor < 1:
-            raise ValueError(f"factor={factor:g}: type a number of at least 1, e.g. 4")
+        check_factor(factor)
         if downsampling is not None:
             small = (max(1, round(img_size[1] / factor)), max(1, round(img_size[2] / factor)))
             return Resampling(img_size, small, downsampling, noise_model=noise_model, device=device)
