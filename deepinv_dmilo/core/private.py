@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _Module = TypeVar("_Module", bound=nn.Module)
 #: what a module keeps its tensors and members in, which ``functional_call`` and ``setattr`` write to
 _OWN = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _LIBRARIES = Lock()
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
@@ -169,22 +170,20 @@ def _container(thing: Any, memo: dict[int, Any], own: bool) -> Any:
 def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """A function that encloses copies, such as a forward that was put in the place of a network's."""
     memo[id(function)] = function
+    names, cells = function.__code__.co_freevars, function.__closure__ or ()
     enclosed = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    for name, cell in zip(names, cells, strict=True):
         with suppress(ValueError):  # of a cell that is empty yet
             enclosed[name] = cell.cell_contents
-    before = (enclosed, function.__defaults__, function.__kwdefaults__)
-    after = [_copied(part, memo) for part in before]
-    if all(a is b for a, b in zip(after, before, strict=True)):
+    copies = {name: _copied(value, memo) for name, value in enclosed.items()}
+    defaults, keywords = (_copied(part, memo) for part in (function.__defaults__, function.__kwdefaults__))
+    changed = any(copies[name] is not value for name, value in enclosed.items())
+    if not changed and defaults is function.__defaults__ and keywords is function.__kwdefaults__:
         return function
-    cells = tuple(
-        CellType(after[0][name]) if name in enclosed else cell
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    )
-    copy = FunctionType(function.__code__, function.__globals__, function.__name__, after[1], cells)
-    copy.__kwdefaults__ = after[2]
+    own = tuple(CellType(copies[name]) if name in copies else cell for name, cell in zip(names, cells, strict=True))
+    copy = memo[id(function)] = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, own)
+    copy.__kwdefaults__ = keywords
     copy.__dict__.update(function.__dict__)
-    memo[id(function)] = copy
     return copy
 
 
@@ -201,8 +200,8 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for name, value in vars(module).items():
         if name in _OWN:
             value = {key: _copied(part, memo) for key, part in value.items()}
-        elif name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):  # that are called as they are
-            value = dict(value) if type(value) is dict else OrderedDict(value)
+        elif name.endswith(_HOOKS) and isinstance(value, dict):  # of functions, which are called as they are
+            value = value.copy()
         else:
             value = _copied(value, memo, own=True)
         copy.__dict__[name] = value
