@@ -272,6 +272,26 @@ def test_endings_in_capitals_are_taken_and_the_rest_is_told_in_a_line(tmp_path, 
     assert not capsys.readouterr().err
 
 
+def test_links_to_folders_are_followed_once_and_folders_are_no_pictures(tmp_path, capsys):
+    folder, other = tmp_path / "set", tmp_path / "other"
+    for name in ("set/b.png", "set/z.png/1.png", "other/a.png", "other/sub/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    links = {"set/a": folder / "z.png", "set/more": other, "set/up": tmp_path, "other/back": folder, "other/me": other}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (folder / "broken.png").symlink_to("nowhere.png")
+    found = [file.relative_to(folder).as_posix() for file in picture_files(folder)]
+    assert found == [
+        "b.png",
+        "broken.png",
+        "more/a.png",
+        "more/sub/c.png",
+        "z.png/1.png",
+    ]  # the broken one is told later
+    assert "folders are left out, unreadable or taken already: a, up, more/back, ..." in capsys.readouterr().err
+
+
 def test_png_bytes_are_those_of_a_file(tmp_path):
     x = torch.tensor(EIGHT)[None] / 255
     assert torch.equal(read_picture(saved(tmp_path, png_bytes(x)))[:1], x)
