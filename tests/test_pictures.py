@@ -274,10 +274,11 @@ def test_endings_in_capitals_are_taken_and_the_rest_is_told_in_a_line(tmp_path, 
 
 def test_links_to_folders_are_followed_once_and_folders_are_no_pictures(tmp_path, capsys):
     folder, other = tmp_path / "set", tmp_path / "other"
-    for name in ("set/b.png", "set/z.png/1.png", "other/a.png", "other/sub/c.png"):
+    for name in ("set/b.png", "set/z.png/1.png", "set/.h/x/d.png", "other/a.png", "other/sub/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     links = {"set/a": folder / "z.png", "set/more": other, "set/up": tmp_path, "other/back": folder, "other/me": other}
+    links |= {"set/seen": folder / ".h/x", "set/.a": other}  # a hidden name is none
     for name, target in links.items():
         (tmp_path / name).symlink_to(target)
     (folder / "broken.png").symlink_to("nowhere.png")
@@ -288,7 +289,7 @@ def test_links_to_folders_are_followed_once_and_folders_are_no_pictures(tmp_path
         "more/a.png",
         "more/sub/c.png",
         "z.png/1.png",
-    ]  # the broken one is told later
+    ]
     assert "folders are left out, unreadable or taken already: a, up, more/back, ..." in capsys.readouterr().err
 
 

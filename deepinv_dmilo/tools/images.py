@@ -22,13 +22,13 @@ def walked(folder: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
     """
     The files of a folder and of those below, links followed, by where each folder truly is; the folders left out.
 
-    Each folder is taken once, by a name without links if it has one. Left out are links to one that is taken already,
-    or that the link lies in, and what cannot be read.
+    Each folder is taken once, by a name without links if it has one that is not hidden. Left out are links that are
+    hidden, to one that is taken already, or to one that the link lies in, and what cannot be read.
     """
     files: dict[Path, list[Path]] = {}
     left: list[Path] = []
-    waiting = [folder]
-    for start in waiting:
+    waiting, hidden = [folder], list[Path]()
+    for start in itertools.chain(waiting, hidden):
         around = {*folder.resolve().parents, *start.parent.resolve().parents, start.parent.resolve()}
         if start != folder and start.resolve() in around | files.keys():
             left.append(start)
@@ -36,11 +36,12 @@ def walked(folder: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
         for name, folders, found in os.walk(start, onerror=lambda error: left.append(Path(error.filename))):
             path = Path(name)
             files[path.resolve()] = [path / part for part in found]
-            below = [path / part for part in sorted(folders)]
-            waiting.extend(part for part in below if part.is_symlink())
-            again = [part for part in below if not part.is_symlink() and part.resolve() in files]
-            left.extend(again)
-            folders[:] = [part.name for part in below if part not in again]
+            links = sorted(path / part for part in folders if (path / part).is_symlink())
+            own = sorted({path / part for part in folders} - set(links))
+            waiting.extend(part for part in links if not part.name.startswith("."))
+            hidden.extend(part for part in own if part.name.startswith("."))
+            left.extend(part for part in own if part.resolve() in files)
+            folders[:] = [part.name for part in own if part not in {*left, *hidden}]
     return files, left
 
 
