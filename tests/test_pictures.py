@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo.tools.images import open_images, picture_files
-from deepinv_dmilo.tools.pictures import ENDINGS, FORMATS, is_grey, png_bytes, read_layers, read_picture
+from deepinv_dmilo.tools.pictures import ENDINGS, FORMATS, as_grey, is_grey, png_bytes, read_layers, read_picture
 
 RAMP = np.tile(np.linspace(0.05, 0.95, 24, dtype=np.float32), (16, 1))
 RAMP[:4, :4] = 0.3  # what is not symmetric shows a turn
@@ -126,6 +126,17 @@ def test_a_grey_ramp_of_any_kind_keeps_its_values(name, tmp_path):
     assert (read_layers(file)[1] == 1).all()
 
 
+def test_grey_within_what_lossy_formats_round(tmp_path):
+    """By two levels; then it is the mean of the channels, and exactly these where they are equal."""
+    rounded = np.stack([EIGHT, EIGHT + 2, EIGHT + 1], -1)
+    x = read_picture(saved(tmp_path, rounded))
+    assert is_grey(x)
+    torch.testing.assert_close(as_grey(x)[0], torch.tensor(EIGHT + 1) / 255, rtol=0, atol=1e-6)
+    assert not is_grey(read_picture(saved(tmp_path, rounded + np.uint8([0, 1, 0]))))
+    equal = read_picture(saved(tmp_path, EIGHT))
+    assert torch.equal(as_grey(equal), equal[:1])
+
+
 def test_two_colours_webp_and_cmyk(tmp_path):
     assert_is(saved(tmp_path, EIGHT, "x.webp", lossless=True), RAMP, LEVEL)
     assert_is(saved(tmp_path, RAMP > 0.5, "bits.png"), RAMP > 0.5, 0)
@@ -200,10 +211,19 @@ def test_what_is_transparent_is_white_and_told(mode, tmp_path):
     image, options = transparent(mode)
     file = saved(tmp_path, image, **options)
     expected = np.where(HALF == 0, 1, RAMP)
-    with pytest.warns(RuntimeWarning, match=r"25 % of .*x\.png is transparent, and white here; save it on the ground"):
+    with pytest.warns(
+        RuntimeWarning, match=r"25\.0% of .*x\.png is transparent, and white here; save it on the ground"
+    ):
         assert_is(file, expected, LEVEL)
     assert read_picture(file, ground=0.0)[0, 1, :6].sum() == 0
     assert torch.equal(read_layers(file)[1][0], torch.tensor(HALF / 255).float())
+
+
+@pytest.mark.parametrize(("rows", "share"), [(16, "100.0%"), (15, "93.8%")])
+def test_the_share_that_is_transparent_is_told_in_per_cent(rows, share, tmp_path):
+    alpha = np.where(np.arange(16)[:, None] < rows, 0, 255).astype(np.uint8).repeat(24, 1)
+    with pytest.warns(RuntimeWarning, match=rf"{share} of .*x\.png is transparent"):
+        read_picture(saved(tmp_path, np.dstack([EIGHT, EIGHT, EIGHT, alpha])))
 
 
 def test_a_grey_level_of_sixteen_bits_that_is_transparent(tmp_path):
@@ -288,6 +308,7 @@ def test_links_to_folders_are_followed_once_and_folders_are_no_pictures(tmp_path
         "broken.png",
         "more/a.png",
         "more/sub/c.png",
+        "seen/d.png",
         "z.png/1.png",
     ]
     assert "folders are left out, unreadable or taken already: a, up, more/back, ..." in capsys.readouterr().err

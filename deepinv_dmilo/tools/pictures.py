@@ -31,7 +31,7 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of a picture: where PIL begins 
 MOST_ELONGATED = 100
 
 HALF_A_LEVEL = 0.5 / 255  # that floats may be outside [0, 1]: eight bits would not show it
-ROUNDING = 2  # levels, that a profile's colours may be from those of sRGB and count as the same
+ROUNDING = 2  # levels of 8 bits, by which colours differ and count as the same: of a profile and sRGB, of a grey pixel
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
 
@@ -50,7 +50,7 @@ def read_picture(file: str | Path, *, ground: float | None = None) -> Tensor:
     """
     colours, opacity = read_layers(file)
     if ground is None and (share := (opacity < 1).float().mean().item()):
-        warn(f"{100 * share:.2g} % of {file} is transparent, and white here; save it on the ground that you want")
+        warn(f"{share:.1%} of {file} is transparent, and white here; save it on the ground that you want")
     return colours * opacity + (1 - opacity) * (1.0 if ground is None else ground)
 
 
@@ -158,8 +158,15 @@ def refuse_strips(image: Tensor) -> Tensor:
 
 
 def is_grey(picture: Tensor) -> bool:
-    """Whether all channels of images (..., C, H, W) are equal."""
-    return bool((picture == picture[..., :1, :, :]).all())
+    """Whether all channels of images (..., C, H, W) in [0, 1] are equal, but for what lossy formats round."""
+    spread = picture.amax(-3) - picture.amin(-3)
+    return bool((spread <= ROUNDING / 255 + HALF_A_LEVEL).all())
+
+
+def as_grey(picture: Tensor) -> Tensor:
+    """The mean of the channels of images (..., C, H, W), (..., 1, H, W); where they are equal, exactly these."""
+    first = picture[..., :1, :, :]
+    return first + (picture - first).mean(-3, keepdim=True)
 
 
 def as_png(image: Tensor) -> Image.Image:
