@@ -352,3 +352,29 @@ def test_wrong_options_are_one_line(more, told, tmp_path, capsys):
 def test_results_do_not_go_among_the_pictures(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), *OPTIONS, "--out", str(tmp_path / "results")]) == 2
     assert "is inside" in capsys.readouterr().err
+
+
+def test_results_in_a_folder_that_is_linked_are_refused_too(tmp_path, capsys):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "real")
+    options = ["--out", str(tmp_path / "real" / "out"), "--prior", "digits", *OPTIONS]
+    assert main(["evaluate", str(tmp_path / "set"), *options]) == 2
+    assert "is inside" in capsys.readouterr().err
+
+
+def test_a_folder_named_as_a_bundled_prior_has_the_prior_of_all_folders(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    as_png(DIGITS[0]).save(tmp_path / "digits" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    opened = []
+
+    def refuse(name, *args, **settings):
+        opened.append(name)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("deepinv_dmilo.tools.evaluate_command.open_prior", refuse)
+    assert main(["evaluate", "digits", "--out", "out", *OPTIONS]) == 2
+    (tmp_path / "digits").rename(tmp_path / "mine")
+    assert main(["evaluate", "digits", "--out", "out", *OPTIONS]) == 2
+    assert opened == ["photos", "digits"]

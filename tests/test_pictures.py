@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo.tools.images import open_images, picture_files
-from deepinv_dmilo.tools.pictures import ENDINGS, FORMATS, is_grey, png_bytes, read_layers, read_picture
+from deepinv_dmilo.tools.pictures import ENDINGS, FORMATS, as_grey, is_grey, png_bytes, read_layers, read_picture
 
 RAMP = np.tile(np.linspace(0.05, 0.95, 24, dtype=np.float32), (16, 1))
 RAMP[:4, :4] = 0.3  # what is not symmetric shows a turn
@@ -18,30 +18,42 @@ EIGHT, SIXTEEN = (255 * RAMP).round().astype(np.uint8), (65535 * RAMP).round().a
 LEVEL = 1.01 / 255  # of 8 bits, and a little rounding
 
 
-def tiff(values, bits, photometric=1):
-    """A grey TIFF of one strip, as no library here writes it: 12 bits, or 16 of which 0 is white."""
-    height, width = values.shape
+def tiff(values, bits, photometric=1, **more):
+    """A TIFF of one strip, as no library here writes it: grey (H, W) of 12 bits or more, (H, W, C) of 8 or 16."""
+    height, width = values.shape[:2]
+    samples = values.shape[2] if values.ndim == 3 else 1
     if bits == 12:
         pairs = values.reshape(-1, 2).astype(int)
         data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
     else:
-        data = values.astype("<u2").tobytes()
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 134)]
-    tags += [(277, 1), (278, height), (279, len(data))]
-    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+        data = values.astype({8: "u1", 16: "<u2", 64: "<f8"}[bits]).tobytes()
+    tags = {
+        256: width,
+        257: height,
+        258: {1: bits, 2: bits | bits << 16}.get(samples, 248),
+        259: 1,
+        262: photometric,
+        273: 256,
+    }
+    tags |= {277: samples, 278: height, 279: len(data), **{int(tag[1:]): value for tag, value in more.items()}}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, samples if tag == 258 else 1, value)
+        for tag, value in sorted(tags.items())
+    )
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    return head.ljust(134, b"\0") + data
+    return head.ljust(248, b"\0") + struct.pack("<4H", *4 * [bits]) + data
 
 
-def png(depth, kind, rows):
-    """A PNG of any depth and colour type, from its rows."""
+def png(depth, kind, rows, transparent=b""):
+    """A PNG of any depth and colour type, from its rows, and the level or colour that is transparent."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", 24, 16, depth, kind, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", header) + (chunk(b"tRNS", transparent) if transparent else b"")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def profile(space, *tags):
@@ -104,6 +116,8 @@ GREY_FILES = {
     "sixteen.pgm": (lambda: SIXTEEN, 1 / 65535),
     "big_endian.tif": (lambda: Image.frombytes("I;16B", (24, 16), SIXTEEN.astype(">u2").tobytes()), 1 / 65535),
     "twelve.tif": (lambda: tiff((4095 * RAMP).round(), 12), 1 / 4095),
+    "twelve_of_sixteen.tif": (lambda: tiff((4095 * RAMP).round(), 16, t281=4095), 1 / 4095),
+    "a_statistic.tif": (lambda: tiff(SIXTEEN, 16, t281=62259), 1 / 65535),
     "white_is_zero.tif": (lambda: tiff(65535 - SIXTEEN, 16, photometric=0), 1 / 65535),
     "grey_and_alpha.png": (lambda: Image.merge("LA", [Image.fromarray(EIGHT), Image.new("L", (24, 16), 255)]), LEVEL),
     "sixteen_and_alpha.png": (
@@ -124,6 +138,17 @@ def test_a_grey_ramp_of_any_kind_keeps_its_values(name, tmp_path):
     assert_is(file, RAMP, atol)
     assert is_grey(read_picture(file))
     assert (read_layers(file)[1] == 1).all()
+
+
+def test_grey_within_what_lossy_formats_round(tmp_path):
+    """By two levels; then it is the mean of the channels, and exactly these where they are equal."""
+    rounded = np.stack([EIGHT, EIGHT + 2, EIGHT + 1], -1)
+    x = read_picture(saved(tmp_path, rounded))
+    assert is_grey(x)
+    torch.testing.assert_close(as_grey(x)[0], torch.tensor(EIGHT + 1) / 255, rtol=0, atol=1e-6)
+    assert not is_grey(read_picture(saved(tmp_path, rounded + np.uint8([0, 1, 0]))))
+    equal = read_picture(saved(tmp_path, EIGHT))
+    assert torch.equal(as_grey(equal), equal[:1])
 
 
 def test_two_colours_webp_and_cmyk(tmp_path):
@@ -153,6 +178,41 @@ def test_sixteen_bits_of_colour_are_read_to_eight(tmp_path):
 def test_values_without_a_white_are_refused(values, told, tmp_path):
     with pytest.raises(ValueError, match=rf"x\.tif cannot be read: its values are {told}"):
         read_picture(saved(tmp_path, values, "x.tif"))
+
+
+COLOURS = np.dstack([SIXTEEN, SIXTEEN[::-1], 65535 - SIXTEEN])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (tiff(EIGHT // 2, 8, t339=2), "its values are integers of 32 bits, or with a sign"),
+        (
+            tiff(COLOURS, 16, 2, t284=2),
+            r"its channels of 16 bits lie one after the other, uncompressed \(PlanarConfiguration 2\)",
+        ),
+        (tiff(COLOURS // 16, 16, 2, t281=4095), "of its 16 bits of colour 12 are used; multiply its values by 16"),
+        (tiff(RAMP, 64, t339=3), "is damaged, or a TIFF of a kind that is not read; save it as one of 8 bits, 16 bits"),
+        (tiff(COLOURS[..., :2], 16, t338=0), "is damaged, or a TIFF of a kind that is not read"),
+    ],
+)
+def test_a_tiff_that_would_be_misread_is_refused(content, told, tmp_path):
+    with pytest.raises(ValueError, match=rf"x\.tif .*{told}"):
+        read_picture(saved(tmp_path, content, "x.tif"))
+
+
+def test_a_tiff_of_interleaved_colours_or_one_channel_is_read(tmp_path, recwarn):
+    x = read_picture(saved(tmp_path, tiff(COLOURS, 16, 2), "x.tif"))
+    torch.testing.assert_close(x, torch.tensor(COLOURS / 65535).permute(2, 0, 1).float(), rtol=0, atol=LEVEL)
+    file = saved(tmp_path, SIXTEEN, "x.tif", compression="tiff_lzw", tiffinfo={284: 2})
+    assert_is(file, RAMP, 1 / 65535)
+    assert not recwarn.list
+
+
+def test_channels_of_a_tiff_that_are_no_colours_are_told(tmp_path):
+    file = saved(tmp_path, tiff(np.dstack([EIGHT, EIGHT[::-1]]), 8, t338=0), "x.tif")
+    with pytest.warns(RuntimeWarning, match=r"1 channel\(s\) of .*x\.tif beside its colours are left out"):
+        assert_is(file, RAMP, LEVEL)
 
 
 def test_floats_that_rounding_led_outside_are_taken(tmp_path):
@@ -200,16 +260,39 @@ def test_what_is_transparent_is_white_and_told(mode, tmp_path):
     image, options = transparent(mode)
     file = saved(tmp_path, image, **options)
     expected = np.where(HALF == 0, 1, RAMP)
-    with pytest.warns(RuntimeWarning, match=r"25 % of .*x\.png is transparent, and white here; save it on the ground"):
+    with pytest.warns(
+        RuntimeWarning, match=r"25\.0% of .*x\.png is transparent, and white here; save it on the ground"
+    ):
         assert_is(file, expected, LEVEL)
     assert read_picture(file, ground=0.0)[0, 1, :6].sum() == 0
     assert torch.equal(read_layers(file)[1][0], torch.tensor(HALF / 255).float())
+
+
+@pytest.mark.parametrize(("rows", "share"), [(16, "100.0%"), (15, "93.8%")])
+def test_the_share_that_is_transparent_is_told_in_per_cent(rows, share, tmp_path):
+    alpha = np.where(np.arange(16)[:, None] < rows, 0, 255).astype(np.uint8).repeat(24, 1)
+    with pytest.warns(RuntimeWarning, match=rf"{share} of .*x\.png is transparent"):
+        read_picture(saved(tmp_path, np.dstack([EIGHT, EIGHT, EIGHT, alpha])))
 
 
 def test_a_grey_level_of_sixteen_bits_that_is_transparent(tmp_path):
     file = saved(tmp_path, np.where(HALF == 0, 0, SIXTEEN).astype(np.uint16), transparency=0)
     opacity = read_layers(file)[1][0]
     assert torch.equal(opacity, torch.tensor(HALF / 255).float())
+
+
+def test_a_level_of_four_bits_and_a_colour_of_sixteen_that_are_transparent(tmp_path):
+    """The first as of 8 bits; the second is told: PIL keeps the upper 8 bits, which it may share with others."""
+    levels = np.where(HALF == 0, 5, 9)
+    rows = [(row[::2] << 4 | row[1::2]).astype(np.uint8).tobytes() for row in levels]
+    opacity = read_layers(saved(tmp_path, png(4, 0, rows, struct.pack(">H", 5))))[1][0]
+    assert torch.equal(opacity, torch.tensor(HALF / 255).float())
+    rows = [b"".join(struct.pack(">3H", v, v, v) for v in row) for row in SIXTEEN.tolist()]
+    file = saved(tmp_path, png(16, 2, rows, struct.pack(">3H", *[int(SIXTEEN[8, 8])] * 3)))
+    with pytest.warns(
+        RuntimeWarning, match=r"the colour of .*x\.png that is transparent has 16 bits: it is left opaque"
+    ):
+        assert (read_layers(file)[1] == 1).all()
 
 
 def test_a_picture_that_is_opaque_has_no_warning(tmp_path, recwarn):
@@ -270,6 +353,28 @@ def test_endings_in_capitals_are_taken_and_the_rest_is_told_in_a_line(tmp_path, 
     assert "5 of 10 files are not taken, hidden or without the ending of a picture: .DS_Store, ._a.jpg" in told
     assert len(picture_files(tmp_path, quiet=True)) == 5
     assert not capsys.readouterr().err
+
+
+def test_links_to_folders_are_followed_once_and_folders_are_no_pictures(tmp_path, capsys):
+    folder, other = tmp_path / "set", tmp_path / "other"
+    for name in ("set/b.png", "set/z.png/1.png", "set/.h/x/d.png", "other/a.png", "other/sub/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    links = {"set/a": folder / "z.png", "set/more": other, "set/up": tmp_path, "other/back": folder, "other/me": other}
+    links |= {"set/seen": folder / ".h/x", "set/.a": other}  # a hidden name is none
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (folder / "broken.png").symlink_to("nowhere.png")
+    found = [file.relative_to(folder).as_posix() for file in picture_files(folder)]
+    assert found == [
+        "b.png",
+        "broken.png",
+        "more/a.png",
+        "more/sub/c.png",
+        "seen/d.png",
+        "z.png/1.png",
+    ]
+    assert "folders are left out, unreadable or taken already: a, up, more/back, ..." in capsys.readouterr().err
 
 
 def test_png_bytes_are_those_of_a_file(tmp_path):

@@ -9,7 +9,7 @@ import toys
 from diffusers import DDPMScheduler
 from test_evaluate import DIGITS, Backprojection, psnrs, run
 
-from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo import DiffusionPrior, LatentPrior
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.pictures import as_png
@@ -88,3 +88,23 @@ def test_the_hash_of_a_prior_follows_from_its_weights_settings_and_schedule():
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] += 1e-3
     assert prior_digest(prior()) != first
+
+
+def test_the_hash_of_a_prior_follows_from_how_its_networks_are_built():
+    """Of equal weights; where they lie, and the version of diffusers that saved them, do not matter."""
+    network, autoencoder = toys.tiny_unet(channels=4), toys.tiny_autoencoder()
+    prior = LatentPrior(DiffusionPrior(torch.nn.DataParallel(network), DDPMScheduler(), clip_sample=False), autoencoder)
+
+    def hashed(part, **config):
+        part.register_to_config(**config)
+        return prior_digest(prior)
+
+    first = prior_digest(prior)
+    others = [
+        hashed(network, flip_sin_to_cos=False),
+        hashed(network, norm_eps=1e-6),
+        hashed(network, act_fn="gelu"),
+        hashed(autoencoder, act_fn="gelu"),
+    ]
+    assert len({first, *others}) == 5
+    assert hashed(network, _name_or_path="elsewhere", _diffusers_version="0.1") == others[-1]

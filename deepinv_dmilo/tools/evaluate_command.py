@@ -59,7 +59,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if Path(args.dataset).is_dir():
         args.dataset = str(Path(args.dataset))  # without a slash at its end, say
     if args.prior is None:
-        args.prior = args.dataset if args.dataset in bundled_priors() else "photos"
+        is_bundled = args.dataset in bundled_priors() and not Path(args.dataset).is_dir()  # a folder goes before
+        args.prior = args.dataset if is_bundled else "photos"
     with door():
         _check_evaluate(args)
         # One process may wait long for another's last batch.
@@ -114,11 +115,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _check_evaluate(args: argparse.Namespace) -> None:
     """Refuse numbers that are none, and results among the pictures."""
+    from deepinv_dmilo.tools.images import walked
+
     for name, word in (("limit", ""), ("size", ""), ("batch_size", ""), ("micro_batch", ", or auto")):
         value = getattr(args, name)
         if value is None or (name == "micro_batch" and value == "auto"):
             continue
         if not (str(value).isdecimal() and int(value) > 0):
             raise ValueError(f"--{name.replace('_', '-')} {value}: type a whole number of at least 1{word}")
-    if Path(args.dataset).resolve() in (args.out.resolve(), *args.out.resolve().parents):
+    folders = {Path(args.dataset).resolve(), *walked(Path(args.dataset))[0]}
+    if folders & {args.out.resolve(), *args.out.resolve().parents}:
         raise ValueError(f"--out {args.out} is inside {args.dataset}, where its pictures would be taken for images")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,54 @@ from deepinv_dmilo.tools.folder import few, shown
 from deepinv_dmilo.tools.pictures import ENDINGS, read_picture, refuse_strips
 
 
+def walked(folder: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """
+    The files of a folder and of those below, links followed, by where each folder truly is; the folders left out.
+
+    Each folder is taken once, by a name without links if it has one that is not hidden. Left out are links that are
+    hidden, to one that is taken already, or to one that the link lies in, and what cannot be read.
+    """
+    files: dict[Path, list[Path]] = {}
+    left: list[Path] = []
+    waiting, hidden = [folder], list[Path]()
+    for start in itertools.chain(waiting, hidden):
+        around = {*folder.resolve().parents, *start.parent.resolve().parents, start.parent.resolve()}
+        if start != folder and start.resolve() in around | files.keys():
+            left.append(start)
+            continue
+        for name, folders, found in os.walk(start, onerror=lambda error: left.append(Path(error.filename))):
+            path = Path(name)
+            files[path.resolve()] = [path / part for part in found]
+            links = sorted(path / part for part in folders if (path / part).is_symlink())
+            own = sorted({path / part for part in folders} - set(links))
+            waiting.extend(part for part in links if not part.name.startswith("."))
+            hidden.extend(part for part in own if part.name.startswith("."))
+            left.extend(part for part in own if part.resolve() in files)
+            folders[:] = [part.name for part in own if part not in {*left, *hidden}]
+    return files, left
+
+
 def picture_files(folder: Path, *, quiet: bool = False) -> list[Path]:
-    """The pictures below a folder, by name: no hidden files; a line on stderr tells what else lies there."""
-    found = sorted(folder.rglob("*"))
-    hidden = {f for f in found if any(part.startswith(".") for part in f.relative_to(folder).parts)}
+    """The pictures below a folder, links followed, by name: no hidden files; lines on stderr tell what is left out."""
+    files, left = walked(folder)
+    found = sorted(itertools.chain.from_iterable(files.values()))
+    hidden = {f for f in [*found, *left] if any(part.startswith(".") for part in f.relative_to(folder).parts)}
     pictures = [f for f in found if f.suffix.lower() in ENDINGS and f not in hidden]
+    if quiet:
+        return pictures
     taken = set(pictures)
     others = [f for f in found if f not in taken and f.is_file()]
-    if others and not quiet:
+    folders = [f for f in left if f not in hidden]
+    if others:
         names = few([f.relative_to(folder).as_posix() for f in others])
         print(
             f"{shown(str(folder))}: {len(others)} of {len(others) + len(pictures)} files are not taken, hidden or "
             f"without the ending of a picture: {names}",
             file=sys.stderr,
         )
+    if folders:
+        names = few([f.relative_to(folder).as_posix() for f in folders])
+        print(f"{shown(str(folder))}: folders are left out, unreadable or taken already: {names}", file=sys.stderr)
     return pictures
 
 

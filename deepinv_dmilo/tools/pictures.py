@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deepinv_dmilo.core.warning import warn
+from deepinv_dmilo.tools.tiff import KINDS, PHOTOMETRIC, WHITE_IS_ZERO, check_tiff, is_tiff, tags_of, white_of
 
 #: what PIL raises at a file that is missing, damaged, no picture, or far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -31,8 +32,7 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of a picture: where PIL begins 
 MOST_ELONGATED = 100
 
 HALF_A_LEVEL = 0.5 / 255  # that floats may be outside [0, 1]: eight bits would not show it
-ROUNDING = 2  # levels, that a profile's colours may be from those of sRGB and count as the same
-BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
+ROUNDING = 2  # levels of 8 bits, by which colours differ and count as the same: of a profile and sRGB, of a grey pixel
 
 
 def read_picture(file: str | Path, *, ground: float | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def read_picture(file: str | Path, *, ground: float | None = None) -> Tensor:
     A picture of a file, upright, in the colours of sRGB; three equal channels where it is grey.
 
     Read are 8 bits of any kind (colour, grey, palette, two colours, CMYK), 16 bits (of colour, the upper 8), and
-    grey floats in [0, 1].
+    grey floats in [0, 1]. Channels of a TIFF that are neither colours nor opacity are left out, with a warning.
 
     :param str, pathlib.Path file: PNG, JPEG, TIFF, WebP, BMP, GIF or PPM, whatever its ending.
     :param float ground: the grey level that lies behind transparent pixels; None: white, and a warning.
@@ -50,7 +50,7 @@ def read_picture(file: str | Path, *, ground: float | None = None) -> Tensor:
     """
     colours, opacity = read_layers(file)
     if ground is None and (share := (opacity < 1).float().mean().item()):
-        warn(f"{100 * share:.2g} % of {file} is transparent, and white here; save it on the ground that you want")
+        warn(f"{share:.1%} of {file} is transparent, and white here; save it on the ground that you want")
     return colours * opacity + (1 - opacity) * (1.0 if ground is None else ground)
 
 
@@ -63,6 +63,8 @@ def read_layers(file: str | Path) -> tuple[Tensor, Tensor]:
         # Of a name, PIL maps an uncompressed TIFF into memory, and reads one that is to be turned awry.
         with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
             _check_one(opened)
+            check_tiff(opened, file)
+            _mend_transparency(opened, file)
             upright, profile = ImageOps.exif_transpose(opened), opened.info.get("icc_profile")
             if upright.mode == "F" or upright.mode.startswith("I"):
                 values, opacity = _deep(upright, opened)
@@ -71,6 +73,10 @@ def read_layers(file: str | Path) -> tuple[Tensor, Tensor]:
                 picture, opacity = _eight_bits(upright)
                 colours = np.asarray(_as_srgb(picture, profile, file).convert("RGB"), dtype=np.float32) / 255
     except UnidentifiedImageError:
+        if is_tiff(file):
+            raise ValueError(
+                f"{file} is damaged, or a TIFF of a kind that is not read; save it as one of {KINDS}"
+            ) from None
         raise ValueError(f"{file} is no picture that can be read; give a PNG or JPEG") from None
     except UNREADABLE as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
@@ -92,9 +98,20 @@ def _check_one(opened: Image.Image) -> None:
         raise ValueError("it holds several pictures (pages or frames); save the one that you want as a file of its own")
 
 
+def _mend_transparency(opened: Image.Image, file: Path) -> None:
+    """Make the one level or colour of a PNG that is transparent one of the 8 bits that PIL makes of 2, 4 or 16."""
+    tiles = getattr(opened, "tile", ()) if opened.format == "PNG" else ()
+    level, how = opened.info.get("transparency"), tiles[0].args if tiles else None
+    if isinstance(level, int) and how in ("L;2", "L;4"):
+        opened.info["transparency"] = level * {"L;2": 85, "L;4": 17}[how]
+    elif level is not None and how == "RGB;16B":
+        del opened.info["transparency"]
+        warn(f"the colour of {file} that is transparent has 16 bits: it is left opaque; save it with 8 bits")
+
+
 def _deep(upright: Image.Image, opened: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Grey values of more than 8 bits, (H, W): floats are in [0, 1], white of b bits is 2^b - 1; and their opacity."""
-    values, tags = np.asarray(upright, dtype=np.float32), getattr(opened, "tag_v2", {})
+    values = np.asarray(upright, dtype=np.float32)
     opacity = (values != upright.info.get("transparency", -1)).astype(np.float32)
     if upright.mode == "F":
         low, high = values.min(), values.max()
@@ -104,14 +121,9 @@ def _deep(upright: Image.Image, opened: Image.Image) -> tuple[np.ndarray, np.nda
                 "white, clip them to [0, 1] and save them again"
             )
         values = values.clip(0, 1)
-    elif upright.mode == "I" and tags:
-        raise ValueError(
-            "its values are integers of 32 bits, or with a sign, of which none is white; divide them by what is white "
-            "and save floats in [0, 1], or 65535 times these as 16 bits"
-        )
     else:
-        values = values / (2.0 ** tags.get(BITS, (16,))[0] - 1)
-    return 1 - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values, opacity
+        values = values / float(white_of(opened))
+    return 1 - values if tags_of(opened).get(PHOTOMETRIC) == WHITE_IS_ZERO else values, opacity
 
 
 def _eight_bits(upright: Image.Image) -> tuple[Image.Image, np.ndarray]:
@@ -158,8 +170,15 @@ def refuse_strips(image: Tensor) -> Tensor:
 
 
 def is_grey(picture: Tensor) -> bool:
-    """Whether all channels of images (..., C, H, W) are equal."""
-    return bool((picture == picture[..., :1, :, :]).all())
+    """Whether all channels of images (..., C, H, W) in [0, 1] are equal, but for what lossy formats round."""
+    spread = picture.amax(-3) - picture.amin(-3)
+    return bool((spread <= ROUNDING / 255 + HALF_A_LEVEL).all())
+
+
+def as_grey(picture: Tensor) -> Tensor:
+    """The mean of the channels of images (..., C, H, W), (..., 1, H, W); where they are equal, exactly these."""
+    first = picture[..., :1, :, :]
+    return first + (picture - first).mean(-3, keepdim=True)
 
 
 def as_png(image: Tensor) -> Image.Image:

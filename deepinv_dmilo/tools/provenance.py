@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,11 +60,22 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def prior_digest(prior: Prior) -> str:
-    """What changes where the weights of a prior do, its settings, or its noise levels."""
+    """What changes where the weights of a prior do, its settings, its noise levels, or how its networks are built."""
     import torch
 
     weights, levels = prior.state_dict(), [prior.level(ratio) for ratio in RATIOS]
-    return digest(repr((prior, levels, list(weights))).encode(), *filter(torch.is_tensor, weights.values()))
+    facts = repr((prior, levels, list(weights))) + json.dumps(_configurations(prior), default=str, sort_keys=True)
+    return digest(facts.encode(), *filter(torch.is_tensor, weights.values()))
+
+
+def _configurations(prior: Prior) -> list[tuple[str, dict[str, Any]]]:
+    """Those of its networks, autoencoders too, but for where they were saved, and by which version."""
+    told = []
+    for part in prior.modules():
+        config = getattr(part, "config", None)
+        values = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        told.append((type(part).__name__, {str(k): v for k, v in values.items() if not str(k).startswith("_")}))
+    return [(kind, values) for kind, values in told if values]
 
 
 def _processor() -> str:

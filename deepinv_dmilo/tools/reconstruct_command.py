@@ -229,7 +229,7 @@ def _image(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
     A colour prior takes a grey one as one channel: three equal ones are one measurement with one noise, not three.
     """
     from deepinv_dmilo.priors.wrappers import Greyscale
-    from deepinv_dmilo.tools.pictures import is_grey
+    from deepinv_dmilo.tools.pictures import as_grey, is_grey
 
     channels = prior.image_shape[0] if prior.image_shape else 3
     hides = args.mask is not None and args.mask.samefile(args.image)  # what is transparent
@@ -237,7 +237,7 @@ def _image(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
     if channels != 3 or not is_grey(picture):
         return prior, picture
     print(f"{shown(str(args.image))} is grey: it is reconstructed, and written, as one channel")
-    return Greyscale(prior), picture[:, :1]
+    return Greyscale(prior), as_grey(picture)
 
 
 def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
@@ -255,6 +255,9 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
         raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
     if not mask.any():
         most = f"no pixel has more than {values.max():.1%} of {known}"
+        for white in (255, 65535):
+            if (values.max() * white - 1).abs() < 1e-3:  # a mask of 0 and 1, saved as integers
+                most = f"its highest value is 1 of {white}; multiply it by {white}"
         raise ValueError(f"--mask {args.mask} is {missing}: nothing is known, {most}; give {known} where it is known")
     if mask.all():
         raise ValueError(f"--mask {args.mask} is {known}: nothing is missing; give {missing} where it is not known")
@@ -279,9 +282,9 @@ def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
 
 def _read(file: Path, channels: int, what: str, *, ground: float | None = None) -> Tensor:
     """A picture as (1, channels, H, W) in [0, 1], on ``ground``; refuses colour where one channel is wanted."""
-    from deepinv_dmilo.tools.pictures import is_grey, read_picture
+    from deepinv_dmilo.tools.pictures import as_grey, is_grey, read_picture
 
     picture = read_picture(file, ground=ground)
     if channels == 1 and not is_grey(picture):
         raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
-    return picture[None, :channels]
+    return (as_grey(picture) if channels == 1 else picture)[None, :channels]
