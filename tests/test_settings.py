@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import deepinv as dinv
 import pytest
@@ -174,6 +174,17 @@ def test_the_default_schedule_follows_the_other_settings(prior):
             assert model.schedule == schedule
     model.schedule = None
     assert f"schedule={Levels()}" in repr(model)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s)), lambda s: s])
+def test_a_model_with_some_settings_replaced_is_as_if_made_with_them(prior, copied):
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
+    model = replace(copied(DMILO(prior)), unknown=unknown)
+    assert model.schedule == FINER
+    assert replace(copied(model), unknown=None).schedule == Levels()
+    assert replace(copied(DMILO(prior, schedule=FINER)), num_samples=2).schedule == FINER  # which was given
+    coarse = replace(model.schedule, sigmas=(1.0, 0.2))
+    assert replace(DMILO(prior, schedule=coarse), unknown=unknown).schedule == coarse
 
 
 def test_a_setting_given_to_the_call(prior):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -123,8 +124,6 @@ class DMILO(PriorReconstructor):
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
     moved: ClassVar[dict[str, str]] = MOVED
-    _default: ClassVar[Levels | None] = None  # the schedule, where nobody gave one; of each model its own
-
     schedule: Levels | Chain = None  # type: ignore[assignment]
     solver: LBFGS | Adam = SOLVER
     noise_level: float | None = None
@@ -157,8 +156,9 @@ class DMILO(PriorReconstructor):
 
     def _take_default(self) -> None:
         """The schedule that goes with the other settings, which may have been changed, unless one was given."""
-        if self.schedule is None or self.schedule is self._default:
-            self.schedule = self._default = FINER if self.unknown else Levels()  # type: ignore[misc]
+        if self.schedule is None or getattr(self.schedule, "_is_default", False):
+            self.schedule = copy(FINER if self.unknown else Levels())
+            object.__setattr__(self.schedule, "_is_default", True)  # copies of it keep this
 
     def _check_together(self) -> None:
         """Refuse settings that another one would leave without effect."""
