@@ -184,6 +184,18 @@ def test_a_denoiser_looks_a_noise_up_once_and_takes_it_from_any_device(monkeypat
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one rounding in float32
 
 
+def test_a_denoiser_takes_a_noise_for_each_image_in_deepinvs_shape():
+    denoiser, x, sigmas = toy_prior(AffineNet(), dtype=torch.float32).denoiser(), torch.rand(2, 3, 8, 12), [0.1, 0.5]
+    expected = denoiser(x, torch.tensor(sigmas))
+    assert torch.equal(denoiser(x, torch.tensor(sigmas).view(2, 1, 1, 1)), expected)
+    assert torch.equal(denoiser(x, torch.full((1, 1, 1, 1), 0.1)), denoiser(x, 0.1))
+    for shape in ((2, 1, 8, 12), (1, 1, 8, 12), (3,), (1, 1, 1, 2)):
+        with pytest.raises(
+            ValueError, match=r"sigma has shape \(.*\) and x .*; type one number, .* \(2,\)"
+        ):
+            denoiser(x, torch.full(shape, 0.1))
+
+
 def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():
     plain, fast = (DiffusionPrior(tiny_unet(), DDIMScheduler(), autocast=a).eval() for a in (None, torch.bfloat16))
     inside = []
