@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from fractions import Fraction
 
 import deepinv as dinv
 import pytest
@@ -14,21 +15,6 @@ from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, D
 from deepinv_dmilo.core.constraints import Positive
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import FINER
-
-
-class Mine(DMILO):
-    """A subclass with a constructor of its own."""
-
-    def __init__(self, prior, extra=1, **settings):
-        super().__init__(prior, **settings)
-        self.extra = extra
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class WithField(DMILO):
-    """A subclass with a setting of its own."""
-
-    extra: int = 1
 
 
 @pytest.fixture
@@ -140,27 +126,29 @@ def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
         DMILO(prior, **{name: 1e9})
 
 
-@pytest.mark.parametrize("method", [Mine, WithField])
-def test_a_subclass_has_settings_of_its_own(prior, method):
-    model = method(prior, extra=2, max_passes=5)
-    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert (same.extra, same.max_passes) == (2, 5)
-    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
-    assert torch.equal(model(y, physics), DMILO(prior, max_passes=5)(y, physics))
-    with pytest.raises(TypeError, match="max_pases"):
-        method(prior, max_pases=5)
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [(DMILO, "noise_level", 0.0), (DMILOPGD, "gradient_steps", 0), (DMPlug, "steps", 0), (DMILO, "num_samples", 0)],
+)
+def test_a_setting_that_was_changed_is_checked_at_the_call(prior, method, name, value):
+    model = method(prior, max_passes=6)
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        model(torch.rand(1, 1, 8, 8), dinv.physics.Denoising())
 
 
-def test_a_constructor_of_a_subclass_says_what_it_takes(prior):
-    class Fixed(DMILO):
-        def __init__(self, prior, extra=1):
-            super().__init__(prior, max_passes=extra)
+def test_noise_of_a_size_for_each_measurement_is_of_the_physics(prior):
+    for levels in (torch.full((1, 1, 8, 8), 0.05), torch.tensor([0.05]), torch.full((3,), 0.05).numpy()):
+        with pytest.raises(TypeError, match=r"noise_level has shape \(.*\), .* type .*GaussianNoise\(sigma\)"):
+            DMILO(prior, noise_level=levels)
+    with pytest.raises(ValueError, match=r"of a tensor its .item\(\)"):
+        DMILO(prior, noise_level=torch.tensor(0.05))
 
-    assert Fixed(prior, extra=3).max_passes == 3
-    with pytest.raises(TypeError, match="Fixed has no setting 'max_passes': type some of prior, extra"):
-        Fixed(prior, max_passes=3)
-    with pytest.raises(TypeError, match="WithField has no setting 'extr': type extra"):
-        WithField(prior, extr=2)
+
+def test_a_noise_level_of_any_kind_of_number(prior):
+    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising()
+    images = [DMILO(prior, noise_level=level, max_passes=5)(y, physics) for level in (0.05, Fraction(1, 20))]
+    assert torch.equal(*images)
 
 
 def test_the_default_schedule_follows_the_other_settings(prior):
@@ -170,7 +158,7 @@ def test_the_default_schedule_follows_the_other_settings(prior):
         for settings, schedule in ((unknown, finer), (None, Levels())):
             model.unknown = settings
             assert f"schedule={schedule}" in repr(model)
-            model.__post_init__()  # as each call does
+            model._check()  # as each call does
             assert model.schedule == schedule
     model.schedule = None
     assert f"schedule={Levels()}" in repr(model)

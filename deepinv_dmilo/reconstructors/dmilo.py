@@ -131,8 +131,8 @@ class DMILO(PriorReconstructor):
     data_fidelity: DataFidelity | None = field(default_factory=lambda: None)
     unknown: Parameters | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
         self._take_default()
@@ -145,12 +145,8 @@ class DMILO(PriorReconstructor):
                 f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "
                 "deepinv.optim.L2(sigma=0.05)"
             )
-        if self.noise_level == 0:
-            raise ValueError(
-                "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"
-            )
         if self.noise_level is not None:
-            check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
+            self.noise_level = _one_number(self.noise_level)
         self._check_together()
         self._check_budget()
 
@@ -232,3 +228,19 @@ class DMILO(PriorReconstructor):
 
     def _solves(self) -> int:
         return sum(len(levels) - 1 for levels in self.schedule.chains(self.prior))
+
+
+def _one_number(noise_level: float) -> float:
+    """A noise level, checked."""
+    shape = tuple(getattr(noise_level, "shape", ()))
+    if shape:
+        raise TypeError(
+            f"noise_level has shape {shape}, and is one number for all measurements; leave it out, and type "
+            "physics.noise_model = deepinv.physics.GaussianNoise(sigma) with a sigma for each"
+        )
+    if noise_level == 0:
+        raise ValueError(
+            "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"
+        )
+    check_settings(steps={}, rates={"noise_level": noise_level}, weights={})
+    return float(noise_level)
