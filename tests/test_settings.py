@@ -145,9 +145,20 @@ def test_noise_of_a_size_for_each_measurement_is_of_the_physics(prior):
         DMILO(prior, noise_level=torch.tensor(0.05))
 
 
-def test_a_noise_level_of_any_kind_of_number(prior):
-    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising()
-    images = [DMILO(prior, noise_level=level, max_passes=5)(y, physics) for level in (0.05, Fraction(1, 20))]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda kind: {"noise_level": kind("0.05"), "max_passes": 5},
+        lambda kind: {"schedule": Levels(deviation_threshold=kind("5")), "max_passes": 5},
+        lambda kind: {
+            "schedule": Chain(outer_steps=1, sparsity=kind("0.1"), latent_penalty=kind("0.001")),
+            "solver": Adam(steps=2),
+        },
+    ],
+)
+def test_a_setting_of_any_kind_of_number(prior, settings):
+    y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    images = [DMILO(prior, **settings(kind))(y, physics) for kind in (float, Fraction)]
     assert torch.equal(*images)
 
 
