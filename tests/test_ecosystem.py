@@ -125,6 +125,33 @@ def test_deepinvs_sampler_is_refused_a_seed_and_gets_other_images_from_a_generat
     assert not torch.equal(first, second)
 
 
+class Inside(torch.nn.Module):
+    """A user's module around a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, y, physics):
+        return self.model(y, physics)
+
+
+class Passing(DMILO):
+    """A user's subclass that goes on to ours."""
+
+    def forward(self, y, physics, **kwargs):
+        return super().forward(y, physics, **kwargs)
+
+
+@pytest.mark.parametrize("make", [lambda prior: Inside(DMILO(prior)), Passing])
+def test_deepinvs_sampler_is_refused_a_seed_through_modules_of_others(make):
+    physics = dinv.physics.Inpainting((3, 8, 8), mask=0.3, noise_model=dinv.physics.GaussianNoise(0.1))
+    y, model = torch.rand(1, 3, 8, 8), make(toy_prior(ConvNet(), dtype=torch.float32))
+    sampler = dinv.sampling.DiffusionSampler(model, max_iter=3, verbose=False)
+    with pytest.raises(ValueError, match=r"rng=0 is a seed, .* also where a module sets another seed before each call"):
+        sampler(y, physics)
+
+
 def test_benchopt_takes_our_solver_file(folder, capsys):
     from benchopt import run_benchmark
 

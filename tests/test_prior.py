@@ -184,6 +184,40 @@ def test_a_denoiser_looks_a_noise_up_once_and_takes_it_from_any_device(monkeypat
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one rounding in float32
 
 
+def test_a_denoiser_takes_a_noise_for_each_image_in_deepinvs_shape():
+    denoiser, x, sigmas = toy_prior(AffineNet(), dtype=torch.float32).denoiser(), torch.rand(2, 3, 8, 12), [0.1, 0.5]
+    expected = denoiser(x, torch.tensor(sigmas))
+    assert torch.equal(denoiser(x, torch.tensor(sigmas).view(2, 1, 1, 1)), expected)
+    assert torch.equal(denoiser(x, torch.full((1, 1, 1, 1), 0.1)), denoiser(x, 0.1))
+    for shape in ((2, 1, 8, 12), (1, 1, 8, 12), (3,), (1, 1, 1, 2)):
+        with pytest.raises(ValueError, match=r"sigma has shape \(.*\) and x .*; type one number, .* \(2,\)"):
+            denoiser(x, torch.full(shape, 0.1))
+
+
+class Wrapped(torch.nn.Module):
+    """A network inside a user's own, as it is traced."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.module = network
+
+    def forward(self, sample, t):
+        return self.module(sample, t)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_network_in_torchscript_is_the_network_that_was_traced(tmp_path):
+    network, z = ConvNet().eval(), torch.rand(2, 3, 8, 12)
+    traced = torch.jit.trace(Wrapped(network), (z, torch.tensor([3, 3])))
+    traced.save(tmp_path / "network.pt")
+    for same in (traced, torch.jit.load(tmp_path / "network.pt")):
+        found = toy_prior(same, dtype=torch.float32).denoiser()(z, 0.1)
+        # the same operations, in an order of their own
+        torch.testing.assert_close(found, toy_prior(network, dtype=torch.float32).denoiser()(z, 0.1), rtol=0, atol=1e-6)
+        with pytest.raises(TypeError, match="takes no 'label'; type some of sample, t in conditioning"):
+            DiffusionPrior(same, DDIMScheduler(), conditioning={"label": torch.ones(1)})
+
+
 def test_autocast_computes_in_the_type_asked_for_and_keeps_the_weights():
     plain, fast = (DiffusionPrior(tiny_unet(), DDIMScheduler(), autocast=a).eval() for a in (None, torch.bfloat16))
     inside = []

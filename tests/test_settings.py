@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from dataclasses import dataclass
+from dataclasses import replace
+from fractions import Fraction
 
 import deepinv as dinv
 import pytest
@@ -14,21 +15,6 @@ from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, D
 from deepinv_dmilo.core.constraints import Positive
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.reconstructors.dmilo import FINER
-
-
-class Mine(DMILO):
-    """A subclass with a constructor of its own."""
-
-    def __init__(self, prior, extra=1, **settings):
-        super().__init__(prior, **settings)
-        self.extra = extra
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class WithField(DMILO):
-    """A subclass with a setting of its own."""
-
-    extra: int = 1
 
 
 @pytest.fixture
@@ -140,27 +126,40 @@ def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):
         DMILO(prior, **{name: 1e9})
 
 
-@pytest.mark.parametrize("method", [Mine, WithField])
-def test_a_subclass_has_settings_of_its_own(prior, method):
-    model = method(prior, extra=2, max_passes=5)
-    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert (same.extra, same.max_passes) == (2, 5)
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [(DMILO, "noise_level", 0.0), (DMILOPGD, "gradient_steps", 0), (DMPlug, "steps", 0), (DMILO, "num_samples", 0)],
+)
+def test_a_setting_that_was_changed_is_checked_at_the_call(prior, method, name, value):
+    model = method(prior, max_passes=6)
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        model(torch.rand(1, 1, 8, 8), dinv.physics.Denoising())
+
+
+def test_noise_of_a_size_for_each_measurement_is_of_the_physics(prior):
+    for levels in (torch.full((1, 1, 8, 8), 0.05), torch.tensor([0.05]), torch.full((3,), 0.05).numpy()):
+        with pytest.raises(TypeError, match=r"noise_level has shape \(.*\), .* type .*GaussianNoise\(sigma\)"):
+            DMILO(prior, noise_level=levels)
+    with pytest.raises(ValueError, match=r"of a tensor its .item\(\)"):
+        DMILO(prior, noise_level=torch.tensor(0.05))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda kind: {"noise_level": kind("0.05"), "max_passes": 5},
+        lambda kind: {"schedule": Levels(deviation_threshold=kind("5")), "max_passes": 5},
+        lambda kind: {
+            "schedule": Chain(outer_steps=1, sparsity=kind("0.1"), latent_penalty=kind("0.001")),
+            "solver": Adam(steps=2),
+        },
+    ],
+)
+def test_a_setting_of_any_kind_of_number(prior, settings):
     y, physics = torch.rand(1, 1, 8, 8), dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
-    assert torch.equal(model(y, physics), DMILO(prior, max_passes=5)(y, physics))
-    with pytest.raises(TypeError, match="max_pases"):
-        method(prior, max_pases=5)
-
-
-def test_a_constructor_of_a_subclass_says_what_it_takes(prior):
-    class Fixed(DMILO):
-        def __init__(self, prior, extra=1):
-            super().__init__(prior, max_passes=extra)
-
-    assert Fixed(prior, extra=3).max_passes == 3
-    with pytest.raises(TypeError, match="Fixed has no setting 'max_passes': type some of prior, extra"):
-        Fixed(prior, max_passes=3)
-    with pytest.raises(TypeError, match="WithField has no setting 'extr': type extra"):
-        WithField(prior, extr=2)
+    images = [DMILO(prior, **settings(kind))(y, physics) for kind in (float, Fraction)]
+    assert torch.equal(*images)
 
 
 def test_the_default_schedule_follows_the_other_settings(prior):
@@ -170,10 +169,21 @@ def test_the_default_schedule_follows_the_other_settings(prior):
         for settings, schedule in ((unknown, finer), (None, Levels())):
             model.unknown = settings
             assert f"schedule={schedule}" in repr(model)
-            model.__post_init__()  # as each call does
+            model._check()  # as each call does
             assert model.schedule == schedule
     model.schedule = None
     assert f"schedule={Levels()}" in repr(model)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s)), lambda s: s])
+def test_a_model_with_some_settings_replaced_is_as_if_made_with_them(prior, copied):
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
+    model = replace(copied(DMILO(prior)), unknown=unknown)
+    assert model.schedule == FINER
+    assert replace(copied(model), unknown=None).schedule == Levels()
+    assert replace(copied(DMILO(prior, schedule=FINER)), num_samples=2).schedule == FINER  # which was given
+    coarse = replace(model.schedule, sigmas=(1.0, 0.2))
+    assert replace(DMILO(prior, schedule=coarse), unknown=unknown).schedule == coarse
 
 
 def test_a_setting_given_to_the_call(prior):

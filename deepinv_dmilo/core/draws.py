@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from numbers import Integral
 
 import numpy as np
 import torch
+from deepinv.sampling import DiffusionIterator
 from torch import Tensor
-
-from deepinv_dmilo.core.warning import caller
-
-SAMPLING = "deepinv.sampling."  # where deepinv's samplers are
 
 
 class Draws:
@@ -55,10 +53,17 @@ def check_rng(rng: torch.Generator | int) -> None:
 
 def check_new_draws(rng: torch.Generator | int) -> None:
     """Refuse a seed where deepinv's ``DiffusionSampler`` calls, which takes calls for draws: all would be the same."""
-    if isinstance(rng, torch.Generator) or not caller()[0].f_globals.get("__name__", "").startswith(SAMPLING):
-        return
-    raise ValueError(
-        f"rng={rng} is a seed, the same image at every call, and deepinv's DiffusionSampler takes calls for samples; "
-        f"pass rng=torch.Generator().manual_seed({rng}), or in place of the sampler type num_samples=8 and "
-        "model(y, physics, return_std=True)"
-    )
+    if not isinstance(rng, torch.Generator) and _is_sampled():
+        raise ValueError(
+            f"rng={rng} is a seed, the same image at every call, and deepinv's DiffusionSampler takes calls for "
+            f"samples; pass rng=torch.Generator().manual_seed({rng}), also where a module sets another seed before "
+            "each call, or in place of the sampler type num_samples=8 and model(y, physics, return_std=True)"
+        )
+
+
+def _is_sampled() -> bool:
+    """Whether deepinv's ``DiffusionSampler`` calls, however many modules lie between."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code is not DiffusionIterator.forward.__code__:
+        frame = frame.f_back
+    return frame.f_code is DiffusionIterator.forward.__code__

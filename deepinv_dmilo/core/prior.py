@@ -161,11 +161,18 @@ class AsDenoiser(Denoiser):
         The clean images that the network sees.
 
         :param torch.Tensor x: noisy images in [0, 1], (B, C, H, W).
-        :param torch.Tensor, float sigma: standard deviation of their noise, one for all or (B,).
-        :raises ValueError: the prior does not take the images.
+        :param torch.Tensor, float sigma: standard deviation of their noise, one for all or of each image,
+            (B,) or (B, 1, 1, 1).
+        :raises ValueError: sigma is of other images, or the prior does not take them.
         """
         given = sigma.tolist() if isinstance(sigma, Tensor) else sigma  # a device need not have float64
-        sigmas = torch.as_tensor(given, dtype=torch.float64, device="cpu").flatten().expand(len(x)).tolist()
+        each = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        if each.numel() != 1 and not (len(each) == each.numel() == len(x)):
+            raise ValueError(
+                f"sigma has shape {tuple(each.shape)} and x {tuple(x.shape)}; type one number, or one for each image, "
+                f"shape ({len(x)},)"
+            )
+        sigmas = each.flatten().expand(len(x)).tolist()
         self.prior.check_shape(tuple(x.shape))
         prior = self.prior.for_images(*x.shape[2:])
         of_sigma = {s: prior.level(2 * s) for s in set(sigmas)}

@@ -34,7 +34,8 @@ def unwrapped(network: Any) -> Any:
     """The network inside of what trains, compiles or adapts it, such as torch's DataParallel or PEFT's adapters."""
     if callable(base := getattr(network, "get_base_model", None)):
         return unwrapped(base())
-    names = ("_orig_mod", "module") if type(network).__module__.startswith("torch.") else ()
+    is_torchs = type(network).__module__.startswith("torch.") and not isinstance(network, torch.jit.ScriptModule)
+    names = ("_orig_mod", "module") if is_torchs else ()
     inside = next((part for name in names if isinstance(part := getattr(network, name, None), nn.Module)), None)
     return network if inside is None else unwrapped(inside)
 
@@ -44,9 +45,21 @@ def configuration(network: Any, name: str) -> Any:
     return getattr(getattr(unwrapped(network), "config", None), name, None)
 
 
+def _arguments(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What a network takes, by name; of one in TorchScript by its schema, after the module itself."""
+    forward = unwrapped(network).forward
+    if not isinstance(forward, torch.ScriptMethod):
+        return inspect.signature(forward).parameters
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    return {
+        a.name: inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
+        for a in forward.schema.arguments[1:]
+    }
+
+
 def names_timestep(network: nn.Module) -> bool:
     """Whether the network's time has diffusers' name; transformers of diffusers have it at other places than second."""
-    return "timestep" in inspect.signature(unwrapped(network).forward).parameters
+    return "timestep" in _arguments(network)
 
 
 def check_time(network: nn.Module) -> None:
@@ -68,7 +81,7 @@ def check_conditioning(network: nn.Module, conditioning: Conditioning) -> None:
                 f"conditioning[{name!r}] is {row!r}; give a tensor with a row for all images or for each, such as "
                 "torch.tensor([207])"
             )
-    known = inspect.signature(unwrapped(network).forward).parameters
+    known = _arguments(network)
     kind = type(unwrapped(network)).__name__
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return

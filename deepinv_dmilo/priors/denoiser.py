@@ -55,7 +55,7 @@ class DenoiserPrior(Prior):
         ):
             raise ValueError(f"max_noise={max_noise!r}: type a number above 0, e.g. 0.2, for images in [0, 1]")
         super().__init__(denoiser)
-        self.max_noise: float = max_noise
+        self.max_noise: float = float(max_noise)
         self._taken: set[tuple[int, ...]] = set()  # shapes of images that the denoiser took
 
     def level(self, ratio: float) -> Level:

@@ -61,6 +61,13 @@ class PriorReconstructor(Reconstructor):
     verbose: bool = False
     rng: torch.Generator | int = 0
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """A subclass is a module, equal to itself alone, under a bare ``@dataclass`` too, which keeps what is set."""
+        super().__init_subclass__(**settings)
+        for name in ("__hash__", "__eq__", "__repr__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
+
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         """A torch module before its fields are set; refuses settings that its constructor does not take."""
         taken = list(signature(cls.__init__).parameters.values())[1:]
@@ -76,6 +83,10 @@ class PriorReconstructor(Reconstructor):
         return self
 
     def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that do not fit; at the start, and at each call, since they may have been changed."""
         if isinstance(unwrapped(self.prior), Denoiser):
             self.prior = DenoiserPrior(self.prior)
         if not isinstance(self.prior, Prior):
@@ -142,7 +153,7 @@ class PriorReconstructor(Reconstructor):
         self, y: Measurements, physics: Physics, init: Tensor | None, x_gt: Tensor | None, compute_metrics: bool
     ) -> Run:
         """A call with all that it was given checked; y is a plain tensor then, and physics a copy for this call."""
-        self.__post_init__()  # settings may have been changed since
+        self._check()
         physics = private(physics)
         shape = self._shape(y, physics, init)
         if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):

@@ -56,6 +56,8 @@ class Chain:
             weights["sparsity"] = self.sparsity
         steps = {"num_layers": self.num_layers, "outer_steps": self.outer_steps}
         check_settings(steps=steps, rates={}, weights=weights)
+        for name, weight in weights.items():
+            object.__setattr__(self, name, float(weight))  # a fraction times a tensor is not known
 
     def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
         """The same chain in every outer step."""

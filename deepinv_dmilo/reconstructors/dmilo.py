@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -123,8 +124,6 @@ class DMILO(PriorReconstructor):
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
     moved: ClassVar[dict[str, str]] = MOVED
-    _default: ClassVar[Levels | None] = None  # the schedule, where nobody gave one; of each model its own
-
     schedule: Levels | Chain = None  # type: ignore[assignment]
     solver: LBFGS | Adam = SOLVER
     noise_level: float | None = None
@@ -132,8 +131,8 @@ class DMILO(PriorReconstructor):
     data_fidelity: DataFidelity | None = field(default_factory=lambda: None)
     unknown: Parameters | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
         self._take_default()
@@ -146,19 +145,16 @@ class DMILO(PriorReconstructor):
                 f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "
                 "deepinv.optim.L2(sigma=0.05)"
             )
-        if self.noise_level == 0:
-            raise ValueError(
-                "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"
-            )
         if self.noise_level is not None:
-            check_settings(steps={}, rates={"noise_level": self.noise_level}, weights={})
+            self.noise_level = _one_number(self.noise_level)
         self._check_together()
         self._check_budget()
 
     def _take_default(self) -> None:
         """The schedule that goes with the other settings, which may have been changed, unless one was given."""
-        if self.schedule is None or self.schedule is self._default:
-            self.schedule = self._default = FINER if self.unknown else Levels()  # type: ignore[misc]
+        if self.schedule is None or getattr(self.schedule, "_is_default", False):
+            self.schedule = copy(FINER if self.unknown else Levels())
+            object.__setattr__(self.schedule, "_is_default", True)  # copies of it keep this
 
     def _check_together(self) -> None:
         """Refuse settings that another one would leave without effect."""
@@ -232,3 +228,19 @@ class DMILO(PriorReconstructor):
 
     def _solves(self) -> int:
         return sum(len(levels) - 1 for levels in self.schedule.chains(self.prior))
+
+
+def _one_number(noise_level: float) -> float:
+    """A noise level, checked."""
+    shape = tuple(getattr(noise_level, "shape", ()))
+    if shape:
+        raise TypeError(
+            f"noise_level has shape {shape}, and is one number for all measurements; leave it out, and type "
+            "physics.noise_model = deepinv.physics.GaussianNoise(sigma) with a sigma for each"
+        )
+    if noise_level == 0:
+        raise ValueError(
+            "noise_level=0: leave it out, and what noise there is is estimated, or type 1e-3 for next to none"
+        )
+    check_settings(steps={}, rates={"noise_level": noise_level}, weights={})
+    return float(noise_level)

@@ -97,14 +97,14 @@ class DMILOPGD(DMILO):
     gradient_steps: int = 10
     normalize_gradient: bool = False
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if isinstance(self.step_size, str):
             check_choice("step_size", self.step_size, ("auto",), "a positive number")
             if self.normalize_gradient:
                 raise ValueError("normalize_gradient=True needs a number: type step_size=1.0, as published")
         rates = {} if isinstance(self.step_size, str) else {"step_size": self.step_size}
         check_settings(steps={"gradient_steps": self.gradient_steps}, rates=rates, weights={})
-        super().__post_init__()
+        super()._check()
 
     def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 2."""

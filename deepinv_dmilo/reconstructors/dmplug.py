@@ -70,8 +70,8 @@ class DMPlug(PriorReconstructor):
     steps: int = 300
     lr: float = 1e-2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         check_settings(steps={"num_layers": self.num_layers, "steps": self.steps}, rates={"lr": self.lr}, weights={})
         self._check_budget()
 

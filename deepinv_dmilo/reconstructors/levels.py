@@ -93,8 +93,9 @@ class Levels:
         if not self.sigmas:
             raise ValueError("sigmas is empty; type Levels() for ours, or schedule=Chain() for chains from pure noise")
         weights = {} if self.deviation_threshold is None else {"deviation_threshold": self.deviation_threshold}
-        rates = {f"sigmas[{i}]": sigma for i, sigma in enumerate(self.sigmas)}
-        check_settings(steps={}, rates=rates, weights=weights)
+        check_settings(steps={}, rates={f"sigmas[{i}]": s for i, s in enumerate(self.sigmas)}, weights=weights)
+        for name, weight in weights.items():
+            object.__setattr__(self, name, float(weight))  # a fraction times a tensor is not known
         check_flags(skip=self.skip, mean=self.mean)
         if any(after >= before for before, after in pairwise(self.sigmas)):
             falling = tuple(sorted(set(self.sigmas), reverse=True))
