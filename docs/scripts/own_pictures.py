@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 def page(origin: str, pictures: int, enlargements: list[str], blurs: list[str]) -> str:
     """The tables with what they say."""
     head = f"{origin} Middle crops of {SIDE} x {SIDE} of the first {pictures} held-out photographs."
-    return "\n".join([*TITLE, head, *SMALL_TEXT, *enlargements, *BLUR_TEXT, *blurs, ""])
+    return "\n".join([*TITLE, "", head, *SMALL_TEXT, "", *enlargements, *BLUR_TEXT, "", *blurs, ""])
 
 
 TITLE = """# Pictures from elsewhere
