@@ -133,3 +133,9 @@ def test_measurements_of_one_image_without_its_batch(prior):
     refused(torch.rand(20), physics, r"y has shape \(20,\): pass a non-empty batch .* of one image y\[None\]", prior)
     with pytest.raises(ValueError, match=r"without its batch dimension; pass y\[None\]"):
         DMILO(prior).check(torch.rand(IMAGE), Denoising(), init=torch.rand(1, *IMAGE))
+
+
+def test_channels_that_come_last_are_told():
+    physics = dinv.physics.Inpainting((3, 16, 24), mask=0.5)
+    with pytest.raises(ValueError, match=r"has its channels last; pass y\.permute\(0, 3, 1, 2\)"):
+        DMILO(toy_prior(ConvNet())).check(torch.rand(1, 16, 24, 3), physics)

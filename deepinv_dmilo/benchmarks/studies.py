@@ -135,7 +135,10 @@ class Study:
         tuning = range(len(names))[slice(*preset.tuning)]
         count = min(preset.limit, tuning.start if tuning.stop == len(names) else len(names))
         if preset.limit < 1 or count < 1 or not tuning:
-            raise InputError(f"--limit {preset.limit}, {len(names)} pictures: give at least one, and one to tune on")
+            raise InputError(
+                f"--limit {preset.limit}, {len(names)} pictures: give at least 1, and {max(1, len(tuning))} more to "
+                "tune rivals on"
+            )
         pictures, tuned_on = (torch.stack([images[i] for i in rows]).to(device) for rows in (range(count), tuning))
         return cls(preset, prior, pictures, tuned_on)
 

@@ -45,6 +45,8 @@ def image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[tuple[
     other = of_another_batch(physics, batch, lambda: _first_that_fits(y, physics, prior, {})[0] is not None)
     if other is not None:
         raise other from failure
+    if isinstance(y, Tensor) and y.ndim == 4 and y.shape[-1] in (1, 3) and y.shape[1] not in (1, 3):
+        raise ValueError(f"y of shape {tuple(y.shape)} has its channels last; pass y.permute(0, 3, 1, 2)") from failure
     if tried and all(isinstance(result, str) for result in tried.values()):
         raise _none_taken(list(tried), y, physics, failure) from failure
     told = {shape: made if isinstance(made, str) else shapes(made) for shape, made in tried.items()}

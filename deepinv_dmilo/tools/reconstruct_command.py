@@ -197,7 +197,9 @@ def _check_pictures(args: argparse.Namespace) -> None:
         raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
     for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such picture")
+            raise FileNotFoundError(
+                f"{file} is a folder; type a picture" if file.is_dir() else f"{file}: no such picture"
+            )
         for out in (args.out, *([_kernel_file(args.out)] if args.blind else [])):
             if out.exists() and out.samefile(file):
                 raise ValueError(f"--out {args.out}: {file} would be lost; type another")
@@ -251,7 +253,7 @@ def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
     mask = values == 1 if is_image else values > 0.5  # at the edge of a hole colours are mixed with what lies behind
     known, missing = ("opaque", "transparent") if is_image else ("white", "black")
     if mask.shape[1:] != picture.shape[2:]:
-        mask_size, size = (" x ".join(map(str, t.shape[-2:])) for t in (mask, picture))
+        mask_size, size = (f"{t.shape[-1]} x {t.shape[-2]}" for t in (mask, picture))
         raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
     if not mask.any():
         most = f"no pixel has more than {values.max():.1%} of {known}"
@@ -276,7 +278,9 @@ def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
         raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
     height, width = kernel.shape[2:]
     if height >= size[0] or width >= size[1]:
-        raise ValueError(f"--kernel {args.kernel} has {height} x {width} pixels, IMAGE {size[0]} x {size[1]}; crop it")
+        raise ValueError(f"--kernel {args.kernel} has {width} x {height} pixels, IMAGE {size[1]} x {size[0]}; crop it")
+    if height % 2 == 0 or width % 2 == 0:
+        print(f"--kernel {args.kernel} has {width} x {height} pixels, no middle: the picture may move by half a pixel")
     return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
 
 
