@@ -46,6 +46,11 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
             f"the physics acts on volumes or films of shape {shape}, and the prior on images (B, C, H, W); reconstruct "
             "slice by slice, with the physics of a slice"
         )
+    if any(p.is_inference() for p in prior.parameters()):
+        raise ValueError(
+            "the prior was made in torch.inference_mode(), of which no gradient is taken; make the network outside of "
+            "torch.inference_mode(); under torch.no_grad() is well"
+        )
     prior.check_shape(shape)
     if init is not None:
         made = _check_init(init, y, physics)

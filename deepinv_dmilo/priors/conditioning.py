@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
+#: what to do about a network that does not take what it is given
+REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
 #: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
 TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
@@ -42,6 +44,15 @@ def unwrapped(network: Any) -> Any:
 def configuration(network: Any, name: str) -> Any:
     """What a network's configuration has under a name; None where it does not tell."""
     return getattr(getattr(unwrapped(network), "config", None), name, None)
+
+
+def remedy(network: nn.Module) -> str:
+    """What to do about a network that does not take what it is given; of one around a single network, give that."""
+    inside = [name for name, part in network.named_children() if getattr(unwrapped(part), "config", None) is not None]
+    if getattr(unwrapped(network), "config", None) is None and len(inside) == 1:
+        kind = type(network).__name__
+        return f"the {kind} does not tell what it takes: give the network inside it, such as wrapper.{inside[0]}"
+    return REMEDY
 
 
 def names_timestep(network: nn.Module) -> bool:
