@@ -1,13 +1,16 @@
 """Folders of diffusers as people have them: half precision, shards, a network alone, a checkpoint of a training."""
 
 import json
+import logging
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline
 from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toys import tiny_autoencoder, tiny_unet
 
 from deepinv_dmilo import DiffusionPrior
@@ -91,7 +94,129 @@ def test_a_model_of_the_hub_in_half_precision_alone(tmp_path, monkeypatch):
     assert same_weights(DiffusionPrior.from_pretrained("somebody/model"), tiny_unet())
 
 
+# What is no prior's folder
+
+
+def saved_pipeline(folder):
+    """A pipeline of a tiny network, and the file of its weights."""
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(folder)
+    return folder / "unet" / f"{WEIGHTS}.safetensors"
+
+
+@pytest.mark.parametrize("file", ["model_index.json", f"unet/{WEIGHTS}.safetensors"])
+def test_a_file_of_a_pipeline_is_no_folder(file, tmp_path):
+    saved_pipeline(tmp_path)
+    with pytest.raises(ValueError, match="is a file; give its folder, ") as told:
+        DiffusionPrior.from_pretrained(str(tmp_path / file))
+    DiffusionPrior.from_pretrained(str(told.value).split("give its folder, ")[1])  # what it says is what works
+
+
+def test_a_single_file_of_weights_is_no_folder(tmp_path):
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(ValueError, match=r"is a file; give its folder, one that pipeline.save_pretrained"):
+        DiffusionPrior.from_pretrained(tmp_path / "model.ckpt")
+
+
+def test_weights_of_another_name_are_named(tmp_path):
+    weights = saved_pipeline(tmp_path)
+    weights.rename(weights.parent / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"has model.safetensors, and weights are read from {WEIGHTS}.safetensors"):
+        DiffusionPrior.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_wrapped_network_are_told(prefix, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)  # to caplog
+    weights = saved_pipeline(tmp_path)
+    save_file({prefix + name: t for name, t in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"named {prefix}\.\.\.; .*: wrapper.{prefix}save_pretrained\(FOLDER\)"):
+        DiffusionPrior.from_pretrained(tmp_path)
+    assert not caplog.records  # of diffusers, a line for each tensor
+
+
+def test_weights_that_no_part_of_the_network_has_are_told(tmp_path):
+    weights = saved_pipeline(tmp_path)
+    save_file({**load_file(weights), "extra.weight": torch.zeros(2)}, weights, {"format": "pt"})
+    with pytest.warns(RuntimeWarning, match="1 tensors are none of the UNet2DModel and are not read, such as extra.we"):
+        DiffusionPrior.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    weights = saved_pipeline(tmp_path)
+    tensors = load_file(weights)
+    tensors["conv_in.weight"][0] = value
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors have NaN or infinite weights, such as conv_in.weight: the train"):
+        DiffusionPrior.from_pretrained(tmp_path)
+
+
+ADAPTERS = ["pytorch_lora_weights.safetensors", "adapter_config.json"]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_is_no_network(adapter, tmp_path):
+    for name in (adapter, "model.safetensors"):  # beside what accelerate saves of a training
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"and no network; merge it .*fuse_lora\(\).*merge_and_unload\(\)"):
+        DiffusionPrior.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("place", [".", "unet"])
+def test_an_adapter_beside_a_network_is_not_read_and_that_is_told(adapter, place, tmp_path):
+    saved_pipeline(tmp_path)
+    (tmp_path / place / adapter).touch()
+    with pytest.warns(RuntimeWarning, match=f"{adapter} is not read; merge it") as told:
+        DiffusionPrior.from_pretrained(tmp_path)
+    assert len(told) == 1
+
+
+def test_a_folder_of_checkpoints_names_the_newest(tmp_path):
+    for step in (500, 5000, 1500):
+        tiny_unet().save_pretrained(tmp_path / f"checkpoint-{step}" / "unet")
+    with pytest.raises(FileNotFoundError, match=r"give the newest, .*checkpoint-5000$"):
+        DiffusionPrior.from_pretrained(tmp_path)
+
+
+# Bundled names, folders of these names, and home
+
+
+def test_a_path_is_a_folder_also_by_a_bundled_name(tmp_path, monkeypatch):
+    saved_pipeline(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    for name in (Path("digits"), "./digits"):
+        assert same_weights(DiffusionPrior.from_pretrained(name), tiny_unet())
+    with pytest.raises(FileNotFoundError, match="photos does not exist; give the folder of a prior, or as text a name"):
+        DiffusionPrior.from_pretrained(Path("photos"))
+
+
+def test_a_bundled_name_that_a_folder_has_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DiffusionPrior.from_pretrained("digits").image_shape == (1, 32, 32)
+    saved_pipeline(tmp_path / "digits")
+    with pytest.warns(RuntimeWarning, match="'digits' is the bundled prior; for the folder .* type './digits'"):
+        assert DiffusionPrior.from_pretrained("digits").image_shape == (1, 32, 32)
+
+
+def test_a_folder_of_home(tmp_path, monkeypatch):
+    saved_pipeline(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert same_weights(DiffusionPrior.from_pretrained("~/mine"), tiny_unet())
+
+
 # A network alone
+
+
+def test_a_network_does_not_take_the_scheduler_of_a_pipeline_two_folders_up(tmp_path):
+    saved_pipeline(tmp_path)
+    tiny_unet().save_pretrained(tmp_path / "mine" / "cosine_unet")
+    with pytest.raises(FileNotFoundError, match="a network alone, without the scheduler"):
+        DiffusionPrior.from_pretrained(tmp_path / "mine" / "cosine_unet")
 
 
 def test_a_network_alone_with_its_scheduler(tmp_path):

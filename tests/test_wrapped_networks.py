@@ -113,6 +113,50 @@ def test_a_module_of_ones_own_around_a_network_is_called_as_it_is():
     assert unwrapped(network) is network
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_wrapper_of_ones_own_that_fails_names_the_network_inside(channels):
+    """It does not tell what it takes, so that images are not padded for it."""
+
+    class EMA(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.ema_model = model
+
+        def forward(self, *args, **kwargs):
+            return self.ema_model(*args, **kwargs)
+
+    model = DMILO(DiffusionPrior(EMA(tiny_unet()), DDIMScheduler()), max_passes=5)
+    y, physics = torch.rand(1, channels, 15, 13), dinv.physics.Denoising(GaussianNoise(0.1))
+    with pytest.raises(ValueError, match=r"give the network inside it, such as wrapper\.ema_model"):
+        model(y, physics)
+
+
+# Networks that nothing can be optimised through
+
+
+@pytest.mark.parametrize("kind", ["network", "denoiser", "autoencoder"])
+def test_a_network_that_was_made_in_inference_mode(kind):
+    def made(network, wanted):
+        with torch.inference_mode(kind == wanted):
+            return network()
+
+    if kind == "denoiser":
+        prior = DiffusionPrior.from_denoiser(made(lambda: dinv.models.DnCNN(3, 3, depth=3, pretrained=None), kind))
+    else:
+        network, autoencoder = made(lambda: tiny_unet(4), "network"), made(tiny_autoencoder, "autoencoder")
+        prior = LatentPrior(DiffusionPrior(network, DDIMScheduler(), clip_sample=False), autoencoder)
+    x_hat = DMILO(prior, max_passes=5)(torch.rand(1, 3, 16, 16), dinv.physics.Denoising(GaussianNoise(0.1)))
+    assert x_hat.isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_not_told_as_a_fault_of_the_physics():
+    network = tiny_unet()
+    network.conv_in.weight.data[0] = float("nan")
+    model = DMILO(DiffusionPrior(network, DDIMScheduler()), max_passes=5)
+    with pytest.raises(FloatingPointError, match=r"the prior has NaN or infinite weights, such as \S*conv_in.weight;"):
+        model(torch.rand(1, 1, 16, 16), dinv.physics.Denoising(GaussianNoise(0.1)))
+
+
 # Faults that are no misfit
 
 

@@ -142,6 +142,11 @@ class Prior(nn.Module):
         return frozen(self)
 
 
+def not_finite(network: nn.Module) -> list[str]:
+    """The names of a network's weights that have NaN or infinite values."""
+    return [name for name, p in network.named_parameters() if not torch.isfinite(p).all()]
+
+
 class AsDenoiser(Denoiser):
     """
     A prior as a deepinv denoiser: images of noise sigma are latents of the level that is nearest to it.

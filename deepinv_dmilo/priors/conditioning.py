@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
+#: what to do about a network that does not take what it is given
+REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
 #: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
 TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
@@ -55,6 +57,15 @@ def _arguments(network: nn.Module) -> Mapping[str, inspect.Parameter]:
         a.name: inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
         for a in forward.schema.arguments[1:]
     }
+
+
+def remedy(network: nn.Module) -> str:
+    """What to do about a network that does not take what it is given; of one around a single network, give that."""
+    inside = [name for name, part in network.named_children() if getattr(unwrapped(part), "config", None) is not None]
+    if getattr(unwrapped(network), "config", None) is None and len(inside) == 1:
+        kind = type(network).__name__
+        return f"the {kind} does not tell what it takes: give the network inside it, such as wrapper.{inside[0]}"
+    return REMEDY
 
 
 def names_timestep(network: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from deepinv_dmilo.priors.conditioning import (
     leaves,
     mapped,
     names_timestep,
+    remedy,
     unwrapped,
 )
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
@@ -30,9 +32,6 @@ from deepinv_dmilo.priors.families import family_of
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import load_pipeline
 from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
-
-#: what to do about a network that does not take what it is given
-REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
 
 
 class DiffusionPrior(Prior):
@@ -117,7 +116,7 @@ class DiffusionPrior(Prior):
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | Path,
         *,
         scheduler: Any = None,
         clip_sample: bool = True,
@@ -135,9 +134,9 @@ class DiffusionPrior(Prior):
         are there. Of a pipeline only its denoising network, scheduler and autoencoder are read: text encoders and the
         like are not.
 
-        :param str name: bundled name, hub id, or path of a folder: with ``model_index.json``, of a network alone
-            (``"mine/unet_ema"``), or of a training's checkpoint (``"mine/checkpoint-5000"``). What a network lacks is
-            that of the pipeline around it.
+        :param str, pathlib.Path name: bundled name, hub id, or folder (which a ``Path`` always is): with
+            ``model_index.json``, of a network alone (``"mine/unet_ema"``), or of a training's checkpoint
+            (``"mine/checkpoint-5000"``). What a network lacks is that of the pipeline around it.
         :param scheduler: a diffusers scheduler, in place of the one that is saved there.
         :param bool clip_sample: see :class:`DiffusionPrior`, as are ``conditioning``, ``autocast``, ``compile`` and
             ``checkpointing``. Latents of an autoencoder are never clamped.
@@ -208,11 +207,12 @@ class DiffusionPrior(Prior):
             raise_out_of_memory(error)
             if z.shape[1:] in self._taken:
                 raise  # no misfit, but a fault
-            raise ValueError(f"the {self._told(z)} ({type(error).__name__}: {error}); {REMEDY}") from error
+            told = f"the {self._told(z)} ({type(error).__name__}: {error})"
+            raise ValueError(f"{told}; {remedy(self.network)}") from error
         if not torch.is_tensor(output):
             output = output.sample if hasattr(output, "sample") else output[0]
         if output.shape[2:] != z.shape[2:] or output.shape[1] < z.shape[1]:
-            raise ValueError(f"the {self._told(z)}: it gives {tuple(output.shape)}; {REMEDY}")
+            raise ValueError(f"the {self._told(z)}: it gives {tuple(output.shape)}; {remedy(self.network)}")
         self._taken.add(z.shape[1:])
         return output[:, : z.shape[1]].to(z.dtype)
 

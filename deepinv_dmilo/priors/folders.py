@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from deepinv_dmilo.core.warning import warn
+
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
 PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
+ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_config.json")  # of diffusers, and of PEFT
+MERGE = (
+    "merge it into its network and save that: pipeline.load_lora_weights(FOLDER), pipeline.fuse_lora(), "
+    "pipeline.unload_lora_weights(), pipeline.save_pretrained(MERGED), or of PEFT "
+    "model.merge_and_unload().save_pretrained(MERGED)"
+)
 PARTS_GIVEN = "LatentPrior(DiffusionPrior(network, scheduler, clip_sample=False), autoencoder)"
 
 Parts = dict[str, tuple[Any, Path]]  # by name: the class, and the folder
@@ -22,7 +31,16 @@ def find_parts(folder: Path) -> Parts:
     :return: the class and the folder of a network, of its scheduler if there is one, and of an autoencoder, by names.
     :raises FileNotFoundError, ValueError: there is no network of diffusers, or something else beside it.
     """
-    return _pipeline(folder) if (folder / INDEX).exists() else _around(_network_folder(folder))
+    parts = _pipeline(folder) if (folder / INDEX).exists() else _around(_network_folder(folder))
+    for place in {folder, *(inside for _, inside in parts.values())}:
+        if adapter := _adapter(place):
+            warn(f"the adapter {place / adapter} is not read; {MERGE}")
+    return parts
+
+
+def _adapter(folder: Path) -> str | None:
+    """The file of an adapter that a folder has."""
+    return next((name for name in ADAPTERS if (folder / name).exists()), None)
 
 
 def _json(file: Path, what: str) -> dict[str, Any]:
@@ -39,11 +57,19 @@ def _network_folder(folder: Path) -> Path:
     found = next((place for place in (folder, *inside) if (place / CONFIG).exists()), None)
     if found is not None:
         return found
+    if adapter := _adapter(folder):
+        raise FileNotFoundError(f"{folder} has an adapter, {adapter}, and no network; {MERGE}")
     if (folder / "model.safetensors").exists():
         raise FileNotFoundError(
             f"{folder} has weights as accelerate saves them, which do not tell the network; build it as the training "
             "did, type network.load_state_dict(safetensors.torch.load_file(FILE)) and give both: "
             "DiffusionPrior(network, scheduler)"
+        )
+    steps = {place: re.fullmatch(r"checkpoint[-_](\d+)", place.name) for place in folder.iterdir()}
+    if checkpoints := {place: int(step[1]) for place, step in steps.items() if step}:
+        raise FileNotFoundError(
+            f"{folder} has no network but those of a training's checkpoints; give the newest, "
+            f"{max(checkpoints, key=checkpoints.__getitem__)}"
         )
     raise FileNotFoundError(
         f"{folder} is no diffusers pipeline: it has no {INDEX}; give the folder that "
@@ -56,7 +82,8 @@ def _around(network: Path) -> Parts:
     kind = _class_of(network / CONFIG, "network")
     if hasattr(kind, "decode"):
         raise ValueError(f"{network} is an autoencoder, a {kind.__name__}; give the folder of the pipeline around it")
-    places = network, *network.absolute().parents[:2]  # of checkpoint-5000/unet the output of the training, too
+    above, output = network.absolute().parents[:2]
+    places = network, above, *([output] if above.name.startswith("checkpoint") else [])  # output of the training
     parts: Parts = {}
     if pipeline := next((place for place in places if (place / INDEX).exists()), None):
         parts = {part: found for part, found in _pipeline(pipeline).items() if part not in NETWORKS}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.core.measurements import raise_out_of_memory
-from deepinv_dmilo.priors.folders import AUTOENCODERS, NETWORKS, PARTS, PARTS_GIVEN, find_parts
+from deepinv_dmilo.core.prior import not_finite
+from deepinv_dmilo.core.warning import warn
+from deepinv_dmilo.priors.folders import AUTOENCODERS, CONFIG, INDEX, NETWORKS, PARTS, PARTS_GIVEN, find_parts
 
 BUNDLED = Path(__file__).parent
 # Whole, or a shard; of a variant such as fp16, or of none. Older shards name the variant last.
@@ -23,16 +29,17 @@ def bundled_priors() -> list[str]:
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
 
 
-def prior_folder(name: str) -> Path:
-    """Folder of a bundled prior, or ``name`` itself as a path; it need not exist."""
-    return BUNDLED / name if name in bundled_priors() else Path(name)
+def prior_folder(name: str | Path) -> Path:
+    """Folder of a bundled prior, or ``name`` itself as a path; it need not exist. A ``Path`` is no bundled name."""
+    bundled = isinstance(name, str) and name in bundled_priors()
+    return BUNDLED / name if bundled else Path(os.path.expanduser(name))
 
 
-def held_out_images(name: str = "digits") -> Tensor:
+def held_out_images(name: str | Path = "digits") -> Tensor:
     r"""
     The images that a prior of ``examples/train_prior.py`` never saw, for evaluation.
 
-    :param str name: bundled prior or folder with ``held_out.npz``.
+    :param str, pathlib.Path name: bundled prior or folder with ``held_out.npz``.
     :return: images in [0, 1], shape (N, C, H, W), float32.
     """
     file = prior_folder(name) / "held_out.npz"
@@ -43,22 +50,19 @@ def held_out_images(name: str = "digits") -> Tensor:
         return torch.from_numpy(archive["images"]).float() / 255
 
 
-def load_pipeline(name: str, scheduler: Any = None) -> tuple[Any, Any, Any]:
+def load_pipeline(name: str | Path, scheduler: Any = None) -> tuple[Any, Any, Any]:
     """
     The denoising network, the scheduler and the autoencoder (None: in pixels) of a diffusers pipeline.
 
-    :param str name: bundled name, hub id, or folder of a pipeline, of its network or of a training's checkpoint.
+    :param str, pathlib.Path name: bundled name, hub id, or folder of a pipeline, of its network or of a training's
+        checkpoint; a path is a folder.
     :param scheduler: in place of the one that is saved there.
     """
-    from diffusers.utils import logging
-
     if not isinstance(name, str | Path):
         raise TypeError(
             f"name is a {type(name).__name__}; type a bundled name, a folder or a hub id, or give parts: {PARTS_GIVEN}"
         )
-    folder = prior_folder(str(name))
-    if not folder.exists():
-        folder = _from_the_hub(str(name))
+    folder = _folder(name)
     parts = find_parts(folder)
     if scheduler is not None:
         parts.pop("scheduler", None)
@@ -68,16 +72,42 @@ def load_pipeline(name: str, scheduler: Any = None) -> tuple[Any, Any, Any]:
             "DiffusionPrior.from_pretrained(FOLDER, scheduler=diffusers.DDPMScheduler(...)), with the settings of the "
             "training, or give the folder of the pipeline"
         )
-    bar_was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a few files, no time
-    try:
+    with _silent():
         loaded = {part: _load(inside, part, kind) for part, (kind, inside) in parts.items()}
-    finally:
-        if bar_was_on:
-            logging.enable_progress_bar()
     network = next(loaded[part] for part in NETWORKS if part in loaded)
     autoencoder = next((loaded[part] for part in AUTOENCODERS if part in loaded), None)
     return network, loaded.get("scheduler", scheduler), autoencoder
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bar of diffusers, for a few files; what is lacking of weights or left over is told here."""
+    from diffusers.utils import logging as of_diffusers
+
+    bar_was_on, logger = of_diffusers.is_progress_bar_enabled(), logging.getLogger("diffusers.models.modeling_utils")
+    level = logger.level
+    of_diffusers.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bar_was_on:
+            of_diffusers.enable_progress_bar()
+
+
+def _folder(name: str | Path) -> Path:
+    """The folder that a name means; a text that is the name of a bundled prior means that one."""
+    folder = prior_folder(name)
+    if name in bundled_priors() and Path(name, INDEX).exists():
+        warn(f"{name!r} is the bundled prior; for the folder of that name here type './{name}'")
+    if folder.is_file():
+        whole = any((folder.parent / file).exists() for file in (INDEX, CONFIG))
+        place = folder.parent if whole else "one that pipeline.save_pretrained(FOLDER) wrote"
+        raise ValueError(f"{name} is a file; give its folder, {place}")
+    if not folder.exists() and isinstance(name, Path):
+        raise FileNotFoundError(f"{folder} does not exist; give the folder of a prior, or as text a name or a hub id")
+    return folder if folder.exists() else _from_the_hub(str(name))
 
 
 def _from_the_hub(name: str) -> Path:
@@ -111,6 +141,11 @@ def _variant(inside: Path, kind: Any) -> str | None:
     """Which weights of a network to read: None for those in full precision, else the only ones that are there."""
     found = [match for file in inside.iterdir() if (match := _WEIGHT_FILE.fullmatch(file.name))]
     variants = sorted({match[1] or match[2] or "" for match in found})
+    if not variants and (others := sorted(file.name for file in inside.glob("*.safetensors"))):
+        raise ValueError(
+            f"{inside} has {', '.join(others[:3])}, and weights are read from diffusion_pytorch_model.safetensors; "
+            f"rename what are those of the {kind.__name__}, or save it again with save_pretrained(FOLDER)"
+        )
     if not variants:
         raise ValueError(
             f"{inside} has no *.safetensors weights (pickled ones are not read, they can run code); convert them with "
@@ -139,9 +174,28 @@ def _load(inside: Path, part: str, kind: Any) -> Any:
     if not is_network:
         return loaded
     network, found = loaded
-    if lacking := found["missing_keys"]:
+    _check_weights(network, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), str(inside))
+    return network
+
+
+def _check_weights(network: Any, lacking: list[str], unknown: list[str], where: str) -> None:
+    """Refuse weights that are not those of the network, or not finite; tell what is left over."""
+    kind = type(network).__name__
+    if lacking:
+        wrapper = next((name.removesuffix(lacking[0]) for name in unknown if name.endswith(f".{lacking[0]}")), None)
+        if wrapper and {wrapper + name for name in lacking} <= set(unknown):
+            raise ValueError(
+                f"{where}: the weights are those of a {kind} inside of something else (DataParallel, torch.compile, "
+                f"...), all named {wrapper}...; save the network alone: wrapper.{wrapper}save_pretrained(FOLDER)"
+            )
         raise ValueError(
-            f"{inside}: the weights lack {len(lacking)} tensors of the {kind.__name__}, such as {sorted(lacking)[0]}; "
+            f"{where}: the weights lack {len(lacking)} tensors of the {kind}, such as {lacking[0]}; "
             "download or save them again"
         )
-    return network
+    if unknown:
+        warn(f"{where}: {len(unknown)} tensors are none of the {kind} and are not read, such as {unknown[0]}")
+    if diverged := not_finite(network):
+        raise ValueError(
+            f"{where}: {len(diverged)} tensors have NaN or infinite weights, such as {diverged[0]}: the training "
+            "diverged, or half precision was too small for them; give a checkpoint from before"
+        )

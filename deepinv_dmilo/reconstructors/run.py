@@ -19,7 +19,7 @@ from deepinv_dmilo.core.draws import Draws
 from deepinv_dmilo.core.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.core.observation import Observation
 from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.core.prior import Level, Prior, not_finite
 from deepinv_dmilo.core.problem import Problem, Variables
 from deepinv_dmilo.core.scale import check_scale
 from deepinv_dmilo.core.solvers import SLOWER, Solution
@@ -221,7 +221,10 @@ class Run:
         try:
             solution = self.model._solver()(problem, start, steps=steps, watch=look)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{problem.name}, outer step {self.outer}: {error}") from error
+            cause = str(error)
+            if diverged := not_finite(problem.prior):
+                cause = f"the prior has NaN or infinite weights, such as {diverged[0]}; give those of a finite training"
+            raise FloatingPointError(f"{problem.name}, outer step {self.outer}: {cause}") from error
         self.bar.update(seen + steps - self.bar.n)  # what was not needed
         return solution
 
