@@ -236,13 +236,6 @@ def test_divergence_names_step_and_row(physics):
         DMPlug(prior)(y, physics)
 
 
-def test_a_physics_that_was_made_in_inference_mode(model):
-    with torch.inference_mode():
-        physics = dinv.physics.Inpainting(IMAGE, mask=0.5)
-    with pytest.raises(ValueError, match=r"Inference tensors .* make the physics outside of torch.inference_mode\(\)"):
-        model(torch.rand(2, *IMAGE), physics)
-
-
 @pytest.mark.parametrize(
     "error",
     [

@@ -187,8 +187,6 @@ class Operator:
         image = self._random_images(1, seed=0)
         x = image.repeat(self.batch, 1, 1, 1)
         words = "write it in torch, without detach(), .data, numpy() or changes of x in place"
-        if any(t.is_inference() for t in (*self.members.parameters(), *self.members.buffers())):
-            words = "make the physics outside of torch.inference_mode(); under torch.no_grad() is well"
         with torch.enable_grad():
             try:
                 measured = measure(x.requires_grad_(), self.physics)
