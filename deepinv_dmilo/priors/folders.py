@@ -13,12 +13,13 @@ from deepinv_dmilo.core.warning import warn
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")
 PARTS = (*NETWORKS, *AUTOENCODERS, "scheduler")  # that are read of a pipeline
-ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_config.json")  # of diffusers, and of PEFT
-MERGE = (
-    "merge it into its network and save that: pipeline.load_lora_weights(FOLDER), pipeline.fuse_lora(), "
-    "pipeline.unload_lora_weights(), pipeline.save_pretrained(MERGED), or of PEFT "
-    "model.merge_and_unload().save_pretrained(MERGED)"
-)
+#: what to type about a file of an adapter, of diffusers and of PEFT
+ADAPTERS = {
+    "pytorch_lora_weights.safetensors": "merge it into its network and save that: pipeline.load_lora_weights(FOLDER), "
+    "pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(MERGED)",
+    "adapter_config.json": "merge it into its network and save that: model = model.merge_and_unload(), "
+    "model.save_pretrained(MERGED)",
+}
 PARTS_GIVEN = "LatentPrior(DiffusionPrior(network, scheduler, clip_sample=False), autoencoder)"
 
 Parts = dict[str, tuple[Any, Path]]  # by name: the class, and the folder
@@ -34,7 +35,7 @@ def find_parts(folder: Path) -> Parts:
     parts = _pipeline(folder) if (folder / INDEX).exists() else _around(_network_folder(folder))
     for place in {folder, *(inside for _, inside in parts.values())}:
         if adapter := _adapter(place):
-            warn(f"the adapter {place / adapter} is not read; {MERGE}")
+            warn(f"the adapter {place / adapter} is not read; {ADAPTERS[adapter]}")
     return parts
 
 
@@ -58,7 +59,7 @@ def _network_folder(folder: Path) -> Path:
     if found is not None:
         return found
     if adapter := _adapter(folder):
-        raise FileNotFoundError(f"{folder} has an adapter, {adapter}, and no network; {MERGE}")
+        raise FileNotFoundError(f"{folder} has an adapter, {adapter}, and no network; {ADAPTERS[adapter]}")
     if (folder / "model.safetensors").exists():
         raise FileNotFoundError(
             f"{folder} has weights as accelerate saves them, which do not tell the network; build it as the training "

@@ -103,8 +103,8 @@ def _folder(name: str | Path) -> Path:
         warn(f"{name!r} is the bundled prior; for the folder of that name here type './{name}'")
     if folder.is_file():
         whole = any((folder.parent / file).exists() for file in (INDEX, CONFIG))
-        place = folder.parent if whole else "one that pipeline.save_pretrained(FOLDER) wrote"
-        raise ValueError(f"{name} is a file; give its folder, {place}")
+        place = f"its folder, {folder.parent}" if whole else "a folder that pipeline.save_pretrained(FOLDER) wrote"
+        raise ValueError(f"{name} is a file; give {place}")
     if not folder.exists() and isinstance(name, Path):
         raise FileNotFoundError(f"{folder} does not exist; give the folder of a prior, or as text a name or a hub id")
     return folder if folder.exists() else _from_the_hub(str(name))
@@ -186,7 +186,7 @@ def _check_weights(network: Any, lacking: list[str], unknown: list[str], where: 
         if wrapper and {wrapper + name for name in lacking} <= set(unknown):
             raise ValueError(
                 f"{where}: the weights are those of a {kind} inside of something else (DataParallel, torch.compile, "
-                f"...), all named {wrapper}...; save the network alone: wrapper.{wrapper}save_pretrained(FOLDER)"
+                f"...), {wrapper!r} before each name; save the network alone: wrapper.{wrapper}save_pretrained(FOLDER)"
             )
         raise ValueError(
             f"{where}: the weights lack {len(lacking)} tensors of the {kind}, such as {lacking[0]}; "
@@ -197,5 +197,5 @@ def _check_weights(network: Any, lacking: list[str], unknown: list[str], where: 
     if diverged := not_finite(network):
         raise ValueError(
             f"{where}: {len(diverged)} tensors have NaN or infinite weights, such as {diverged[0]}: the training "
-            "diverged, or half precision was too small for them; give a checkpoint from before"
+            "diverged, or half precision overflowed; give a checkpoint from before"
         )
