@@ -18,9 +18,9 @@ from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import JointFit
 from deepinv_dmilo.core.unlike import (
-    LEAST_OF_MEAN,
     Sizes,
     drawn_sizes,
+    least_squares,
     mean_square,
     relative,
     sizes_of_level,
@@ -199,7 +199,8 @@ class Observation:
             data = replace(data, y=like_parts(data.y, noisier))
         if std is None:
             return data.energy
-        floors = [s.clamp(min=LEAST_OF_MEAN * m) for s, m in zip(stds, rows, strict=True)]
+        least = least_squares([s.square() for s in stds], self.operator, data.rows)
+        floors = [torch.maximum(s, t.sqrt()) for s, t in zip(stds, least, strict=True)]
 
         def weighed(v: Tensor) -> Tensor:
             terms = zip(parts(data.residual(v)), floors, rows, strict=True)
