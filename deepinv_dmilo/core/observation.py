@@ -131,6 +131,12 @@ class Observation:
         return energies / self.operator.reached.repeat(self.num_samples)
 
     @property
+    def most_noise(self) -> Tensor:
+        """The mean square of a measurement that an image reaches, (S * B,), of which noise is a part; infinite if 0."""
+        given = self.operator.reached_energy(self.y, self.images.rows) / self.operator.reached
+        return torch.where(given > 0, given, torch.inf).repeat(self.num_samples)
+
+    @property
     def is_gaussian(self) -> bool:
         """Whether the data term is that of Gaussian noise of one size."""
         return self.data_fidelity is None and self.noise_likelihoods is None

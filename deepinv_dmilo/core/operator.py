@@ -132,7 +132,7 @@ class Operator:
 
     @cached_property
     def squared_changes(self) -> list[Tensor]:
-        """The mean square of what each measurement differs by between images of random pixels, (B, ...) for each part."""
+        """Mean square of what each measurement differs by between images of random pixels, (B, ...) for each part."""
         rows, changes = torch.arange(self.batch, device=self.like.device), []
         for k in range(PAIRS):
             x = self._random_images(1, seed=2 + k).repeat(self.batch, 1, 1, 1)

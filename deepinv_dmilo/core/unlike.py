@@ -89,7 +89,8 @@ def relative(sizes: Sizes, operator: Operator) -> Sizes:
     numbers = _numbers([t.expand(m.shape) for t, m in zip(sizes, masks, strict=True)])
     ratios = torch.where(_numbers(masks) & (mean > 0), numbers / mean, 1)
     squares = _parts(ratios.square(), masks)
-    return tuple(torch.maximum(t, least).sqrt() for t, least in zip(squares, least_squares(squares, operator, rows)))
+    pairs = zip(squares, least_squares(squares, operator, rows), strict=True)
+    return tuple(torch.maximum(t, least).sqrt() for t, least in pairs)
 
 
 def least_squares(squares: Sequence[Tensor], operator: Operator, rows: Tensor) -> list[Tensor]:
