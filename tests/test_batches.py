@@ -139,3 +139,36 @@ def test_channels_that_come_last_are_told():
     physics = dinv.physics.Inpainting((3, 16, 24), mask=0.5)
     with pytest.raises(ValueError, match=r"has its channels last; pass y\.permute\(0, 3, 1, 2\)"):
         DMILO(toy_prior(ConvNet())).check(torch.rand(1, 16, 24, 3), physics)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -0.1])
+def test_noise_of_a_size_that_is_none(prior, odd):
+    """Of all images, of one of them, of a member of a stack; of other noise models."""
+    y = torch.rand(2, *IMAGE) + 0.1
+    for sigma in (odd, torch.tensor([0.1, odd])):
+        some = " for some" * isinstance(sigma, torch.Tensor)
+        line = (
+            rf"^sigma of GaussianNoise is {odd:.3g}{some}; type physics.update\(sigma=...\) with finite numbers of at"
+        )
+        refused(y, Denoising(GaussianNoise(sigma)), line, prior)
+    stack = dinv.physics.stack(Denoising(GaussianNoise(0.1)), Denoising(GaussianNoise(odd)))
+    refused(TensorList([y, y]), stack, r"type physics\[1\].update\(sigma=...\) with finite", prior)
+    refused(y, Denoising(PoissonNoise(odd)), f"gain of PoissonNoise is {odd:.3g}; type", prior)
+    assert DMILO(prior, max_passes=2, noise_level=0.1).check(y, Denoising(GaussianNoise(odd))) == (2, *IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "typed", "made"),
+    [
+        (IMAGE, "None", (1, *IMAGE)),
+        ((1, 6, 10), "None", (1, 1, 6, 10)),
+        ((6, 10), "None, None", (1, 1, 6, 10)),
+        ((6, 1), "None, None", (1, 1, 6, 1)),
+        ((2, 6, 10), ":, None", (2, 1, 6, 10)),
+    ],
+)
+def test_noise_of_each_pixel_without_a_dimension(prior, shape, typed, made):
+    line = rf"sigma of GaussianNoise has shape .*; type GaussianNoise\(sigma\[{typed}\]\), of shape {made}$"
+    line = line.replace(str(made), str(made).replace("(", r"\(").replace(")", r"\)"))
+    for batch in (2,) if shape[0] == 2 else (1, 2, 3):
+        refused(torch.rand(batch, *IMAGE), Denoising(GaussianNoise(torch.full(shape, 0.1))), line, prior)

@@ -123,3 +123,57 @@ def test_noise_where_the_image_does_not_reach_does_not_count():
         A=lambda x: x.to(torch.complex64), A_adjoint=lambda y: y.real, noise_model=GaussianNoise(0.05)
     )
     torch.testing.assert_close(noise_variance(x, complex_valued), torch.full((2,), 0.00125), rtol=0.1, atol=0)
+
+
+class OfTensor(dinv.physics.NoiseModel):
+    """A user's noise, by a tensor that torch knows or does not."""
+
+    def __init__(self, noise, tensor, *, is_known=True):
+        super().__init__()
+        self.noise = noise
+        if is_known:
+            self.register_buffer("tensor", tensor)
+        else:
+            self.tensor = tensor
+
+    def forward(self, x, seed=None, **kwargs):
+        return x + self.noise(self.tensor, x) * torch.randn_like(x)
+
+
+def scaled(sizes, x):
+    return sizes
+
+
+def of_table(sizes, x):
+    return sizes[(x.clamp(0, 0.999) * len(sizes)).long()]
+
+
+def mixed(sizes, x):
+    return (sizes[..., None, None] * x.new_ones(1, 3, 3, 1, 1)).diagonal(dim1=1, dim2=2).permute(0, 3, 1, 2)
+
+
+SIZES = torch.tensor([0.01, 0.05, 0.4])
+
+
+@pytest.mark.parametrize(("noise", "tensor"), [(scaled, SIZES.view(3, 1, 1)), (of_table, SIZES), (mixed, SIZES.diag())])
+def test_tensors_of_noise_that_are_as_many_as_the_images_may_be_of_all(noise, tensor):
+    """Of channels, of a table of grey values; three of them, as there are images."""
+    x = torch.rand(3, *IMAGE)
+
+    def found(rows):
+        physics = dinv.physics.Denoising(OfTensor(noise, tensor))
+        observation = observe(x[rows], physics)
+        (sizes,) = observation.operator.units.relative or (torch.ones_like(x[rows]),)  # one at mid-grey, by a table
+        return sizes, observation.noise_variance(x[rows])
+
+    together, alone = found([0, 1, 2]), [found([row]) for row in range(3)]
+    for whole, ones in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat(ones))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_noise_of_each_image_that_torch_does_or_does_not_know_of(is_known):
+    """Four draws of 2880 values: the variance of a variance is 2 / 11520."""
+    physics = dinv.physics.Denoising(OfTensor(scaled, SIZES.view(3, 1, 1, 1), is_known=is_known))
+    x = torch.rand(3, *IMAGE)
+    torch.testing.assert_close(noise_variance(x, physics), SIZES.square(), rtol=0.1, atol=0)

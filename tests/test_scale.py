@@ -5,7 +5,7 @@ import warnings
 import deepinv as dinv
 import pytest
 import torch
-from toys import observe
+from toys import AffineNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS
 from deepinv_dmilo.core.scale import warn_if_unexplained
@@ -149,6 +149,26 @@ def test_noise_of_another_unit_is_told(model, physics):
     with pytest.warns(RuntimeWarning, match=r"noise of 25 is more than all that y measures; .* 25 / 255") as warned:
         model(physics(torch.rand(2, *IMAGE)), physics)
     assert __file__ in {one.filename for one in warned}  # where the model was called
+
+
+def test_noise_that_nobody_told_is_no_more_than_y(model):
+    """Of dark measurements, by a network that believes in mid-grey; the noise model of ``Denoising()`` is told."""
+    dark = torch.full((1, *IMAGE), 0.02)
+    grey = DMILO(toy_prior(AffineNet(0.0, 0.0), prediction_type="sample", dtype=torch.float32), max_passes=4)
+    assert not any(
+        "noise of" in line for line in warned_of(grey, dark, dinv.physics.Denoising(dinv.physics.ZeroNoise()))
+    )
+    _, metrics = grey(dark, dinv.physics.Denoising(dinv.physics.ZeroNoise()), compute_metrics=True)
+    assert max(metrics["noise"][0]) <= 0.0201  # the root mean square of y, and rounding
+    (line,) = [line for line in warned_of(grey, dark, dinv.physics.Denoising()) if "noise of" in line]
+    assert ", of the noise model (0.1 in a plain Denoising()), is more than all that y measures" in line
+
+
+def warned_of(model, y, physics):
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        model(y, physics)
+    return [str(one.message) for one in given]
 
 
 def test_a_noise_model_that_moves_the_mean_is_told(model):

@@ -201,3 +201,65 @@ def test_a_stack_of_gaussian_noises_is_weighed():
     first, second = relative(observation)
     torch.testing.assert_close(second / first, torch.full_like(first, 10.0))
     assert observation.is_gaussian
+
+
+class Scaled(dinv.physics.LinearPhysics):
+    """The image, in units of its own."""
+
+    def __init__(self, unit, noise):
+        super().__init__(noise_model=noise, img_size=IMAGE)
+        self.unit = unit
+
+    def A(self, x, **kwargs):
+        return self.unit * x
+
+    def A_adjoint(self, y, **kwargs):
+        return self.unit * y
+
+
+def gaussian(size):
+    return Own(lambda x: size * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise, gaussian])
+@pytest.mark.parametrize("unit", [1 / 16, 1 / 255, 255.0])
+def test_parts_of_a_stack_may_have_units_of_their_own(noise, unit):
+    """Noise of a part, in that unit, counts for as much as in any other."""
+    x = torch.rand(2, *IMAGE)
+
+    def told(c):
+        physics = dinv.physics.stack(Scaled(c, noise(0.02 * c)), Scaled(1.0, noise(0.3)))
+        return [t.mean() for t in relative(observe(TensorList([c * x, x]), physics))]
+
+    (first, second), (one, other) = told(unit), told(1.0)
+    # drawn 64 times, logarithms are taken towards their mean, less where they differ more: by 2 % at most
+    tolerance = 1e-5 if noise is GaussianNoise else 0.05
+    torch.testing.assert_close(first / second, unit * one / other, rtol=tolerance, atol=0)
+
+
+def test_rows_of_a_measurement_may_have_units_of_their_own():
+    """As they have in one unit, told to the last digit where the noise is not far less than the mean."""
+    units = torch.where(torch.arange(24) % 2 == 0, 1.0, 0.01).view(1, 1, 24, 1)
+    sizes = torch.where(torch.arange(24) % 2 == 0, 0.1, 0.02).view(1, 1, 24, 1).expand(1, *IMAGE)
+    x = torch.rand(2, *IMAGE)
+    (found,) = relative(observe(units * x, Scaled(units, GaussianNoise(units * sizes))))
+    expected = (units * sizes).expand_as(found)
+    torch.testing.assert_close(found / found[0, 0, 0, 0], expected / expected[0, 0, 0, 0])
+
+
+def test_a_stack_of_photon_counts_may_have_units_of_its_own():
+    """Its last steps weigh each part by its noise, whatever the units."""
+    x, seen = torch.linspace(0.2, 0.8, 40).expand(1, *IMAGE).double(), []
+    for unit in (1.0, 1 / 255):
+        noise = dinv.physics.PoissonNoise(torch.tensor(0.001 * unit).double())
+        physics = dinv.physics.stack(Scaled(unit, noise), Scaled(1.0, GaussianNoise(0.3)).double())
+        observation = observe(TensorList([unit * (x + 0.02), x + 0.02]), physics)
+        variance = observation.noise_variance(x)
+        seen.append(observation.squares(x, variance)(x) / variance)
+    torch.testing.assert_close(*seen)
+
+
+def test_a_part_without_noise_has_a_size_all_the_same():
+    physics = dinv.physics.stack(Denoising(Own(torch.zeros_like)), Denoising(gaussian(0.1)))
+    first, second = relative(observe(TensorList([torch.rand(1, *IMAGE)] * 2), physics))
+    assert 0 < first.max() < 0.2 * second.min()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from deepinv.physics import GaussianNoise, Physics
@@ -11,7 +12,7 @@ from torch.func import functional_call
 
 from deepinv_dmilo.core.measurements import SHAPE_ERRORS, Measurements, parts, raise_out_of_memory, shapes
 from deepinv_dmilo.core.members import Members
-from deepinv_dmilo.core.noise import draws
+from deepinv_dmilo.core.noise import draws, settle
 from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.unlike import is_one_of_each, noisy_members
 
@@ -38,12 +39,18 @@ def check_noise(y: Measurements, operator: Operator) -> None:
     """
     Refuse a physics whose noise is for other measurements than y.
 
-    :raises ValueError: its noise model is for another number of images, or gives something of another shape.
+    :raises ValueError: its noise model is for another number of images, gives something of another shape, or has
+        parameters that are negative or no numbers.
     """
     members = noisy_members(operator.physics)
+    for number, member in enumerate(members):
+        _check_numbers(member, f"physics[{number}]" if len(members) > 1 else "physics")
     members = members * len(parts(y)) if len(members) == 1 else members
+    for member, t in zip(members, parts(y), strict=False):
+        _check_dimensions(member, t)
     if all(_is_told(member, t) for member, t in zip(members, parts(y), strict=False)):
         return
+    settle(operator)
     rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
 
     def drawn() -> list[tuple[int, ...]]:
@@ -69,10 +76,39 @@ def check_noise(y: Measurements, operator: Operator) -> None:
 
 def _is_told(member: Physics, y: Tensor) -> bool:
     """Whether it has Gaussian noise of one size, of one for each image, or of one for each measurement."""
-    noise = getattr(member, "noise_model", None)
+    noise: Any = getattr(member, "noise_model", None)
     if noise is None or type(noise) is not GaussianNoise:
         return False
     return is_one_of_each(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
+
+
+def _check_numbers(member: Physics, whose: str) -> None:
+    """Refuse parameters of deepinv's noise models that are negative, infinite or no numbers."""
+    noise: Any = getattr(member, "noise_model", None)
+    if not type(noise).__module__.startswith("deepinv.physics"):
+        return
+    for name, t in (*noise.named_parameters(), *noise.named_buffers()):
+        odd = t[~(torch.isfinite(t) & (t >= 0))].detach() if t.is_floating_point() else None
+        if odd is not None and odd.numel():
+            raise ValueError(
+                f"{name} of {type(noise).__name__} is {odd[0].item():.3g}{' for some' if t.numel() > 1 else ''}; type "
+                f"{whose}.update({name}=...) with finite numbers of at least 0"
+            )
+
+
+def _check_dimensions(member: Physics, y: Tensor) -> None:
+    """Refuse Gaussian noise of a standard deviation for each measurement that lacks the batch dimension, or another."""
+    noise: Any = getattr(member, "noise_model", None)
+    if type(noise) is not GaussianNoise or not 1 < noise.sigma.ndim < y.ndim:
+        return
+    lacking = y.ndim - noise.sigma.ndim
+    all_alike, each = (None,) * lacking, (slice(None), *(None,) * lacking)
+    for index, typed in ((all_alike, ", ".join(["None"] * lacking)), (each, ", ".join([":"] + ["None"] * lacking))):
+        if is_one_of_each(noise.sigma[index], y):
+            raise ValueError(
+                f"sigma of GaussianNoise has shape {tuple(noise.sigma.shape)}, and the measurements {tuple(y.shape)}; "
+                f"type GaussianNoise(sigma[{typed}]), of shape {tuple(noise.sigma[index].shape)}"
+            )
 
 
 def rows_error(names: list[str], rows: int, batch: int) -> ValueError:

@@ -18,6 +18,7 @@ from deepinv_dmilo.core.measurements import (
     operators,
     parts,
     raise_out_of_memory,
+    shapes,
     take,
 )
 from deepinv_dmilo.core.operator import Operator
@@ -38,9 +39,10 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
     :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
     :param clean: A(x), as the physics has it.
     """
+    settle(operator)
     rows = torch.arange(len(x), device=x.device)
     failure: Exception | None = None
-    for size in (1 if operator.is_split else len(rows), len(rows)):
+    for size in (1 if operator.noise_is_split else len(rows), len(rows)):
         try:
             draws = [_drawn(x[row], take(clean, row), row, operator) for row in rows.split(size)]
             break
@@ -75,6 +77,35 @@ def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
         noise = torch.view_as_complex(noise) if t.is_complex() else noise
         noises.append(std.view(-1, *[1] * noise.ndim) * noise)
     return like_parts(y, noises)
+
+
+def settle(operator: Operator) -> None:
+    """
+    Find which tensors of the noise model are one for each image, and whether it makes the noise of one image alone.
+
+    Those without whose choice the noise of one image has its shape are none: of channels, say, as many as images.
+    """
+    if operator.noise_is_split is not None:
+        return
+    candidates = operator.noise_tensors
+    if operator.is_split:
+        for name in candidates:
+            kept = operator.noise_tensors
+            operator.noise_tensors = {other: t for other, t in kept.items() if other != name}
+            if not _is_of_one_image(operator):
+                operator.noise_tensors = kept
+    operator.noise_is_split = operator.is_split and _is_of_one_image(operator)
+
+
+def _is_of_one_image(operator: Operator) -> bool:
+    """Whether the noise of one image has the shape of its measurements."""
+    row = torch.zeros(1, dtype=torch.long, device=operator.like.device)
+    x, clean = operator.probe[0][row], take(operator.probe[1], row)
+    try:
+        return all(shapes(noisy) == shapes(of_noisy) for noisy, of_noisy in draws(x, clean, row, operator, 1))
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
+        return False
 
 
 def _warn_once(operator: Operator, message: str) -> None:

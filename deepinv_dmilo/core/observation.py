@@ -18,9 +18,9 @@ from deepinv_dmilo.core.operator import Operator
 from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import JointFit
 from deepinv_dmilo.core.unlike import (
-    LEAST_OF_MEAN,
     Sizes,
     drawn_sizes,
+    least_variances,
     mean_square,
     relative,
     sizes_of_level,
@@ -131,6 +131,12 @@ class Observation:
         return energies / self.operator.reached.repeat(self.num_samples)
 
     @property
+    def most_noise(self) -> Tensor:
+        """The mean square of a measurement that an image reaches, (S * B,), of which noise is a part; infinite if 0."""
+        given = self.operator.reached_energy(self.y, self.images.rows) / self.operator.reached
+        return torch.where(given > 0, given, torch.inf).repeat(self.num_samples)
+
+    @property
     def is_gaussian(self) -> bool:
         """Whether the data term is that of Gaussian noise of one size."""
         return self.data_fidelity is None and self.noise_likelihoods is None
@@ -199,7 +205,8 @@ class Observation:
             data = replace(data, y=like_parts(data.y, noisier))
         if std is None:
             return data.energy
-        floors = [s.clamp(min=LEAST_OF_MEAN * m) for s, m in zip(stds, rows, strict=True)]
+        least = least_variances([s.square() for s in stds], self.operator, data.rows)
+        floors = [torch.maximum(s, t.sqrt()) for s, t in zip(stds, least, strict=True)]
 
         def weighed(v: Tensor) -> Tensor:
             terms = zip(parts(data.residual(v)), floors, rows, strict=True)

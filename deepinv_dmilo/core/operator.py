@@ -29,6 +29,8 @@ from deepinv_dmilo.core.rounding import agree
 from deepinv_dmilo.core.units import Units
 from deepinv_dmilo.core.unknown import Unknowns
 
+PAIRS = 8  # of images of random pixels, that show how much each measurement changes with the image: ours
+
 
 class Operator:
     """
@@ -68,7 +70,9 @@ class Operator:
             unknowns.check(self.like)
         self._look()
         self.tensors: dict[str, Tensor] = {}
+        #: of the noise model, that may be one for each image, and whether it makes noise of one image alone: ``settle``
         self.noise_tensors = {} if single else self._tensors_of_images(of_noise=True)
+        self.noise_is_split: bool | None = True if single else None
         self.is_shared = single or self._is_same_for_all()
         self.is_split = self.is_shared or self._has_tensors_of_its_images()
         if unknowns is not None and not self.is_shared:
@@ -125,6 +129,16 @@ class Operator:
         """Which measurements change with the image, (B, ...) for each part of them."""
         pairs = zip(parts(self._images_measured[0]), self._reached, strict=True)
         return [(m.view(*t.shape, 2).any(-1) if t.is_complex() else m.view(t.shape)) for t, m in pairs]
+
+    @cached_property
+    def squared_changes(self) -> list[Tensor]:
+        """Mean square of what each measurement differs by between images of random pixels, (B, ...) for each part."""
+        rows, changes = torch.arange(self.batch, device=self.like.device), []
+        for k in range(PAIRS):
+            x = self._random_images(1, seed=2 + k).repeat(self.batch, 1, 1, 1)
+            change = self._measured(x, rows) - self._measured(1 - x, rows)
+            changes.append([(t / self.units.scale).abs().square() / PAIRS for t in parts(change)])
+        return [torch.stack(of_part).sum(0) for of_part in zip(*changes, strict=True)]
 
     @cached_property
     def is_linear(self) -> bool:

@@ -74,14 +74,15 @@ def _rms(t: Tensor) -> Tensor:
 
 
 def warn_if_noise_is_all(observation: Observation, variance: Tensor) -> None:
-    """Warn where noise of such a variance, (B,), has four times the energy of y, which it is a part of."""
+    """Warn where noise that was told, of a variance (B,), 0 where not, has four times the energy of y."""
     operator, given = observation.operator, _given(observation)
     odd = (variance * operator.reached > 4 * given) & (given > 0)
     if odd.any():
         std = operator.units.scale * variance[odd].max().sqrt().item()
+        whose = ", of the noise model (0.1 in a plain Denoising())," if observation.noise_level is None else ""
         warn(
-            f"noise of {std:.3g} is more than all that y measures; give the standard deviation in the units of y, "
-            f"of 8-bit levels {std:.3g} / 255"
+            f"noise of {std:.3g}{whose} is more than all that y measures; give the standard deviation in the units of "
+            f"y, of 8-bit levels {std:.3g} / 255"
         )
 
 

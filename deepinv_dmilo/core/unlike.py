@@ -17,12 +17,14 @@ from deepinv_dmilo.core.measurements import (
     take,
     working_dtype,
 )
-from deepinv_dmilo.core.noise import DRAWS, SEED, draws
+from deepinv_dmilo.core.noise import DRAWS, SEED, draws, settle
 from deepinv_dmilo.core.operator import Operator
 
 # All ours. Draws that show how noisy each measurement is; in standard errors, what shows that they differ at all.
 DRAWS_OF_EACH, CERTAIN = 64, 5.0
-LEAST_OF_MEAN = 0.1  # that the noise of a measurement is taken to be of the mean one, where they are weighed
+# That the noise of a measurement is taken to be of the mean one of its part, at least, where they are weighed; in
+# proportion less where the measurement changes with the image so many times less than the others do.
+LEAST_OF_MEAN, SMALL_CHANGE = 0.1, 4.0
 OF_ONE_SIZE = (UniformGaussianNoise, UniformNoise)
 
 #: the standard deviation of the noise in each (real) measurement, (1, ...) or (B, ...) for each part of y
@@ -64,7 +66,7 @@ def drawn_sizes(operator: Operator) -> Sizes | None:
     masks = operator.reached_parts
     mask = _numbers(masks)
     try:
-        one, two = (_logarithms(v, mask) for v in _variances(operator, DRAWS))
+        one, two = (_logarithms(v, operator) for v in _variances(operator, DRAWS))
         error = (_covariance(one, one, mask) * _covariance(two, two, mask) / mask.sum(1).clamp(min=1)).sqrt()
         differ = _covariance(one, two, mask) > CERTAIN * error
         if not differ.any():
@@ -73,20 +75,42 @@ def drawn_sizes(operator: Operator) -> Sizes | None:
     except SHAPE_ERRORS as error:  # told where the noise is asked for
         raise_out_of_memory(error)
         return None
-    one, two = (_logarithms(v, mask) for v in variances)
-    both = _logarithms((variances[0] + variances[1]) / 2, mask)
+    one, two = (_logarithms(v, operator) for v in variances)
+    both = _logarithms((variances[0] + variances[1]) / 2, operator)
     kept = (_covariance(one, two, mask) / _covariance(both, both, mask).clamp(min=1e-12)).clamp(0, 1) * differ
     middle = _mean(both, mask)[:, None]
-    sizes = torch.exp((middle + kept[:, None] * (both - middle)) / 2)
-    return tuple(t.view(m.shape) for t, m in zip(sizes.split([m[0].numel() for m in masks], 1), masks, strict=True))
+    return tuple(_parts(torch.exp((middle + kept[:, None] * (both - middle)) / 2), masks))
 
 
 def relative(sizes: Sizes, operator: Operator) -> Sizes:
     """Sizes of noise over their root mean square among the measurements that an image reaches, (B, ...) each."""
-    masks = operator.reached_parts
-    mean = mean_square(sizes, operator).sqrt().clamp(min=torch.finfo(operator.like.dtype).tiny)
-    ratios = [t.expand(m.shape) / mean.view(-1, *[1] * (t.ndim - 1)) for t, m in zip(sizes, masks, strict=True)]
-    return tuple(torch.where(m, t, 1).clamp(min=LEAST_OF_MEAN) for t, m in zip(ratios, masks, strict=True))
+    masks, rows = operator.reached_parts, torch.arange(operator.batch, device=operator.like.device)
+    mean = mean_square(sizes, operator).sqrt()[:, None]
+    numbers = _numbers([t.expand(m.shape) for t, m in zip(sizes, masks, strict=True)])
+    ratios = torch.where(_numbers(masks) & (mean > 0), numbers / mean, 1)
+    squares = _parts(ratios.square(), masks)
+    pairs = zip(squares, least_variances(squares, operator, rows), strict=True)
+    return tuple(torch.maximum(t, least).sqrt() for t, least in pairs)
+
+
+def least_variances(squares: Sequence[Tensor], operator: Operator, rows: Tensor) -> list[Tensor]:
+    """
+    The least variance that a measurement is taken to have, of the variances of some rows, (n, ...) for each part.
+
+    Of the mean in its part, so that parts may have units of their own; of a part without noise, of the mean of all.
+    """
+    rows = rows % operator.batch
+    masks = [mask[rows].flatten(1) for mask in operator.reached_parts]
+    tiny = torch.finfo(operator.like.dtype).tiny
+    overall = _mean(_numbers(squares), torch.cat(masks, 1)).clamp(min=tiny)
+    found = []
+    for t, mask, of_part in zip(squares, masks, operator.squared_changes, strict=True):
+        change, mean = of_part[rows].flatten(1), _mean(t.flatten(1), mask)
+        mean = torch.where(mean > 0, mean, overall)
+        share = change / _mean(change, mask).clamp(min=tiny)[:, None]
+        share = torch.where((share > 0) & (share < 1 / SMALL_CHANGE**2), share, 1)
+        found.append((LEAST_OF_MEAN**2 * mean[:, None] * share).view(t.shape))
+    return found
 
 
 def mean_square(sizes: Sizes, operator: Operator) -> Tensor:
@@ -122,11 +146,12 @@ def _unlike(sizes: list[Tensor]) -> Sizes | None:
 
 def _variances(operator: Operator, number: int) -> list[Tensor]:
     """The mean square of the noise of each measurement at mid-grey, (B, M), over each of two halves of the draws."""
+    settle(operator)
     rows = torch.arange(operator.batch, device=operator.like.device)
     grey, counted = torch.full_like(operator.like, 0.5), operator.units.counted
     clean = operator.units.as_made(operator(grey, rows), rows)
     groups = []
-    for some in rows.split(1 if operator.is_split else len(rows)):  # an image has the draws that it has alone
+    for some in rows.split(1 if operator.noise_is_split else len(rows)):  # an image has the draws that it has alone
         here, halves = take(clean, some), [torch.zeros(()), torch.zeros(())]
         for k, (noisy, of_noisy) in enumerate(draws(grey[some], here, some, operator, number, SEED + 1)):
             squares = [t.abs().square() for t in parts(counted(noisy - of_noisy, some))]
@@ -140,6 +165,12 @@ def _numbers(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.flatten(1) for t in tensors], 1)
 
 
+def _parts(numbers: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Of the measurements of each image, (B, M), those of each part, (B, ...)."""
+    pieces = numbers.split([m[0].numel() for m in masks], 1)
+    return [t.view(m.shape) for t, m in zip(pieces, masks, strict=True)]
+
+
 def _mean(t: Tensor, mask: Tensor) -> Tensor:
     """The mean of what is reached, (B,)."""
     return (t * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -149,7 +180,8 @@ def _covariance(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return _mean((a - _mean(a, mask)[:, None]) * (b - _mean(b, mask)[:, None]), mask)
 
 
-def _logarithms(variances: Tensor, mask: Tensor) -> Tensor:
-    """Of variances that are no less than those that ``relative`` takes."""
-    least = LEAST_OF_MEAN**2 * _mean(variances, mask).clamp(min=torch.finfo(variances.dtype).tiny)
-    return torch.maximum(variances, least[:, None]).log()
+def _logarithms(variances: Tensor, operator: Operator) -> Tensor:
+    """Of variances, (B, M), that are no less than those that ``relative`` takes."""
+    rows = torch.arange(operator.batch, device=variances.device)
+    least = least_variances(_parts(variances, operator.reached_parts), operator, rows)
+    return torch.maximum(variances, _numbers(least)).log()

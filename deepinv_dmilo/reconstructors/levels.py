@@ -117,7 +117,7 @@ class Levels:
             gaussian, operator = run.observation.is_gaussian, run.observation.operator
             variance = self._largest_variance(run, x)
             if gaussian:
-                warn_if_noise_is_all(run.observation, variance)
+                warn_if_noise_is_all(run.observation, run.observation.noise_variance(x)[:n])
             noise = (variance / operator.squared_gain).sqrt()
             amplitude = left_open(images, x[:n], variance)
             # Else the gain is no norm, or the noise not of one size, as the last call takes it to be.
@@ -216,7 +216,7 @@ class Levels:
         if (known > 0).all():
             return known
         if run.seen is None:
-            run.seen = seen_variance(run, x, SEEN_FROM)
+            run.seen = torch.minimum(seen_variance(run, x, SEEN_FROM), run.observation.most_noise)
             if run.unknowns is not None:  # a guess of A errs, too, and that is no noise
                 run.seen = torch.minimum(run.seen, finest_variance(run.observation).clamp(min=run.seen / 100))
         return torch.where(known > 0, known, run.seen)
