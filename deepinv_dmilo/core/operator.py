@@ -103,7 +103,7 @@ class Operator:
         """
         What a function of the physics returns while it has the tensors of these rows' images.
 
-        :param Members members: a copy of the physics that the function is of, whose noise model has its tensors, too.
+        :param members: a copy of the physics that the function is of, whose noise model has its tensors, too.
         """
         tensors = self.tensors if members is None else {**self.tensors, **self.noise_tensors}
         if not tensors:
