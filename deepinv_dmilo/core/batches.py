@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from deepinv.physics import GaussianNoise, Physics
@@ -83,7 +84,7 @@ def _is_told(member: Physics, y: Tensor) -> bool:
 
 def _check_numbers(member: Physics, whose: str) -> None:
     """Refuse parameters of deepinv's noise models that are negative, infinite or no numbers."""
-    noise = getattr(member, "noise_model", None)
+    noise: Any = getattr(member, "noise_model", None)
     if not type(noise).__module__.startswith("deepinv.physics"):
         return
     for name, t in (*noise.named_parameters(), *noise.named_buffers()):
@@ -97,7 +98,7 @@ def _check_numbers(member: Physics, whose: str) -> None:
 
 def _check_dimensions(member: Physics, y: Tensor) -> None:
     """Refuse Gaussian noise of a standard deviation for each measurement that lacks the batch dimension, or another."""
-    noise = getattr(member, "noise_model", None)
+    noise: Any = getattr(member, "noise_model", None)
     if type(noise) is not GaussianNoise or not 1 < noise.sigma.ndim < y.ndim:
         return
     lacking = y.ndim - noise.sigma.ndim
