@@ -133,7 +133,7 @@ def draws(
     """
     parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
     is_known = type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward)  # sensor(noise(A(x)))
-    of_others = seeded_libraries if _is_of_others(operator.physics) else nullcontext
+    of_others = seeded_libraries if _may_draw_from_anywhere(operator.physics, is_known) else nullcontext
     for k in range(number):
         if k == 0 or not is_known:  # a forward of its own may change the operator
             members, random = seeded_copy(operator.members, seed + k)
@@ -146,10 +146,11 @@ def draws(
         yield pair
 
 
-def _is_of_others(physics: Physics) -> bool:
-    """Whether its noise, or its forward, is not deepinv's, and may draw from anywhere."""
+def _may_draw_from_anywhere(physics: Physics, is_known: bool) -> bool:
+    """Whether its noise models, or a forward of its own, are not deepinv's."""
     noises = [getattr(member, "noise_model", None) for member in operators(physics)]
-    return any(not type(part).__module__.startswith("deepinv.") for part in (physics, *noises) if part is not None)
+    called = noises if is_known else [physics, *noises]
+    return any(not type(part).__module__.startswith("deepinv.") for part in called if part is not None)
 
 
 def _with_noise(physics: Physics, x: Tensor, clean: Measurements) -> tuple[Measurements, Measurements]:
