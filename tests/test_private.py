@@ -224,7 +224,7 @@ class OfNumpy(dinv.physics.NoiseModel):
 
     def forward(self, y, **kwargs):
         numbers = np.random.randn(*y.shape) + self.own.standard_normal(y.shape)  # noqa: NPY002
-        numbers = numbers + random.gauss()
+        numbers = numbers + random.gauss(0.0, 1.0)
         return y + 0.02 * torch.from_numpy(numbers).to(y)
 
 
