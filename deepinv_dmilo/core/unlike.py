@@ -23,7 +23,8 @@ from deepinv_dmilo.core.operator import Operator
 # All ours. Draws that show how noisy each measurement is; in standard errors, what shows that they differ at all.
 DRAWS_OF_EACH, CERTAIN = 64, 5.0
 # That the noise of a measurement is taken to be of the mean one of its part, at least, where they are weighed; in
-# proportion less where the measurement changes with the image so many times less than the others do.
+# proportion less where the measurement changes with the image so many times less than the others do. Without it, noise
+# that differs 150 times within an operator costs up to 1.6 dB at 15 passes (Gaussian images of a 1/f spectrum; trials).
 LEAST_OF_MEAN, SMALL_CHANGE = 0.1, 4.0
 OF_ONE_SIZE = (UniformGaussianNoise, UniformNoise)
 
