@@ -12,8 +12,8 @@ steps). Prints tables as those of ``docs/deviations.md``; about half an hour on 
 from deepinv.loss.metric import PSNR
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.observation import Observation
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.tasks import make_physics
 

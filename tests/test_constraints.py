@@ -9,7 +9,7 @@ from deepinv.physics import GaussianNoise
 from toys import ConvNet, Gain, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, Custom, Free, Positive, Simplex
-from deepinv_dmilo.core.constraints import check_unknown
+from deepinv_dmilo.likelihood.constraints import check_unknown
 from deepinv_dmilo.tools.tasks import gaussian_kernel
 
 SHAPE = (3, 12, 20)

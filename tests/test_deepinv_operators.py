@@ -11,7 +11,7 @@ from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD
 from deepinv_dmilo.benchmarks.operators import JUMPS, SLOW, NotRun, find, find_for_images, names
-from deepinv_dmilo.core.measurements import like_parts, parts, take
+from deepinv_dmilo.likelihood.measurements import like_parts, parts, take
 
 METHODS = (DMILO, DMILOPGD)
 PASSES = 40

@@ -7,7 +7,7 @@ from deepinv.physics import LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILOPGD
-from deepinv_dmilo.core.descent import gradient_steps, proximal_point, squared_norm
+from deepinv_dmilo.optim.descent import gradient_steps, proximal_point, squared_norm
 
 IMAGE = (3, 24, 40)
 
@@ -33,7 +33,7 @@ def test_the_norm_asks_autograd_for_the_adjoint():
 def test_the_norm_is_found_once_a_call(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "deepinv_dmilo.core.operator.squared_norm", lambda *args: calls.append(1) or squared_norm(*args)
+        "deepinv_dmilo.likelihood.forward.squared_norm", lambda *args: calls.append(1) or squared_norm(*args)
     )
     physics = dinv.physics.Blur(torch.ones(1, 1, 3, 5) / 15, padding="circular")
     y = physics.A(torch.rand(2, *IMAGE))

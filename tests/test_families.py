@@ -26,8 +26,8 @@ from diffusers import (
 from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
 
 from deepinv_dmilo import DMILO, LBFGS, DiffusionPrior, Levels
-from deepinv_dmilo.core.prior import Level
 from deepinv_dmilo.priors.families import family_of
+from deepinv_dmilo.priors.prior import Level
 
 SHAPE = (1, 4, 4)
 

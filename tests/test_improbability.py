@@ -4,8 +4,8 @@ import torch
 from toys import Gain, prior_that_believes
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels, Positive
+from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.run import Run
 
 
 def test_of_several_samples_of_levels_the_one_that_is_most_probable_is_returned():

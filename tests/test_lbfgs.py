@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepinv_dmilo.core.lbfgs import minimize
+from deepinv_dmilo.optim.lbfgs import minimize
 
 
 class Rows:

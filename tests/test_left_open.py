@@ -8,12 +8,12 @@ from deepinv.physics import GaussianNoise, PoissonNoise
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
-from deepinv_dmilo.core.data import Data
-from deepinv_dmilo.core.left_open import SPREAD, error_left_open, least_squares, left_open
-from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.likelihood.data import Data
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.wiener import SPREAD, error_left_open, least_squares, left_open
+from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.levels import START_STEPS
-from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.schedules.levels import START_STEPS
 from deepinv_dmilo.tools.tasks import make_physics
 
 IMAGE = (3, 24, 40)

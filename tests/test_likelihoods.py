@@ -15,7 +15,7 @@ from deepinv.physics import (
 from toys import AffineNet, ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
-from deepinv_dmilo.core.likelihoods import likelihood_of, likelihoods_of
+from deepinv_dmilo.likelihood.likelihoods import likelihood_of, likelihoods_of
 
 SHAPE = (3, 12, 20)
 ROWS = torch.arange(1)

@@ -7,7 +7,7 @@ from deepinv.loss.metric import PSNR
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
-from deepinv_dmilo.core.left_open import _spectrum
+from deepinv_dmilo.likelihood.wiener import _spectrum
 from deepinv_dmilo.tools.tasks import make_physics
 
 SIZE = (24, 40)

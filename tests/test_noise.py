@@ -7,9 +7,9 @@ from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
 from toys import observe
 
 from deepinv_dmilo import DMILO, DiffusionPrior
+from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.posterior.noise_estimation import seen_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.run import Run
-from deepinv_dmilo.reconstructors.seen_noise import seen_variance
 
 IMAGE = (3, 24, 40)
 

@@ -9,8 +9,8 @@ from deepinv.physics import GaussianNoise, LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
-from deepinv_dmilo.core.measurements import energy
-from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.measurements import energy
 
 IMAGE = (3, 24, 40)
 GAINS = torch.tensor([0.05, 1.0, 0.5, 1.0]).double()

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, NoDoubles, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior
-from deepinv_dmilo.core.draws import Draws
+from deepinv_dmilo.utils.draws import Draws
 
 SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
 

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior
-from deepinv_dmilo.core.private import private
+from deepinv_dmilo.utils.private import private
 
 SHAPE = (2, 3, 8, 12)
 

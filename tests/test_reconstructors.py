@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMPlug, Levels
-from deepinv_dmilo.core.measurements import energy, mean_energy, parts
+from deepinv_dmilo.likelihood.measurements import energy, mean_energy, parts
 
 IMAGE = (3, 24, 40)
 PUBLISHED = {"outer_steps": 2, "inner_steps": 3}

@@ -8,7 +8,7 @@ import torch
 from toys import AffineNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS
-from deepinv_dmilo.core.scale import warn_if_unexplained
+from deepinv_dmilo.methods.scale import warn_if_unexplained
 
 IMAGE = (3, 24, 40)
 

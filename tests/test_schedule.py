@@ -7,12 +7,12 @@ from deepinv.physics import GaussianNoise, Inpainting
 from toys import AffineNet, ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
-from deepinv_dmilo.core.descent import sparse_deviation
-from deepinv_dmilo.core.draws import Draws
-from deepinv_dmilo.core.measurements import energy, measure
+from deepinv_dmilo.likelihood.measurements import energy, measure
+from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.optim.descent import sparse_deviation
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.mean import told
-from deepinv_dmilo.reconstructors.run import Run
+from deepinv_dmilo.schedules.finishing import told
+from deepinv_dmilo.utils.draws import Draws
 
 IMAGE = (3, 24, 40)
 METHODS = {

@@ -4,7 +4,7 @@ import deepinv as dinv
 import pytest
 import torch
 
-from deepinv_dmilo.core.private import seeded
+from deepinv_dmilo.utils.private import seeded
 
 SHAPE = (2, 3, 8, 12)
 

@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from toys import ConvNet, tiny_unet
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
-from deepinv_dmilo.core.constraints import Positive
+from deepinv_dmilo.likelihood.constraints import Positive
+from deepinv_dmilo.methods.dmilo import FINER
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import FINER
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from deepinv.physics import GaussianNoise, PoissonNoise
 from toys import ConvNet, Gain, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.unknown import Unknowns
+from deepinv_dmilo.likelihood.blind import Unknowns
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.observation import Observation
+from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.posterior.noise_estimation import finest_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.run import Run
-from deepinv_dmilo.reconstructors.seen_noise import finest_variance
 from deepinv_dmilo.tools.scoring import Meter
 from deepinv_dmilo.tools.tasks import gaussian_kernel, make_physics
 
@@ -121,9 +121,9 @@ def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
 
 def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():
     """Of ||w x - y||^2 over w the closed form; by finite differences of the fit itself."""
-    from deepinv_dmilo.core.data import Data, SquaresFit
-    from deepinv_dmilo.core.operator import Operator
-    from deepinv_dmilo.core.unknown import JointFit, Unknowns
+    from deepinv_dmilo.likelihood.blind import JointFit, Unknowns
+    from deepinv_dmilo.likelihood.data import Data, SquaresFit
+    from deepinv_dmilo.likelihood.forward import Operator
 
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.rand(2, *SHAPE, generator=rng).double() + 0.1 for _ in range(2))

@@ -6,9 +6,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.core.measurements import working_dtype
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.measurements import working_dtype
+from deepinv_dmilo.likelihood.observation import Observation
 
 
 class AffineNet(torch.nn.Module):

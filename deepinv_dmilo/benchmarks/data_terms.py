@@ -33,14 +33,14 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.methods import RichardsonLucy
-from deepinv_dmilo.core.constraints import Positive, Simplex
-from deepinv_dmilo.core.private import seeded
+from deepinv_dmilo.likelihood.constraints import Positive, Simplex
+from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import DMILO
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import SHIFTS, registered
 from deepinv_dmilo.tools.tasks import GUESS_STD, gaussian_kernel, make_physics
+from deepinv_dmilo.utils.private import seeded
 
 _PASSES, _BLIND_PASSES, _RL_STEPS, _BLIND_NOISES = 25, (100, 200), 10, (0.005, 0.05)
 _NOISES: dict[str, Callable[[], NoiseModel]] = {

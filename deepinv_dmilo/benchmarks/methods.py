@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS
-from deepinv_dmilo.core.constraints import Simplex
+from deepinv_dmilo.likelihood.constraints import Simplex
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
+from deepinv_dmilo.methods.dmplug import DMPlug
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
-from deepinv_dmilo.reconstructors.dmplug import DMPlug
 from deepinv_dmilo.tools.demo import DPS_STEPS
 from deepinv_dmilo.tools.task_names import TASK_PRESETS
 

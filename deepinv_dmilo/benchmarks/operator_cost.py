@@ -18,10 +18,10 @@ from pathlib import Path
 from deepinv.physics import GaussianNoise, Physics, Tomography
 from torch import Tensor
 
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.tasks import make_physics
 

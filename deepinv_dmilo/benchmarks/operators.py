@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deepinv_dmilo.benchmarks.rivals import TotalVariation
-from deepinv_dmilo.core.measurements import (
+from deepinv_dmilo.likelihood.measurements import (
     Measurements,
     like_parts,
     mean_energy,
@@ -39,12 +39,12 @@ from deepinv_dmilo.core.measurements import (
     parts,
     working_dtype,
 )
-from deepinv_dmilo.core.prior import Prior
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.priors.wrappers import Channelwise
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 _NOISE, _PASSES = 0.02, 25  # relative to the measurements; of the network

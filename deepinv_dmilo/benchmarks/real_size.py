@@ -25,12 +25,12 @@ import torch
 from deepinv.physics import Downsampling, Physics
 from torch import Tensor
 
-from deepinv_dmilo.core.solvers import LBFGS
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmplug import DMPlug
+from deepinv_dmilo.optim.solvers import LBFGS
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmplug import DMPlug
-from deepinv_dmilo.reconstructors.levels import Levels
+from deepinv_dmilo.schedules.levels import Levels
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import Meter
 from deepinv_dmilo.tools.tasks import make_physics

@@ -15,10 +15,10 @@ from deepinv.optim import FISTA, L2, TVPrior
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from deepinv_dmilo.core.descent import value_and_gradient
-from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, measure, parts
-from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_parts, measure, parts
+from deepinv_dmilo.optim.descent import value_and_gradient
+from deepinv_dmilo.priors.prior import Level, Prior
 
 
 class Rival(nn.Module):

@@ -16,10 +16,10 @@ from deepinv.utils import plot
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.scoring import score
 from deepinv_dmilo.tools.tasks import make_physics

@@ -13,8 +13,8 @@ from deepinv_dmilo.tools.task_names import RESAMPLERS, TASK_OPTIONS, TASK_PRESET
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
 
-    from deepinv_dmilo.core.prior import Prior
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.priors.prior import Prior
 
 SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
 PRIOR_HELP = "installed or bundled name, pipeline folder or hub id"

@@ -18,7 +18,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-from deepinv_dmilo.core.measurements import Measurements, mean_energy, measure
+from deepinv_dmilo.likelihood.measurements import Measurements, mean_energy, measure
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 SHIFTS = torch.arange(-3, 3.25, 0.25)  # pixels that an image of an unknown blur is moved by to be compared

@@ -1,0 +1,101 @@
+"""DMPlug, the method that DMILO improves on: the whole chain at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from deepinv_dmilo.methods.base import PriorReconstructor
+from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.optim.solvers import Adam, Solver
+from deepinv_dmilo.posterior.problem import Problem, Variables
+from deepinv_dmilo.utils.settings import check_settings
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DMPlug(PriorReconstructor):
+    r"""
+    DMPlug: one latent, optimised with Adam through the whole chain.
+
+    The method of :footcite:t:`wang2024dmplug`:
+
+    .. math::
+
+        \min_z \; 4 \, \mathrm{mean}\,|A(G(z)) - y|^2.
+
+    The graphs of all ``num_layers`` layers are alive at once: memory grows with their number. It is here for
+    comparison. The last iterate is returned; the paper's early stopping is left out.
+
+    :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
+    :param int num_layers: layers of the chain (paper: 3).
+    :param int steps: Adam steps, each a pass through all layers (paper: 5000, nonlinear 10000). Default ours.
+    :param float lr: learning rate (paper: 1e-2).
+    :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as are ``num_samples`` and ``micro_batch``; a step takes a
+        pass for each layer.
+    :param bool verbose: show a progress bar.
+    :param torch.Generator, int rng: see :class:`deepinv_dmilo.DMILO`.
+
+    :Examples:
+
+        >>> import deepinv as dinv
+        >>> from deepinv_dmilo import DMPlug, DiffusionPrior
+        >>> from deepinv_dmilo.priors.pretrained import held_out_images
+        >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3)
+        >>> y = physics(held_out_images("digits")[:2])
+        >>> DMPlug(DiffusionPrior.from_pretrained("digits"), steps=2)(y, physics).shape
+        torch.Size([2, 1, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "inpainting": {"steps": 5000, "lr": 1e-2},
+        "super_resolution": {"steps": 5000, "lr": 1e-2},
+        "deblurring": {"steps": 5000, "lr": 1e-2},
+        "nonlinear_deblurring": {"steps": 10000, "lr": 1e-2},
+    }
+
+    moved: ClassVar[dict[str, str]] = {
+        "latent_lr": "type lr=...",
+        "inner_steps": "type steps=...",
+        "unknown": "parameters of the physics that are not known are found by DMILO and DMILOPGD",
+    }
+
+    num_layers: int = 3
+    steps: int = 300
+    lr: float = 1e-2
+
+    def _check(self) -> None:
+        super()._check()
+        check_settings(steps={"num_layers": self.num_layers, "steps": self.steps}, rates={"lr": self.lr}, weights={})
+        self._check_budget()
+
+    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+        """Adam on the first latent, through all layers."""
+        levels = run.prior.levels(self.num_layers)
+        z = run.first_latent(levels[0])
+        problem = Problem(run.prior, levels, run.observation.mean_squares(), pull=0.0, micro_batch=self.micro_batch)
+
+        def image(z: Tensor) -> Tensor:
+            return run.images(run.in_parts(lambda prior, part: prior(part, self.num_layers), z))
+
+        def watch(v: Variables, value: Tensor) -> None:
+            if run.is_watched:
+                run.record(image(v["latent"]), value)
+
+        solution = run.solve(problem, {"latent": z}, watch)
+        yield image(solution.variables["latent"]), solution.value
+
+    def _solver(self) -> Solver:
+        return Adam(self.steps, latent_lr=self.lr)
+
+    def _solves(self) -> int:
+        return 1
+
+    def _passes_per_step(self) -> int:
+        return self.num_layers

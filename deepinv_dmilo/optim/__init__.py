@@ -1,0 +1,1 @@
+"""What minimises: L-BFGS, Adam, gradient and proximal steps."""

@@ -1,0 +1,1 @@
+"""p(x|y): prior and likelihood together, and what a layer of the network minimises."""

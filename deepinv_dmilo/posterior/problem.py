@@ -1,0 +1,86 @@
+"""The problem of one layer: the latent, and the sparse deviation, that reproduce a target after that layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from deepinv_dmilo.likelihood.data import Fit
+from deepinv_dmilo.priors.prior import Level, Prior
+
+#: what a problem is solved for, by name, the rows of a batch first: ``latent``, ``deviation``
+Variables: TypeAlias = "dict[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class LatentFit:
+    """The misfit of an inner layer: mean squared distance to the latent found for the layer after it."""
+
+    target: Tensor  # (n, C, H, W)
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        return (latent - self.target).square().flatten(1).mean(1)
+
+    def select(self, rows: Tensor) -> LatentFit:
+        return LatentFit(self.target[rows])
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""
+    The objective of one layer g, for each row, minimised over its input :math:`z` and its deviation :math:`\nu`:
+
+    .. math::
+
+        \mathrm{fit}(g(z) + \nu) + p \, \|z - c\|^2 + \lambda \, \|\nu\|_1.
+
+    The layer next to the image fits images in [0, 1].
+    """
+
+    prior: Prior
+    levels: tuple[Level, ...]  # that the layer starts and ends at; more than two: a chain of layers
+    fit: Fit
+    pull: float  # p
+    sparsity: float = 0.0  # lambda
+    center: Tensor | None = None  # c, (n, C, H, W); None: 0
+    gives_image: bool = True  # the layer next to the image
+    unit: float | None = None  # change of the objective that counts as one; None: as large as the objective itself
+    micro_batch: int | None = None  # rows whose graph is alive at a time
+    name: str = "all layers"  # for messages
+
+    def value(self, v: Variables) -> Tensor:
+        """The objective of each row, (n,)."""
+        z = output = v["latent"]
+        for a, b in pairwise(self.levels):
+            output = self.prior.step(output, a, b)
+        offset = z if self.center is None else z - self.center
+        value = self.pull * offset.square().flatten(1).sum(1)
+        if "deviation" in v:
+            output = output + v["deviation"]
+            value = value + self.sparsity * v["deviation"].abs().flatten(1).sum(1)
+        return value + self.fit(self.prior.decode(output) if self.gives_image else output)
+
+    def select(self, rows: Tensor) -> Problem:
+        """The same for some of the rows."""
+        center = None if self.center is None else self.center[rows]
+        return replace(self, prior=self.prior.select(rows), fit=self.fit.select(rows), center=center)
+
+    def gradients(self, v: Variables) -> tuple[Tensor, Variables]:
+        """The objective of each row, (n,), and its gradients; one pass of the network."""
+        rows = torch.arange(len(v["latent"]), device=v["latent"].device).split(self.micro_batch or len(v["latent"]))
+        if len(rows) == 1:
+            return self._gradients(v)
+        chunks = [self.select(part)._gradients({name: t[part] for name, t in v.items()}) for part in rows]
+        values, gradients = zip(*chunks, strict=True)
+        return torch.cat(values), {name: torch.cat([g[name] for g in gradients]) for name in v}
+
+    def _gradients(self, v: Variables) -> tuple[Tensor, Variables]:
+        with torch.enable_grad():
+            v = {name: t.detach().requires_grad_() for name, t in v.items()}
+            value = self.value(v)
+            gradients = torch.autograd.grad(value.sum(), tuple(v.values()))
+        return value.detach(), dict(zip(v, gradients, strict=True))

@@ -1,0 +1,1 @@
+"""What the outer steps do: the plan of a call, its first image, its stages, how it finishes."""
