@@ -38,20 +38,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DMILO": "reconstructors.dmilo",
-    "DMILOPGD": "reconstructors.dmilo_pgd",
-    "DMPlug": "reconstructors.dmplug",
+    "DMILO": "methods.dmilo",
+    "DMILOPGD": "methods.dmilo_pgd",
+    "DMPlug": "methods.dmplug",
     "DiffusionPrior": "priors.diffusers",
     "LatentPrior": "priors.latent",
     "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
     "Greyscale": "priors.wrappers",
-    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.constraints"),
-    "LBFGS": "core.solvers",
-    "Adam": "core.solvers",
-    "Levels": "reconstructors.levels",
-    "Chain": "reconstructors.chain",
+    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "likelihood.constraints"),
+    "LBFGS": "optim.solvers",
+    "Adam": "optim.solvers",
+    "Levels": "schedules.levels",
+    "Chain": "schedules.chain",
 }
 
 
