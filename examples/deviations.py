@@ -12,7 +12,7 @@ steps). Prints tables as those of ``docs/deviations.md``; about half an hour on 
 from deepinv.loss.metric import PSNR
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.observation import Observation
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.tasks import make_physics
@@ -49,7 +49,7 @@ for noise in (0.005, 0.05):
             y = physics(x)
             plain = DMILO(prior, schedule=Levels(deviation_threshold=None))(y, physics)
             # What Levels(deviation_threshold=...) does after the last level; the levels need not be run again for each.
-            observation = Observation(y, Operator(physics, tuple(x.shape), x, single=False))
+            observation = Observation(y, ForwardModel(physics, tuple(x.shape), x, single=False))
             values = [psnr(Levels(deviation_threshold=t).finish(observation, plain), x) for t in thresholds]
             print(f"| {noise} | {task} | {picture} | {psnr(plain, x)} | {' | '.join(values)} |", flush=True)
 

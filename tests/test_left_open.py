@@ -9,8 +9,8 @@ from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
 from deepinv_dmilo.likelihood.data import Data
-from deepinv_dmilo.likelihood.forward import Operator
-from deepinv_dmilo.likelihood.wiener import SPREAD, error_left_open, least_squares, left_open
+from deepinv_dmilo.likelihood.forward import ForwardModel
+from deepinv_dmilo.likelihood.wiener import SPREAD, lmmse_error, least_squares, lmmse_amplitude
 from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.schedules.levels import START_STEPS
@@ -21,12 +21,12 @@ IMAGE = (3, 24, 40)
 
 def observed(physics, y, images=1, shape=IMAGE):
     x = torch.full((images, *shape), 0.5).double()
-    return Data(y(x), Operator(physics, tuple(x.shape), x, single=images == 1), torch.arange(images)), x
+    return Data(y(x), ForwardModel(physics, tuple(x.shape), x, single=images == 1), torch.arange(images)), x
 
 
 def leaves_open(physics, *, noise, images=1, shape=IMAGE):
     data, x = observed(physics, physics.A, images, shape)
-    return left_open(data, x, torch.full((images,), noise**2).double())
+    return lmmse_amplitude(data, x, torch.full((images,), noise**2).double())
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1])
@@ -38,7 +38,7 @@ def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
     assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
     physics = dinv.physics.Denoising()
-    found = error_left_open(*observed(physics, physics.A), torch.tensor([noise**2]).double())
+    found = lmmse_error(*observed(physics, physics.A), torch.tensor([noise**2]).double())
     assert found.item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.1)  # of 2,880 random numbers
 
 
@@ -114,7 +114,7 @@ def test_what_a_camera_clips_is_not_taken_to_be_open():
     data, grey = observed(physics, physics.A)
     variance = torch.tensor([0.005**2]).double()
     dark = torch.where(torch.arange(IMAGE[2]) < 30, 0.0, grey)
-    torch.testing.assert_close(left_open(data, dark, variance), left_open(data, grey, variance))
+    torch.testing.assert_close(lmmse_amplitude(data, dark, variance), lmmse_amplitude(data, grey, variance))
 
 
 def test_complex_measurements_count_by_real_and_imaginary_part():
@@ -273,7 +273,7 @@ def test_the_unit_of_the_measurements_does_not_matter(unit):
         scaled = dinv.physics.LinearPhysics(A=lambda x: scale * physics.A(x), A_adjoint=None)
         data, x = observed(scaled, lambda x: scaled.A(inner))
         variance = torch.full((1,), (0.0004 * scale) ** 2).double()
-        return left_open(data, x, variance), least_squares(data, x, variance)
+        return lmmse_amplitude(data, x, variance), least_squares(data, x, variance)
 
     torch.testing.assert_close(at(unit), at(1.0), rtol=1e-3, atol=1e-3)
 

@@ -8,7 +8,7 @@ from toys import observe
 
 from deepinv_dmilo import DMILO, DiffusionPrior
 from deepinv_dmilo.methods.run import Run
-from deepinv_dmilo.posterior.noise_estimation import seen_variance
+from deepinv_dmilo.posterior.noise_estimation import estimated_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
 
 IMAGE = (3, 24, 40)
@@ -88,7 +88,7 @@ def test_what_the_network_sees_of_noise_that_nobody_told():
         y_rows, physics = y[rows], Inpainting((1, 32, 32), mask)
         with torch.no_grad():
             run = Run(DMILO(prior, rng=0), y_rows, physics, tuple(y_rows.shape), None, None, False)
-            return seen_variance(run, x[rows], 0.1).sqrt()
+            return estimated_variance(run, x[rows], 0.1).sqrt()
 
     together = seen([0, 1, 2])
     torch.testing.assert_close(together, sigma, rtol=0.3, atol=0)

@@ -9,7 +9,7 @@ from deepinv.physics import GaussianNoise, LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.measurements import energy
 
 IMAGE = (3, 24, 40)
@@ -146,7 +146,7 @@ def test_the_operator_is_seldom_asked(method, name):
 )
 def test_an_operator_that_does_not_say_so_is_found_to_be_linear(A, linear):
     x = torch.rand(2, 3, 8, 10)
-    assert Operator(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear
+    assert ForwardModel(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear
 
 
 @pytest.fixture
@@ -176,11 +176,11 @@ def blur_by_the_batch(kernel):
 def test_rounding_that_depends_on_the_batch_is_no_other_operator(kernel, tf32):
     kernels = {"box": torch.ones(3, 3) / 9, "Laplacian": torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])}
     physics, x = blur_by_the_batch(kernels[kernel].expand(3, 1, 3, 3)), torch.rand(4, *IMAGE)
-    operator = Operator(physics, tuple(x.shape), x, single=False)
+    operator = ForwardModel(physics, tuple(x.shape), x, single=False)
     assert operator.is_shared
     assert operator.is_linear
     torch.set_float32_matmul_precision("highest")
-    assert not Operator(physics, tuple(x.shape), x, single=False).is_shared
+    assert not ForwardModel(physics, tuple(x.shape), x, single=False).is_shared
 
 
 @pytest.mark.parametrize("difference", ["gain", "pixel", "kernel"])
@@ -201,4 +201,4 @@ def test_another_operator_for_each_image_is_none_of_rounding(difference, tf32):
             ),
             A_adjoint=lambda y: y,
         )
-    assert not Operator(physics, tuple(x.shape), x, single=False).is_shared
+    assert not ForwardModel(physics, tuple(x.shape), x, single=False).is_shared

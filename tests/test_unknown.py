@@ -7,8 +7,8 @@ from deepinv.physics import GaussianNoise, PoissonNoise
 from toys import ConvNet, Gain, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.likelihood.blind import Unknowns
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.blind import Nuisance
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.observation import Observation
 from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.posterior.noise_estimation import finest_variance
@@ -53,12 +53,12 @@ def test_of_several_samples_with_an_unknown_parameter_the_one_of_least_cost_is_r
     unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
     model = DMILO(prior_that_believes(), unknown=unknown, num_samples=3, **NEAR)
     run = Run(model, 0.7 * x, Gain(), tuple(x.shape), None, None, False)
-    run.unknowns.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
+    run.nuisance.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
     samples = torch.rand(6, *SHAPE).double()
     cost = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])  # rows 0, 2, 4 are of image 0
     images, _ = run.last_of(lambda run: iter([(samples, cost)]))
     assert torch.equal(images, samples[[4, 1]])
-    torch.testing.assert_close(run.unknowns.found()["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
+    torch.testing.assert_close(run.nuisance.found()["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
     x_hat, found, metrics = model(0.7 * x, Gain(), init=x, return_unknown=True, compute_metrics=True)
     residual = (found["gain"] * x_hat - 0.7 * x).square().flatten(1).mean(1).sqrt()
     last = torch.tensor([curve[-1] for curve in metrics["residual"]]).double()
@@ -121,16 +121,16 @@ def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
 
 def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():
     """Of ||w x - y||^2 over w the closed form; by finite differences of the fit itself."""
-    from deepinv_dmilo.likelihood.blind import JointFit, Unknowns
+    from deepinv_dmilo.likelihood.blind import ProfileLikelihood, Nuisance
     from deepinv_dmilo.likelihood.data import Data, SquaresFit
-    from deepinv_dmilo.likelihood.forward import Operator
+    from deepinv_dmilo.likelihood.forward import ForwardModel
 
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.rand(2, *SHAPE, generator=rng).double() + 0.1 for _ in range(2))
-    unknowns = Unknowns({"gain": Free(torch.ones(1, 1, 1, 1).double())}, Gain(), 2, 1, y)
-    operator = Operator(Gain(), tuple(y.shape), y, single=False, unknowns=unknowns)
+    nuisance = Nuisance({"gain": Free(torch.ones(1, 1, 1, 1).double())}, Gain(), 2, 1, y)
+    operator = ForwardModel(Gain(), tuple(y.shape), y, single=False, nuisance=nuisance)
     rows = torch.arange(2)
-    fit = JointFit(SquaresFit(Data(y, operator, rows), torch.full((2,), 1e4).double()), unknowns, rows)
+    fit = ProfileLikelihood(SquaresFit(Data(y, operator, rows), torch.full((2,), 1e4).double()), nuisance, rows)
     x.requires_grad_()
     value = fit(x)
     inner = [(a * b).flatten(1).sum(1) for a, b in ((x, y), (x, x), (y, y))]
@@ -161,7 +161,7 @@ def test_the_kernel_of_a_blur_is_found_by_the_image_that_it_blurs():
 
 def test_a_level_shares_the_entries_of_a_kernel_with_their_neighbours(monkeypatch):
     """Where nothing is learned, each of two levels shares once; a row that is no image stays."""
-    monkeypatch.setattr(Unknowns, "improve", lambda *_: None)
+    monkeypatch.setattr(Nuisance, "improve", lambda *_: None)
     spike = torch.zeros(1, 1, 7, 7).double()
     spike[..., 3, 3] = 1
     physics = dinv.physics.BlurFFT(SHAPE, filter=spike, noise_model=GaussianNoise(0.01)).double()
@@ -211,7 +211,7 @@ def test_noise_is_seen_in_the_finest_details_of_a_blurred_picture(std):
     blur = make_physics("motion-deblurring", (3, 64, 64), noise=std)
     inpainting = make_physics("inpainting", (3, 64, 64), noise=std)
     seen, of_mask = (
-        finest_variance(Observation(p(x), Operator(p, x.shape, x, single=False), num_samples=2)).sqrt()
+        finest_variance(Observation(p(x), ForwardModel(p, x.shape, x, single=False), num_samples=2)).sqrt()
         for p in (blur, inpainting)
     )
     torch.testing.assert_close(seen, torch.full((4,), std), rtol=0.1, atol=0)

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.measurements import working_dtype
 from deepinv_dmilo.likelihood.observation import Observation
 
@@ -70,7 +70,7 @@ def observe(y, physics, num_samples=1, **settings):
     """An :class:`Observation` of a batch of images of the shape that A_adjoint gives."""
     shape = tuple(physics.A_adjoint(y).shape)
     like = torch.empty(0, dtype=working_dtype(y))
-    operator = Operator(physics, shape, like, single=shape[0] * num_samples == 1)
+    operator = ForwardModel(physics, shape, like, single=shape[0] * num_samples == 1)
     return Observation(y, operator, num_samples, **settings)
 
 

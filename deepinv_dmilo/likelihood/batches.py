@@ -10,7 +10,7 @@ from deepinv.physics import GaussianNoise, Physics
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import is_one_of_each, noisy_members
 from deepinv_dmilo.likelihood.measurements import SHAPE_ERRORS, Measurements, parts, raise_out_of_memory, shapes
 from deepinv_dmilo.likelihood.members import Members
@@ -35,14 +35,14 @@ def of_another_batch(physics: Physics, batch: int, fits: Callable[[], bool]) -> 
     return None
 
 
-def check_noise(y: Measurements, operator: Operator) -> None:
+def check_noise(y: Measurements, forward: ForwardModel) -> None:
     """
     Refuse a physics whose noise is for other measurements than y.
 
     :raises ValueError: its noise model is for another number of images, gives something of another shape, or has
         parameters that are negative or no numbers.
     """
-    members = noisy_members(operator.physics)
+    members = noisy_members(forward.physics)
     for number, member in enumerate(members):
         _check_numbers(member, f"physics[{number}]" if len(members) > 1 else "physics")
     members = members * len(parts(y)) if len(members) == 1 else members
@@ -50,11 +50,11 @@ def check_noise(y: Measurements, operator: Operator) -> None:
         _check_dimensions(member, t)
     if all(_is_told(member, t) for member, t in zip(members, parts(y), strict=False)):
         return
-    settle(operator)
-    rows, (x, clean) = torch.arange(operator.batch, device=operator.like.device), operator.probe
+    settle(forward)
+    rows, x, clean = forward.images, forward.probe.x, forward.probe.measured[0]
 
     def drawn() -> list[tuple[int, ...]]:
-        return [shape for noisy, _ in draws(x, clean, rows, operator, 1) for shape in shapes(noisy)]
+        return [shape for noisy, _ in draws(x, clean, rows, forward, 1) for shape in shapes(noisy)]
 
     try:
         made = drawn()
@@ -63,7 +63,7 @@ def check_noise(y: Measurements, operator: Operator) -> None:
         made = None
     if made == shapes(y):
         return
-    other = of_another_batch(operator.physics, operator.batch, lambda: drawn() == shapes(y))
+    other = of_another_batch(forward.physics, forward.batch, lambda: drawn() == shapes(y))
     if other is not None:
         raise other
     if made is not None:

@@ -8,7 +8,7 @@ import torch
 from deepinv.physics import GaussianNoise, Physics, UniformGaussianNoise, UniformNoise, ZeroNoise
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.measurements import (
     SHAPE_ERRORS,
     Measurements,
@@ -52,7 +52,7 @@ def sizes_of_level(noise_level: float, y: Measurements) -> Sizes | None:
     return _unlike([_of_real(torch.tensor(noise_level), t) for t in parts(y)])
 
 
-def drawn_sizes(operator: Operator) -> Sizes | None:
+def drawn_sizes(forward: ForwardModel) -> Sizes | None:
     r"""
     Those of noise of any kind, by drawing it at mid-grey; None where draws do not show that it is of unlike size.
 
@@ -60,52 +60,52 @@ def drawn_sizes(operator: Operator) -> Sizes | None:
     whatever the distribution is, and its part of the variance of all draws' is how far a logarithm is kept from the
     mean of all.
     """
-    kinds = [type(getattr(member, "noise_model", None)) for member in noisy_members(operator.physics)]
+    kinds = [type(getattr(member, "noise_model", None)) for member in noisy_members(forward.physics)]
     told = all(kind is GaussianNoise for kind in kinds) or ZeroNoise in kinds  # noise of 0 is noise that nobody told
     if told or (len(kinds) == 1 and kinds[0] in OF_ONE_SIZE):
         return None
-    masks = operator.reached_parts
+    masks = forward.observed_parts
     mask = _numbers(masks)
     try:
-        one, two = (_logarithms(v, operator) for v in _variances(operator, DRAWS))
+        one, two = (_logarithms(v, forward) for v in _variances(forward, DRAWS))
         error = (_covariance(one, one, mask) * _covariance(two, two, mask) / mask.sum(1).clamp(min=1)).sqrt()
         differ = _covariance(one, two, mask) > CERTAIN * error
         if not differ.any():
             return None
-        variances = _variances(operator, DRAWS_OF_EACH)
+        variances = _variances(forward, DRAWS_OF_EACH)
     except SHAPE_ERRORS as error:  # told where the noise is asked for
         raise_out_of_memory(error)
         return None
-    one, two = (_logarithms(v, operator) for v in variances)
-    both = _logarithms((variances[0] + variances[1]) / 2, operator)
+    one, two = (_logarithms(v, forward) for v in variances)
+    both = _logarithms((variances[0] + variances[1]) / 2, forward)
     kept = (_covariance(one, two, mask) / _covariance(both, both, mask).clamp(min=1e-12)).clamp(0, 1) * differ
     middle = _mean(both, mask)[:, None]
     return tuple(_parts(torch.exp((middle + kept[:, None] * (both - middle)) / 2), masks))
 
 
-def relative(sizes: Sizes, operator: Operator) -> Sizes:
+def relative(sizes: Sizes, forward: ForwardModel) -> Sizes:
     """Sizes of noise over their root mean square among the measurements that an image reaches, (B, ...) each."""
-    masks, rows = operator.reached_parts, torch.arange(operator.batch, device=operator.like.device)
-    mean = mean_square(sizes, operator).sqrt()[:, None]
+    masks, rows = forward.observed_parts, torch.arange(forward.batch, device=forward.like.device)
+    mean = mean_square(sizes, forward).sqrt()[:, None]
     numbers = _numbers([t.expand(m.shape) for t, m in zip(sizes, masks, strict=True)])
     ratios = torch.where(_numbers(masks) & (mean > 0), numbers / mean, 1)
     squares = _parts(ratios.square(), masks)
-    pairs = zip(squares, least_variances(squares, operator, rows), strict=True)
+    pairs = zip(squares, least_variances(squares, forward, rows), strict=True)
     return tuple(torch.maximum(t, least).sqrt() for t, least in pairs)
 
 
-def least_variances(squares: Sequence[Tensor], operator: Operator, rows: Tensor) -> list[Tensor]:
+def least_variances(squares: Sequence[Tensor], forward: ForwardModel, rows: Tensor) -> list[Tensor]:
     """
     The least variance that a measurement is taken to have, of the variances of some rows, (n, ...) for each part.
 
     Of the mean in its part, so that parts may have units of their own; of a part without noise, of the mean of all.
     """
-    rows = rows % operator.batch
-    masks = [mask[rows].flatten(1) for mask in operator.reached_parts]
-    tiny = torch.finfo(operator.like.dtype).tiny
+    rows = rows % forward.batch
+    masks = [mask[rows].flatten(1) for mask in forward.observed_parts]
+    tiny = torch.finfo(forward.like.dtype).tiny
     overall = _mean(_numbers(squares), torch.cat(masks, 1)).clamp(min=tiny)
     found = []
-    for t, mask, of_part in zip(squares, masks, operator.squared_changes, strict=True):
+    for t, mask, of_part in zip(squares, masks, forward.squared_changes, strict=True):
         change, mean = of_part[rows].flatten(1), _mean(t.flatten(1), mask)
         mean = torch.where(mean > 0, mean, overall)
         share = change / _mean(change, mask).clamp(min=tiny)[:, None]
@@ -114,9 +114,9 @@ def least_variances(squares: Sequence[Tensor], operator: Operator, rows: Tensor)
     return found
 
 
-def mean_square(sizes: Sizes, operator: Operator) -> Tensor:
+def mean_square(sizes: Sizes, forward: ForwardModel) -> Tensor:
     """The mean square of sizes of noise among the measurements that an image reaches, (B,)."""
-    masks = operator.reached_parts
+    masks = forward.observed_parts
     expanded = [t.expand(m.shape) for t, m in zip(sizes, masks, strict=True)]
     return _mean(_numbers(expanded).square(), _numbers(masks))
 
@@ -145,16 +145,16 @@ def _unlike(sizes: list[Tensor]) -> Sizes | None:
     return tuple(sizes) if (least < most).any() else None
 
 
-def _variances(operator: Operator, number: int) -> list[Tensor]:
+def _variances(forward: ForwardModel, number: int) -> list[Tensor]:
     """The mean square of the noise of each measurement at mid-grey, (B, M), over each of two halves of the draws."""
-    settle(operator)
-    rows = torch.arange(operator.batch, device=operator.like.device)
-    grey, counted = torch.full_like(operator.like, 0.5), operator.units.counted
-    clean = operator.units.as_made(operator(grey, rows), rows)
+    settle(forward)
+    rows = torch.arange(forward.batch, device=forward.like.device)
+    grey, counted = torch.full_like(forward.like, 0.5), forward.units.counted
+    clean = forward.units.as_made(forward(grey, rows), rows)
     groups = []
-    for some in rows.split(1 if operator.noise_is_split else len(rows)):  # an image has the draws that it has alone
+    for some in rows.split(1 if forward.noise_is_split else len(rows)):  # an image has the draws that it has alone
         here, halves = take(clean, some), [torch.zeros(()), torch.zeros(())]
-        for k, (noisy, of_noisy) in enumerate(draws(grey[some], here, some, operator, number, SEED + 1)):
+        for k, (noisy, of_noisy) in enumerate(draws(grey[some], here, some, forward, number, SEED + 1)):
             squares = [t.abs().square() for t in parts(counted(noisy - of_noisy, some))]
             halves[k % 2] = halves[k % 2] + _numbers(squares) / (number // 2)
         groups.append(halves)
@@ -181,8 +181,8 @@ def _covariance(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return _mean((a - _mean(a, mask)[:, None]) * (b - _mean(b, mask)[:, None]), mask)
 
 
-def _logarithms(variances: Tensor, operator: Operator) -> Tensor:
+def _logarithms(variances: Tensor, forward: ForwardModel) -> Tensor:
     """Of variances, (B, M), that are no less than those that ``relative`` takes."""
-    rows = torch.arange(operator.batch, device=variances.device)
-    least = least_variances(_parts(variances, operator.reached_parts), operator, rows)
+    rows = torch.arange(forward.batch, device=variances.device)
+    least = least_variances(_parts(variances, forward.observed_parts), forward, rows)
     return torch.maximum(variances, _numbers(least)).log()

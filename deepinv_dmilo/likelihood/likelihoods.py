@@ -1,226 +1,248 @@
-"""What the noise model of a physics says of a measurement, where that is not Gaussian noise of one size."""
+"""p(y | x): negative log-likelihoods of images, one family; ``observe`` chooses that of a call."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
-from deepinv.physics import (
-    GammaNoise,
-    GaussianNoise,
-    LaplaceNoise,
-    LogPoissonNoise,
-    Physics,
-    PoissonGaussianNoise,
-    PoissonNoise,
-    SaltPepperNoise,
-)
+from deepinv.utils import TensorList
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.batches import rows_error
-from deepinv_dmilo.likelihood.data import LEAST_PHOTONS, Data
-from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, operators, parts
+from deepinv_dmilo.likelihood.densities import Density, Outliers, noise_std
+from deepinv_dmilo.likelihood.forward import ForwardModel
+from deepinv_dmilo.likelihood.heteroscedastic import least_variances
+from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_parts, mean_energy, parts, take
+from deepinv_dmilo.likelihood.noise import simulated_variance
 
-# All ours.
-LEAST_VARIANCE, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
-LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
-OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers: the best of 0.1, 0.15, 0.2
-ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
+#: where a noise level comes from: the caller or the noise model; draws of the noise model; the network
+Source: TypeAlias = Literal["told", "simulated", "estimated"]
+_Likelihood = TypeVar("_Likelihood", bound="Likelihood")
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The negative log-likelihood of each measurement; subclasses write it, and the standard deviation of the noise."""
+    """
+    The negative log-likelihood of n images, up to a constant; subclasses write it.
 
-    parameters: tuple[Tensor, ...]  # of the noise model; one number, or one for each image, (B, ...)
-
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        """
-        The terms that depend on A(x), 0 where they are least.
-
-        :param torch.Tensor measured: A(x) of n images, (n, ...), as is y.
-        :param torch.Tensor rows: (n,) which of the S * B rows they are.
-        """
-        raise NotImplementedError
-
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor | None:
-        """Standard deviation of the noise of each measurement, (n, ...); None: it says little, there are outliers."""
-        raise NotImplementedError
-
-    def of_rows(self, rows: Tensor, like: Tensor) -> list[Tensor]:
-        """The parameters of some rows, each with the dimensions of ``like``."""
-        ones = [1] * (like.ndim - 1)
-        return [t.to(like).view(-1, *ones)[rows % t.numel()] for t in self.parameters]
-
-
-class Gaussian(Likelihood):
-    """Noise of a size of its own, of one of several operators: sigma."""
-
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        (sigma,) = self.of_rows(rows, measured)
-        return ((measured - y) / sigma).square() / 2
-
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
-        (sigma,) = self.of_rows(rows, measured)
-        return sigma.expand_as(measured)
-
-
-class Poisson(Likelihood):
-    r"""
-    Photon counts, with Gaussian noise of standard deviation :math:`\sigma` on top: gain :math:`\gamma`, :math:`\sigma`.
-
-    :math:`y / \gamma + (\sigma / \gamma)^2` has about the Poisson distribution of the rate
-    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. To the Gaussian noise is added what
-    keeps dark measurements from outweighing all others, the more the more photons there are.
+    :param ForwardModel forward: A, and the units of its measurements.
+    :param y: the measurements of the rows, in these units, (n, ...).
+    :param torch.Tensor rows: which of the S * B reconstructions they are, (n,).
     """
 
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        gain, sigma = self.of_rows(rows, measured)
-        counts = (y / gain).clamp(min=0).flatten(1)
-        mean = counts.sum(1) / (counts > 0).sum(1).clamp(min=1)
-        least = mean * (LEAST_VARIANCE + mean / MANY_PHOTONS).clamp(max=1)
-        extra = (sigma / gain).square() + least.view(-1, *[1] * (y.ndim - 1))
-        return _poisson(y / gain + extra, (measured - y) / gain)
+    #: whether the noise is Gaussian, of known or estimated variances
+    is_gaussian: ClassVar[bool] = False
+    #: whether p(y | x) says how large the noise is, so that posterior means and samples have a meaning
+    has_noise: ClassVar[bool] = True
 
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
-        gain, sigma = self.of_rows(rows, measured)
-        return (gain * measured.clamp(min=0) + sigma.square()).sqrt()
+    #: whether some measurements say nothing at all
+    has_outliers: ClassVar[bool] = False
 
+    forward: ForwardModel
+    y: Measurements
+    rows: Tensor
 
-class LogPoisson(Likelihood):
-    """Counts of a beam that A(x) attenuates, as deepinv's ``LogPoissonNoise``: N0 and mu."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values of images in [0, 1], (n, C, H, W) -> (n,), differentiable."""
+        raise NotImplementedError
 
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        most, mu = self.of_rows(rows, measured)
-        counts = most * torch.exp(-mu * y)
-        return _poisson(counts, most * torch.exp(-mu * measured) - counts)
+    def select(self: _Likelihood, rows: Tensor) -> _Likelihood:
+        """The same for some of the rows."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {k: take(v, rows) for k, v in own.items() if isinstance(v, Tensor | TensorList)}
+        return replace(self, **chosen)
 
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
-        most, mu = self.of_rows(rows, measured)
-        return torch.exp(mu * measured / 2) / (mu * most.sqrt())
+    def residual(self, x: Tensor) -> Measurements:
+        """A(x) - y of images in [0, 1], (n, C, H, W)."""
+        return self.forward(x, self.rows) - self.y
 
+    def energy(self, x: Tensor) -> Tensor:
+        """``||A(x) - y||^2``, (n,)."""
+        return energy(self.residual(x))
 
-class Gamma(Likelihood):
-    """Speckle: l."""
+    def energy_as_made(self, x: Tensor) -> Tensor:
+        """``||A(x) - y||^2`` of measurements as the physics has them, (n,)."""
+        return energy(self.forward.units.as_made(self.residual(x), self.rows))
 
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        (looks,) = self.of_rows(rows, measured)
-        ratio = y.clamp(min=LEAST_SIGNAL) / measured.clamp(min=LEAST_SIGNAL)
-        return looks * (ratio - ratio.log() - 1)
+    def residual_variance(self, x: Tensor) -> Tensor:
+        """Mean square of A(x) - y in a (real) measurement that the image changes, (n,)."""
+        return self.forward.observed_energy(self.residual(x), self.rows) / self.observed
 
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor:
-        (looks,) = self.of_rows(rows, measured)
-        return measured.clamp(min=LEAST_SIGNAL) / looks.sqrt()
+    def rms(self, x: Tensor) -> Tensor:
+        """Root mean square of A(x) - y, as the physics has it, (n,); at a perfect fit the noise level."""
+        units = self.forward.units  # the scale last: the squares of a small unit are none
+        return units.scale * mean_energy(replace(units, scale=1.0).as_made(self.residual(x), self.rows)).sqrt()
 
+    def of_images(self, t: Tensor) -> Tensor:
+        """What is known of each image, (B,), for the rows, (n,)."""
+        return t[self.rows % self.forward.batch]
 
-class Laplace(Likelihood):
-    """Noise of heavy tails: b."""
+    @property
+    def observed(self) -> Tensor:
+        """Number of real measurements that change with the image, (n,)."""
+        return self.of_images(self.forward.observed)
 
-    def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        (b,) = self.of_rows(rows, measured)
-        r = (measured - y) / b
-        return (r.square() + ROUND**2).sqrt() - ROUND
+    @property
+    def squared_norm(self) -> Tensor:
+        """``||A||^2``, (n,)."""
+        return self.of_images(self.forward.squared_norm)
 
-    def std(self, measured: Tensor, rows: Tensor) -> Tensor | None:
-        (b,) = self.of_rows(rows, measured)
-        return (2**0.5 * b).expand_as(measured)
+    @property
+    def most_noise(self) -> Tensor:
+        """Mean square of a measurement, of which noise is a part, (n,); infinite where that is 0."""
+        given = self.forward.observed_energy(self.y, self.rows) / self.observed
+        return torch.where(given > 0, given, torch.inf)
 
+    def mean_variance(self, x: Tensor) -> Tensor:
+        """The variance of the noise of a (real) measurement at images x, (n,); 0 where the physics has none."""
+        return simulated_variance(x, self.rows, self.forward)
 
-class Outliers(Laplace):
-    """Salt and pepper, dead pixels: measurements in [0, 1] of which some say nothing; convex, so that none is lost."""
+    def largest_variance(self, x: Tensor) -> Tensor:
+        """That of the noisiest measurement, (n,); where it is not known, of all."""
+        simulated = self.mean_variance(x)
+        return torch.where(simulated > 0, simulated, self.residual_variance(x))
 
-    def std(self, measured: Tensor, rows: Tensor) -> None:
+    def gaussian(self, variance: Measurements) -> Gaussian:
+        """Gaussian noise of a variance, (n,), or of one for each measurement, (n, ...), on the same measurements."""
+        return Gaussian(self.forward, self.y, self.rows, variance)
+
+    def std(self, x: Tensor) -> Measurements | None:
+        """The standard deviation of the noise of each measurement at images x, (n, ...); None: it is not known."""
         return None
 
+    def gaussian_at(self, x: Tensor) -> Gaussian:
+        """The Gaussian likelihood whose variances are those of the noise at images x."""
+        return self.gaussian(self.mean_variance(x))
 
-def likelihoods_of(physics: Physics, y: Measurements) -> tuple[Likelihood, ...] | None:
-    """The likelihoods of the parts of y; None: that of Gaussian noise of one size will do, or must."""
-    members = [member for member in operators(physics) if not hasattr(member, "physics_list")]
-    if len(members) == 1:
-        one = likelihood_of(physics, y)
-        return None if one is None else (one,) * len(parts(y))
-    if len(members) != len(parts(y)):
-        return None
-    found = [likelihood_of(m, t) or _gaussian_of(m, t) for m, t in zip(members, parts(y), strict=True)]
-    known = tuple(one for one in found if one is not None)
-    if len(known) < len(found):
-        return None
-    return None if all(isinstance(one, Gaussian) for one in known) else known
+    def perturbed(self: _Likelihood, x: Tensor, draw: Callable[[Measurements], Measurements]) -> _Likelihood:
+        """
+        The same of y with as much noise on top as it has at images x.
 
+        :param draw: makes standard normal noise like measurements.
+        """
+        std = self.std(x)
+        if std is None:
+            raise TypeError(f"a likelihood of {type(self).__name__} does not say how large the noise is")
+        noisy = [t + s * e for t, s, e in zip(parts(self.y), parts(std), parts(draw(self.y)), strict=True)]
+        return replace(self, y=like_parts(self.y, noisy))
 
-def likelihood_of(physics: Physics, y: Measurements) -> Likelihood | None:
-    """The likelihood of the noise model of one operator; None: that of Gaussian noise will do, or must."""
-    noise = getattr(physics, "noise_model", None)
-    names: dict[type, tuple[type[Likelihood], tuple[str, ...]]] = {
-        PoissonNoise: (Poisson, ("gain",)),
-        PoissonGaussianNoise: (Poisson, ("gain", "sigma")),
-        LogPoissonNoise: (LogPoisson, ("N0", "mu")),
-        GammaNoise: (Gamma, ("l",)),
-        LaplaceNoise: (Laplace, ("b",)),
-        SaltPepperNoise: (Outliers, ()),
-    }
-    if type(noise) not in names or any(t.is_complex() for t in parts(y)):
-        return None
-    if isinstance(noise, PoissonNoise) and not noise.normalize:
-        return None  # counts, of another size than A(x)
-    kind, fields = names[type(noise)]
-    parameters = [getattr(noise, name).detach() for name in fields]
-    batch = len(parts(y)[0])
-    for name, parameter in zip(fields, parameters, strict=True):
-        if parameter.numel() not in (1, batch):
-            raise rows_error([f"members.0.noise_model.{name}"], parameter.numel(), batch)
-    if kind is Poisson and (parameters[0] <= 0).any():
-        return None  # no photons are counted
-    if kind is Poisson and len(parameters) == 1:
-        parameters.append(torch.zeros_like(parameters[0]))
-    if kind is Outliers:
-        parameters = [torch.tensor([OUTLIER_SCALE])]
-    return kind(tuple(parameters))
-
-
-def _gaussian_of(physics: Physics, y: Measurements) -> Gaussian | None:
-    """Gaussian noise of a size that is told, for all images or each."""
-    noise = getattr(physics, "noise_model", None)
-    sigma = getattr(noise, "sigma", None) if type(noise) is GaussianNoise else None
-    if sigma is None or sigma.numel() not in (1, len(parts(y)[0])) or not (sigma > 0).all() or parts(y)[0].is_complex():
-        return None
-    return Gaussian((sigma.detach(),))
+    def of_measurements_of(self: _Likelihood, x: Tensor) -> _Likelihood:
+        """The likelihood of what is measured of images x without noise, in place of y."""
+        return replace(self, y=self.forward(x, self.rows))
 
 
 @dataclass(frozen=True)
-class LikelihoodFit:
-    """The negative log-likelihood of images x in [0, 1]."""
+class Gaussian(Likelihood):
+    """``||A(x) - y||^2 / (2 variance)``."""
 
-    data: Data
-    likelihoods: tuple[Likelihood, ...]  # of the parts of y
+    is_gaussian = True
+    variance: Measurements  # of a real measurement: (n,), or of each of them, (n, ...)
+    source: Source = "told"
 
     def __call__(self, x: Tensor) -> Tensor:
-        data, as_made = self.data, self.data.operator.units.as_made
-        measured, y = (parts(as_made(t, data.rows)) for t in (data.operator(x, data.rows), data.y))
-        terms = [one(a, t, self.data.rows) for one, a, t in zip(self.likelihoods, measured, y, strict=True)]
+        if not self._is_of_each:
+            return self.energy(x) / (2 * self._positive(self.variance))
+        pairs = zip(parts(self.residual(x)), parts(self.variance), strict=True)
+        return torch.stack([(r.abs().square() / (2 * v)).flatten(1).sum(1) for r, v in pairs]).sum(0)
+
+    def mean_variance(self, x: Tensor) -> Tensor:
+        return self.variance
+
+    def largest_variance(self, x: Tensor) -> Tensor:
+        return self.variance
+
+    def gaussian_at(self, x: Tensor) -> Gaussian:
+        return self
+
+    def simulated_at(self, x: Tensor) -> Gaussian:
+        """With the variance that the physics' own noise has at images x, unless it was told or estimated."""
+        if self.source != "simulated":
+            return self
+        return replace(self, variance=simulated_variance(x, self.rows, self.forward))
+
+    def std(self, x: Tensor) -> Measurements:
+        if self._is_of_each:
+            return like_parts(self.y, [v.sqrt() for v in parts(self.variance)])
+        return like_parts(self.y, [self.variance.sqrt().view(-1, *[1] * (t.ndim - 1)) for t in parts(self.y)])
+
+    @property
+    def _is_of_each(self) -> bool:
+        return isinstance(self.variance, TensorList) or self.variance.ndim > 1
+
+    @staticmethod
+    def _positive(variance: Tensor) -> Tensor:
+        """Of measurements that are explained to the last digit."""
+        return variance.clamp(min=torch.finfo(variance.dtype).tiny ** 0.5)
+
+
+@dataclass(frozen=True)
+class NoiseModel(Likelihood):
+    """That of the physics' noise model, where it is not Gaussian."""
+
+    densities: tuple[Density, ...] = ()  # of the parts of y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        as_made = self.forward.units.as_made
+        measured, y = (parts(as_made(t, self.rows)) for t in (self.forward(x, self.rows), self.y))
+        terms = [one(a, t, self.rows) for one, a, t in zip(self.densities, measured, y, strict=True)]
         return torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
 
-    def select(self, rows: Tensor) -> LikelihoodFit:
-        return LikelihoodFit(self.data.select(rows), self.likelihoods)
+    @property
+    def has_outliers(self) -> bool:  # type: ignore[override]
+        """Whether some measurements say nothing at all."""
+        return any(isinstance(one, Outliers) for one in self.densities)
+
+    @property
+    def has_noise(self) -> bool:  # type: ignore[override]
+        return not self.has_outliers
+
+    def std(self, x: Tensor) -> Measurements | None:
+        units = self.forward.units
+        std = noise_std(self.densities, units.as_made(self.forward(x, self.rows), self.rows), self.rows)
+        return None if std is None else units.counted(std, self.rows)
+
+    def mean_variance(self, x: Tensor) -> Tensor:
+        std = self.std(x)
+        if std is None:
+            return super().mean_variance(x)
+        return self.forward.observed_energy(std, self.rows) / self.observed
+
+    def largest_variance(self, x: Tensor) -> Tensor:
+        std = self.std(x)
+        if std is None:
+            return super().largest_variance(x)
+        return torch.stack([t.flatten(1).amax(1) for t in parts(std)]).amax(0).square()
+
+    def gaussian_at(self, x: Tensor) -> Gaussian:
+        std = self.std(x)
+        if std is None:
+            return super().gaussian_at(x)
+        squares = [t.square() for t in parts(std)]
+        least = least_variances(squares, self.forward, self.rows)
+        floored = [torch.maximum(t, floor) for t, floor in zip(squares, least, strict=True)]
+        return self.gaussian(like_parts(self.y, floored))
 
 
-def noise_std(likelihoods: tuple[Likelihood, ...], measured: Measurements, rows: Tensor) -> Measurements | None:
-    """The standard deviation of the noise of each measurement, (n, ...); None where there are outliers."""
-    stds = [one.std(t, rows) for one, t in zip(likelihoods, parts(measured), strict=True)]
-    tensors = [t for t in stds if t is not None]
-    return like_parts(measured, tensors) if len(tensors) == len(stds) else None
+@dataclass(frozen=True)
+class HalfSquares(Likelihood):
+    """``||A(x) - y||^2 / 2`` of measurements as the physics has them: what published step sizes are for."""
+
+    has_noise = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.energy_as_made(x) / 2
 
 
-def _poisson(counts: Tensor, more: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class MeanSquares(Likelihood):
+    r"""
+    The paper's misfit, :math:`4 \, \mathrm{mean} |A(x) - y|^2`; the factor gives its value for images in [-1, 1].
+
+    Of measurements as the physics has them; it knows no noise.
     """
-    ``rate - counts log(rate)`` of a rate so much above the counts, less its minimum.
 
-    Below a tenth of a photon the logarithm is a parabola. The difference is given: many counts leave it no digits.
-    """
-    rate, held = counts + more, counts.clamp(min=0)
-    more = torch.where(counts < 0, rate, more)
-    some, bright = held.clamp(min=1e-6), rate.clamp(min=LEAST_PHOTONS)
-    below = (rate - bright) / LEAST_PHOTONS
-    parabola = bright.log() - some.log() + below - below.square() / 2
-    relative = torch.where(rate > LEAST_PHOTONS, torch.log1p((more / some).clamp(min=-0.999999)), parabola)
-    return more - held * relative
+    has_noise = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 4 / sum(t[0].numel() for t in parts(self.y)) * self.energy_as_made(x)

@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import PhaseRetrieval, Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.forward import Operator
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.measurements import (
     SHAPE_ERRORS,
     Measurements,
@@ -29,29 +29,36 @@ DRAWS = 4  # of the noise; they cost neither A nor the network
 SEED = 1_779_033_703  # of the draws: one that nobody took for the mask that they fall on
 
 
-def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Tensor:
+def simulated_variance(x: Tensor, rows: Tensor, forward: ForwardModel) -> Tensor:
     """
-    The variance of the noise in a (real) measurement that the image reaches, (B,); 0 where the physics has none.
+    The variance of the noise in a (real) measurement that the image changes, (n,); 0 where the physics has none.
 
-    Masked measurements, which carry no noise, do not count. Every image has the same draws, so that its variance does
-    not depend on its batch, unless the operator hides what differs between its images.
+    Masked measurements, which carry no noise, do not count. It is that at the mean of an image's rows, and every image
+    has the same draws, so that its variance does not depend on its batch, unless the physics hides what differs.
 
-    :param torch.Tensor x: images in [0, 1] near the solution, (B, C, H, W).
-    :param clean: A(x), as the physics has it.
+    :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
+    :param torch.Tensor rows: which of the S * B reconstructions they are, (n,).
     """
-    settle(operator)
-    rows = torch.arange(len(x), device=x.device)
+    settle(forward)
+    images, places, counts = (rows % forward.batch).unique(return_inverse=True, return_counts=True)
+    mean = torch.zeros_like(x[: len(images)]).index_add_(0, places, x) / counts.view(-1, 1, 1, 1)
+    if not forward.noise_is_split:
+        mean, images = torch.full_like(forward.like, 0.5).index_copy(0, images, mean), forward.images
+        places = rows % forward.batch
+    clean = forward.measured(mean, images)
     failure: Exception | None = None
-    for size in (1 if operator.noise_is_split else len(rows), len(rows)):
+    for size in (1 if forward.noise_is_split else len(images), len(images)):
         try:
-            draws = [_drawn(x[row], take(clean, row), row, operator) for row in rows.split(size)]
+            # of places among these, which need not be those in the batch
+            each = torch.arange(len(images), device=x.device).split(size)
+            draws = [_drawn(mean[some], take(clean, some), images[some], forward) for some in each]
             break
         except SHAPE_ERRORS as error:  # such as a noise model that hides what differs between its images
             raise_out_of_memory(error)
             failure = error
     else:
         _warn_once(
-            operator,
+            forward,
             f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
             "noise, type noise_level=0.05 or what it is",
         )
@@ -60,11 +67,11 @@ def simulated_variance(x: Tensor, clean: Measurements, operator: Operator) -> Te
     # The mean of independent draws has the energy of one over their number, if they are about 0.
     if (energies_of_mean > 0.75 * energies).any():
         _warn_once(
-            operator,
+            forward,
             "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
             "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
         )
-    return energies / operator.reached
+    return (energies / forward.observed[images])[places]
 
 
 def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
@@ -79,70 +86,70 @@ def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:
     return like_parts(y, noises)
 
 
-def settle(operator: Operator) -> None:
+def settle(forward: ForwardModel) -> None:
     """
     Find which tensors of the noise model are one for each image, and whether it makes the noise of one image alone.
 
     Those without whose choice the noise of one image has its shape are none: of channels, say, as many as images.
     """
-    if operator.noise_is_split is not None:
+    if forward.noise_is_split is not None:
         return
-    candidates = operator.noise_tensors
-    if operator.is_split:
+    candidates = forward.noise_tensors
+    if forward.is_split:
         for name in candidates:
-            kept = operator.noise_tensors
-            operator.noise_tensors = {other: t for other, t in kept.items() if other != name}
-            if not _is_of_one_image(operator):
-                operator.noise_tensors = kept
-    operator.noise_is_split = operator.is_split and _is_of_one_image(operator)
+            kept = forward.noise_tensors
+            forward.noise_tensors = {other: t for other, t in kept.items() if other != name}
+            if not _is_of_one_image(forward):
+                forward.noise_tensors = kept
+    forward.noise_is_split = forward.is_split and _is_of_one_image(forward)
 
 
-def _is_of_one_image(operator: Operator) -> bool:
+def _is_of_one_image(forward: ForwardModel) -> bool:
     """Whether the noise of one image has the shape of its measurements."""
-    row = torch.zeros(1, dtype=torch.long, device=operator.like.device)
-    x, clean = operator.probe[0][row], take(operator.probe[1], row)
+    row = torch.zeros(1, dtype=torch.long, device=forward.like.device)
+    x, clean = forward.probe.x[row], take(forward.probe.measured[0], row)
     try:
-        return all(shapes(noisy) == shapes(of_noisy) for noisy, of_noisy in draws(x, clean, row, operator, 1))
+        return all(shapes(noisy) == shapes(of_noisy) for noisy, of_noisy in draws(x, clean, row, forward, 1))
     except SHAPE_ERRORS as error:
         raise_out_of_memory(error)
         return False
 
 
-def _warn_once(operator: Operator, message: str) -> None:
+def _warn_once(forward: ForwardModel, message: str) -> None:
     """Warn, of an operator once: its noise is asked for at every level."""
-    if message not in operator.told:
-        operator.told.add(message)
+    if message not in forward.warned:
+        forward.warned.add(message)
         warn(message)
 
 
-def _drawn(x: Tensor, clean: Measurements, rows: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+def _drawn(x: Tensor, clean: Measurements, rows: Tensor, forward: ForwardModel) -> tuple[Tensor, Tensor]:
     """The energy of the noise, mean over the draws, and that of the draws' mean, (n,) each."""
-    pairs = draws(x, clean, rows, operator, DRAWS)
-    noises = [operator.units.counted(noisy - of_noisy, rows) for noisy, of_noisy in pairs]
-    of_mean = operator.reached_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
-    return torch.stack([operator.reached_energy(n, rows) for n in noises]).mean(0), of_mean
+    pairs = draws(x, clean, rows, forward, DRAWS)
+    noises = [forward.units.counted(noisy - of_noisy, rows) for noisy, of_noisy in pairs]
+    of_mean = forward.observed_energy(sum(noises[1:], noises[0]) / DRAWS, rows)
+    return torch.stack([forward.observed_energy(n, rows) for n in noises]).mean(0), of_mean
 
 
 def draws(
-    x: Tensor, clean: Measurements, rows: Tensor, operator: Operator, number: int, seed: int = SEED
+    x: Tensor, clean: Measurements, rows: Tensor, forward: ForwardModel, number: int, seed: int = SEED
 ) -> Iterator[tuple[Measurements, Measurements]]:
     """
     So many noisy measurements of some rows of images, as the physics has them, and what they are without noise.
 
     :param clean: A(x).
     """
-    parameters = {} if operator.unknowns is None else operator.unknowns.values(rows)
-    is_known = type(operator.physics).forward in (Physics.forward, PhaseRetrieval.forward)  # sensor(noise(A(x)))
-    of_others = seeded_libraries if _may_draw_from_anywhere(operator.physics, is_known) else nullcontext
+    parameters = {} if forward.nuisance is None else forward.nuisance.values(rows)
+    is_known = type(forward.physics).forward in (Physics.forward, PhaseRetrieval.forward)  # sensor(noise(A(x)))
+    of_others = seeded_libraries if _may_draw_from_anywhere(forward.physics, is_known) else nullcontext
     for k in range(number):
         if k == 0 or not is_known:  # a forward of its own may change the operator
-            members, random = seeded_copy(operator.members, seed + k)
+            members, random = seeded_copy(forward.members, seed + k)
             if not is_known:
                 members.own_tensors()
             members.physics.update(**parameters)
         with random, of_others(seed + k):  # not while others work with what was drawn
             draw = _with_noise if is_known else _with_forward
-            pair = operator.apply(partial(draw, members.physics, x, clean), rows, members=members)
+            pair = forward.apply(partial(draw, members.physics, x, clean), rows, members=members)
         yield pair
 
 

@@ -1,15 +1,14 @@
-"""What the physics alone tells of an image: an estimate, and how much the measurements leave open."""
+"""The LMMSE estimate of images with a 1/f spectrum (Wiener), and its error, for any A: nothing of the network."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.data import Data
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import energy, parts
 from deepinv_dmilo.likelihood.noise import same_noise
+from deepinv_dmilo.optim.cg import conjugate_gradients
 
 # All ours.
 SPREAD = 0.3  # standard deviation of a pixel of the images that are assumed
@@ -17,13 +16,12 @@ STEPS = 15  # of conjugate gradients, twice; with fewer, more seems to be left o
 LEAST_NOISE = 1e-3  # standard deviation that measurements are taken to have, at least, over what a pixel is worth
 PROBE = 1e-2  # root mean square of the change of an image that a nonlinear A is probed with
 GREY = 0.5  # image where a nonlinear A is linearised too
-DONE = 1e-10  # of the squared residual
 LOWEST = 0.75  # periods on the longer side, from which octaves of frequencies are counted
 WINDOW = 0.25  # standard deviation of the neighbourhood that an energy is local to, in wavelengths
 WHITE_IMAGES = 8  # of white noise, whose mean energy others are relative to
 
 
-def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
+def lmmse_amplitude(likelihood: Gaussian, x: Tensor) -> Tensor:
     r"""
     The amplitude of what the measurements leave open, where and at the spatial frequencies where it is largest, (n,).
 
@@ -38,51 +36,48 @@ def left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
     what is black. No network is asked; A some thirty times for each place, and its adjoint as often. Every image has
     the same random numbers.
 
-    :param Data data: measurements of n images; only their operator is used.
+    :param Gaussian likelihood: of n images; its forward model and variance are used, not y.
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
-    :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
     """
-    places = [x] if data.operator.is_linear else [x, torch.full_like(x, GREY)]
-    errors = torch.cat([error for place in places for error in _errors(data, place, variance)])
+    places = [x] if likelihood.forward.is_linear else [x, torch.full_like(x, GREY)]
+    errors = torch.cat([error for place in places for error in _errors(likelihood, place)])
     # No number where A has no slope that is one: then the other place counts.
     return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
 
 
-def error_left_open(data: Data, x: Tensor, variance: Tensor) -> Tensor:
+def lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
     """
     The root mean square of all that the measurements leave open of an image, in a pixel, (n,), by the same estimate.
 
-    :param Data data: measurements of n images by a linear A; only their operator is used.
+    :param Gaussian likelihood: of n images by a linear A; its forward model and variance are used, not y.
     :param torch.Tensor x: images in [0, 1], (n, C, H, W).
-    :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
     """
-    errors = torch.stack(_errors(data, x, variance))
+    errors = torch.stack(_errors(likelihood, x))
     return errors.square().flatten(2).mean(2).sqrt().amin(0)
 
 
-def least_squares(data: Data, x: Tensor, variance: Tensor) -> Tensor:
+def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
     """
     The images around x that go with the measurements, (n, C, H, W), by the same regularised least squares.
 
     What the measurements leave open is filled from what is around it, as smoothly as natural images are.
 
-    :param Data data: measurements of n images by a linear A.
+    :param Gaussian likelihood: measurements of n images by a linear A, and the variance of their noise.
     :param torch.Tensor x: what is expected before any measurement, (n, C, H, W).
-    :param torch.Tensor variance: that of the noise in a (real) measurement, (n,).
     """
-    squares = _LeastSquares(data, x, variance)
-    rest = [-r for r in parts(data.residual(x))]
+    squares = _LeastSquares(likelihood, x)
+    rest = [-r for r in parts(likelihood.residual(x))]
     right = squares.right(rest)
     solutions = torch.stack(squares.solutions(rest))
     values = torch.stack([_dot(v, squares.normal(v) - 2 * right) for v in solutions])
     return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
 
 
-def _errors(data: Data, x: Tensor, variance: Tensor) -> list[Tensor]:
+def _errors(likelihood: Gaussian, x: Tensor) -> list[Tensor]:
     """What two estimates of a random image miss where A is linearised at x, (n, C, H, W) each."""
-    squares = _LeastSquares(data, x, variance)
-    image = _filtered(same_noise(x, torch.ones_like(variance), seed=0), squares.spectrum.sqrt())
-    noise = parts(same_noise(data.y, squares.std))
+    squares = _LeastSquares(likelihood, x)
+    image = _filtered(same_noise(x, torch.ones_like(x[:, 0, 0, 0]), seed=0), squares.spectrum.sqrt())
+    noise = parts(same_noise(likelihood.y, squares.std))
     noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
     return [found - image for found in squares.solutions(noisy)]
 
@@ -90,18 +85,18 @@ def _errors(data: Data, x: Tensor, variance: Tensor) -> list[Tensor]:
 class _LeastSquares:
     """Changes v of images x with the least ``|A v - r|^2 / variance + |v|^2 / spectrum``; A is linearised at x."""
 
-    def __init__(self, data: Data, x: Tensor, variance: Tensor) -> None:
-        self.spectrum, self.tangent = _spectrum(x), _Tangent(data, x)
-        least = LEAST_NOISE * data.operator.squared_gain.sqrt()[data.rows % data.operator.batch]
-        self.std = torch.maximum(variance.sqrt(), least)
-        self.probe = same_noise(x, torch.ones_like(variance), seed=1)  # white
+    def __init__(self, likelihood: Gaussian, x: Tensor) -> None:
+        self.spectrum, self.tangent = _spectrum(x), _Tangent(likelihood, x)
+        least = LEAST_NOISE * likelihood.squared_norm.sqrt()
+        self.std = torch.maximum(likelihood.variance.sqrt(), least)
+        self.probe = same_noise(x, torch.ones_like(x[:, 0, 0, 0]), seed=1)  # white
         # What a pixel is worth in measurements, on average, over the variance of one.
         precision = _energy(self.tangent(self.probe)) / energy(self.probe) / self.std.square()
         # The inverse of ``normal`` where A is about a multiple of the identity, and where A is nothing.
         self.inverses = 1 / (_as(precision, x) + 1 / self.spectrum), self.spectrum
 
     def normal(self, v: Tensor) -> Tensor:
-        """The normal operator, symmetric and positive."""
+        """The normal forward, symmetric and positive."""
         return self.right(self.tangent(v)) + _filtered(v, 1 / self.spectrum)
 
     def right(self, r: list[Tensor]) -> Tensor:
@@ -110,44 +105,27 @@ class _LeastSquares:
 
     def solutions(self, r: list[Tensor]) -> list[Tensor]:
         """About the minimisers, found in two ways, (n, C, H, W) each."""
-        return [_conjugate_gradients(self.normal, self.right(r), inverse) for inverse in self.inverses]
-
-
-def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, inverse: Tensor) -> Tensor:
-    """What ``normal`` maps to ``right``, about, for each image; ``inverse`` is its inverse at each frequency, about."""
-    solution, residual = torch.zeros_like(right), right
-    direction = preconditioned = _filtered(residual, inverse)
-    size = first = _dot(residual, preconditioned)
-    for _ in range(STEPS):
-        moving = size > DONE * first
-        if not moving.any():
-            break
-        image = normal(direction)
-        length = _as(torch.where(moving, size / _dot(direction, image), 0), right)
-        solution, residual = solution + length * direction, residual - length * image
-        preconditioned = _filtered(residual, inverse)
-        size, before = _dot(residual, preconditioned), size
-        direction = preconditioned + _as(torch.where(moving, size / before, 0), right) * direction
-    return solution
+        return [
+            conjugate_gradients(self.normal, self.right(r), lambda v, i=inverse: _filtered(v, i), steps=STEPS)  # type: ignore[misc]
+            for inverse in self.inverses
+        ]
 
 
 class _Tangent:
     """The derivative of A at images, and its adjoint; A itself where it is linear."""
 
-    def __init__(self, data: Data, x: Tensor) -> None:
-        self.data = data
+    def __init__(self, likelihood: Gaussian, x: Tensor) -> None:
+        self.forward, self.rows = likelihood.forward, likelihood.rows
         with torch.enable_grad():
             self.x = x.detach().requires_grad_()
-            self.measured = parts(data.operator(self.x, data.rows))
+            self.measured = parts(self.forward(self.x, self.rows))
 
     def __call__(self, v: Tensor) -> list[Tensor]:
         """Images (n, C, H, W) to changes of their measurements."""
         size = (
-            torch.ones_like(v[:, 0, 0, 0])
-            if self.data.operator.is_linear
-            else PROBE / v.square().flatten(1).mean(1).sqrt()
+            torch.ones_like(v[:, 0, 0, 0]) if self.forward.is_linear else PROBE / v.square().flatten(1).mean(1).sqrt()
         )
-        moved = parts(self.data.operator(self.x.detach() + _as(size, v) * v, self.data.rows))
+        moved = parts(self.forward(self.x.detach() + _as(size, v) * v, self.rows))
         return [(b - a.detach()) / _as(size, b) for a, b in zip(self.measured, moved, strict=True)]
 
     def adjoint(self, r: list[Tensor]) -> Tensor:

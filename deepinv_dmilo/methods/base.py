@@ -1,28 +1,39 @@
-"""What every reconstructor of this package shares: settings, the door, the start, metrics and progress."""
+"""What every reconstructor of this package shares: settings, checks, the call, its plan."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from deepinv.models import Denoiser, Reconstructor
+from deepinv.optim import DataFidelity
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.measurements import Measurements
-from deepinv_dmilo.methods.run import Run
-from deepinv_dmilo.methods.scale import warn_if_unexplained
+from deepinv_dmilo.likelihood.constraints import Guess
+from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
+from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.measurements import Measurements, parts, working_dtype
+from deepinv_dmilo.likelihood.nuisance import Nuisance
+from deepinv_dmilo.likelihood.observe import observe
+from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
+from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
+from deepinv_dmilo.methods.solution import CallPlan, Solution
 from deepinv_dmilo.methods.validation import check_inputs
-from deepinv_dmilo.optim.solvers import Solver
+from deepinv_dmilo.optim.solvers import SLOWER
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.utils.draws import check_new_draws, check_rng
+from deepinv_dmilo.schedules.schedule import Budget, Plan
+from deepinv_dmilo.utils.draws import Draws, check_new_draws, check_rng
 from deepinv_dmilo.utils.private import frozen, private
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
@@ -35,7 +46,7 @@ _Model = TypeVar("_Model", bound="PriorReconstructor")
 @dataclass(eq=False, repr=False)
 class PriorReconstructor(Reconstructor):
     """
-    A deepinv reconstructor that optimises latents of a prior; subclasses add settings and write ``_iterates``.
+    A deepinv reconstructor that optimises latents of a prior; subclasses add settings and write ``reconstruct``.
 
     The settings are the fields of the class, each written once: the constructor, its errors and what is printed follow
     from them.
@@ -135,7 +146,25 @@ class PriorReconstructor(Reconstructor):
         :raises TypeError, ValueError: they do not fit; says which and what to type.
         """
         with self._at_work() as model:
-            return model._open(y, physics, init, None, False).shape
+            return tuple(model._posteriors(y, physics, init)[0].likelihood.forward.like.shape)
+
+    def plan(self, y: Measurements, physics: Physics, *, init: Tensor | None = None) -> CallPlan:
+        """
+        What a call with these would do, without doing it; ``print`` it.
+
+        Makes the first image and times one pass of the network; where nobody told the noise, the network estimates it.
+
+        :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images.
+        :param deepinv.physics.Physics physics: forward operator.
+        :param torch.Tensor init: start, as :meth:`forward` takes it.
+        :return: the plan of each group of images, and about how many seconds they take.
+        """
+        with self._at_work() as model:
+            if isinstance(self.rng, torch.Generator):  # its next numbers are for the call
+                model.rng = torch.Generator(self.rng.device).set_state(self.rng.get_state())
+            groups = model._groups(model._posteriors(y, physics, init))
+            seconds = sum(model._seconds_of_step(*group) * group[1].steps for group in groups)
+            return replace(model._plan_of(groups), seconds=seconds)
 
     @contextmanager
     def _at_work(self: _Model) -> Iterator[_Model]:
@@ -150,21 +179,35 @@ class PriorReconstructor(Reconstructor):
         with torch.inference_mode(False), torch.no_grad(), autocast:  # the prior has its own
             yield frozen(self, shared=(self.rng,))
 
-    def _open(
-        self, y: Measurements, physics: Physics, init: Tensor | None, x_gt: Tensor | None, compute_metrics: bool
-    ) -> Run:
-        """A call with all that it was given checked; y is a plain tensor then, and physics a copy for this call."""
+    def _posteriors(self, y: Measurements, physics: Physics, init: Tensor | None) -> list[Posterior]:
+        """All that was given, checked; one for the images whose noise is told, one for those where it is not."""
         self._check()
         physics = private(physics)
         shape = self._shape(y, physics, init)
-        if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
-            given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
-            raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
-        return Run(self, y.clone(), physics, shape, init, x_gt, compute_metrics)
+        noise_level, fidelity, unknown = self._likelihood_settings()
+        like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
+        nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None
+        forward = forward_model(physics, shape, like, single=shape[0] * self.num_samples == 1, nuisance=nuisance)
+        settings: dict[str, Any] = {"noise_level": noise_level, "data_fidelity": fidelity}
+        likelihoods = observe(y.clone(), forward, num_samples=self.num_samples, **settings)
+        prior, draws, posteriors = self.prior.for_images(*shape[2:]), Draws(self.rng), []
+        for one in likelihoods:
+            images = one.rows % shape[0]
+            start = None if init is None else init.detach().to(like)[images]
+            posterior = Posterior(prior.select(images), one, draws, self.num_samples, start, self.micro_batch)
+            check_scale(one, is_told=noise_level is not None)
+            if isinstance(one, Fidelity):
+                check_fidelity(one, posterior.grey())
+            posteriors.append(posterior)
+        return posteriors
+
+    def _likelihood_settings(self) -> tuple[float | None, DataFidelity | None, dict[str, Guess] | None]:
+        """A noise level, a data fidelity and first guesses of unknown parameters, where the method takes them."""
+        return None, None, None
 
     def _shape(self, y: Measurements, physics: Physics, init: Tensor | None) -> tuple[int, ...]:
         """The shape (B, C, H, W) of the images, once y, physics, prior and start fit each other."""
-        if init is None or self._draws_after_init():
+        if init is None or not self._starts_from_latent():
             return check_inputs(y, physics, self.prior, init)
         if self.num_samples > 1:
             raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
@@ -223,69 +266,127 @@ class PriorReconstructor(Reconstructor):
             )
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
-        if x_gt is not None and not compute_metrics:
-            raise ValueError("x_gt is for a metric alone; type compute_metrics=True, or leave it out")
-        if return_unknown and not getattr(self, "unknown", None):
+        if return_unknown and not self._likelihood_settings()[2]:
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
-        check_new_draws(self.rng)
-        with self._at_work() as model:
-            run = model._open(y, physics, init, x_gt, compute_metrics)
-            images, samples = (t.to(run.like) for t in run.last_of(model._iterates))
-            warn_if_unexplained(run.observation, images)
-        result: list[Any] = [images]
+        solution = self.solve(y, physics, init=init, x_gt=x_gt, compute_metrics=compute_metrics)
+        result: list[Any] = [solution.images]
         if return_std:
-            result.append(samples.view(self.num_samples, *run.shape).std(0))
-        if run.unknowns is not None and return_unknown:
-            result.append(run.unknowns.found())
+            result.append(solution.samples.std(1))
+        if return_unknown:
+            result.append(solution.parameters)
         if compute_metrics:
-            result.append(run.metrics)
+            result.append(solution.metrics)
         return result[0] if len(result) == 1 else tuple(result)
 
-    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
-        """The algorithm: after each outer step, images in [0, 1], (S * B, C, H, W), and their objectives, (S * B,)."""
+    def solve(
+        self,
+        y: Measurements,
+        physics: Physics,
+        *,
+        init: Tensor | None = None,
+        x_gt: Tensor | None = None,
+        compute_metrics: bool = False,
+    ) -> Solution:
+        """
+        Reconstruct images, and tell how: all that :meth:`forward` can return, the plan, and how each level ended.
+
+        :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images.
+        :param deepinv.physics.Physics physics: forward operator.
+        :param torch.Tensor init: start, as :meth:`forward` takes it.
+        :param torch.Tensor x_gt: ground truth, used for the metric ``psnr`` alone.
+        :param bool compute_metrics: keep metrics.
+        :return: images, samples, parameters, metrics, plan, and why each layer problem ended.
+        """
+        if x_gt is not None and not compute_metrics:
+            raise ValueError("x_gt is for a metric alone; type compute_metrics=True, or leave it out")
+        check_new_draws(self.rng)
+        with self._at_work() as model:
+            return model._solution(model._posteriors(y, physics, init), x_gt, compute_metrics)
+
+    def _solution(self, posteriors: list[Posterior], x_gt: Tensor | None, compute_metrics: bool) -> Solution:
+        forward = posteriors[0].likelihood.forward
+        shape = tuple(forward.like.shape)
+        if x_gt is not None and not (isinstance(x_gt, Tensor) and tuple(x_gt.shape) == shape):
+            given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
+            raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {shape}")
+        groups = self._groups(posteriors)
+        monitor = Monitor(
+            type(self).__name__, shape[0], verbose=self.verbose, compute_metrics=compute_metrics, x_gt=x_gt
+        )
+        images, samples = forward.like.new_empty(shape), forward.like.new_empty(shape[0], self.num_samples, *shape[1:])
+        chosen = torch.zeros(shape[0], dtype=torch.long)
+        with monitor.showing(sum(plan.steps for _, plan in groups)):
+            for posterior, plan in groups:
+                x, score = self.reconstruct(posterior, plan, monitor)
+                if not torch.isfinite(x).all():
+                    raise FloatingPointError(f"the last step left NaN or infinite pixels; {SLOWER}")
+                numbers, places = posterior.image_numbers, chosen_rows(posterior, score)
+                images[numbers] = of_samples(posterior, x, places).to(images)
+                samples[numbers] = x.view(self.num_samples, -1, *shape[1:]).transpose(0, 1).to(images)
+                chosen[numbers.cpu()] = posterior.rows[places].cpu()
+                warn_if_unexplained(posterior.likelihood.select(places), images[numbers])
+        parameters = {} if forward.nuisance is None else forward.nuisance.values(chosen.to(images.device))
+        found = {name: t.detach() for name, t in parameters.items()}
+        return Solution(images, samples, found, monitor.metrics, self._plan_of(groups), monitor.ended)
+
+    def _groups(self, posteriors: list[Posterior]) -> list[tuple[Posterior, Plan]]:
+        """Images of equal plans go together."""
+        return [group for posterior in posteriors for group in self._plans(posterior, self._budget())]
+
+    def _plan_of(self, groups: list[tuple[Posterior, Plan]]) -> CallPlan:
+        numbered = tuple((tuple(posterior.image_numbers.tolist()), plan) for posterior, plan in groups)
+        each = self.num_samples * self._budget().passes_per_step
+        return CallPlan(numbered, tuple(each * plan.steps for _, plan in groups))
+
+    def _seconds_of_step(self, posterior: Posterior, plan: Plan) -> float:
+        """About how long a step of the solver takes for all rows of a group."""
+        z, levels = posterior.noise("start"), plan.stages[0].levels[-2:]
+        problem = Problem(posterior.prior, levels, posterior.likelihood, penalty=0.0, micro_batch=self.micro_batch)
+        start = time.perf_counter()
+        problem.gradients({"latent": z})
+        return self._budget().passes_per_step * (time.perf_counter() - start)
+
+    def _starts_from_latent(self) -> bool:
+        """Whether ``init`` is the first latent of a chain, in place of the noise."""
+        return True
+
+    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        """The images in groups, each with what is done for it."""
         raise NotImplementedError
 
-    def _draws_after_init(self) -> bool:
-        """Whether samples that start from the same init differ."""
-        return False
+    def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
+        """
+        The algorithm.
 
-    def _solves(self) -> int:
-        """How many problems ``_iterates`` solves, at most."""
+        :param Posterior posterior: of the images of a group, all samples: n rows.
+        :param Plan plan: what is done for them.
+        :param Monitor monitor: solves the problems of layers, and watches.
+        :return: images in [0, 1], (n, C, H, W), and a value of each by which, of samples, one is chosen, (n,).
+        """
         raise NotImplementedError
 
-    def _least_solves(self) -> int:
-        """How many problems it cannot do without."""
-        return self._solves()
-
-    def _passes_per_step(self) -> int:
-        """Passes of the network that a step of the solver takes."""
-        return 1
-
-    def _solver(self) -> Solver:
+    def _least_problems(self) -> int:
+        """How many layer problems it cannot do without."""
         raise NotImplementedError
 
-    def _steps(self, solves: int) -> int:
-        """Steps of the solver that each of so many problems may take."""
-        solver = self._solver()
-        budget = self._passes_of_a_sample()
-        if budget is None:
-            return solver.steps or 0
-        share = budget // (solves * self._passes_per_step())
-        return share if solver.steps is None else min(solver.steps, share)
+    def _budget(self) -> Budget:
+        """What a sample may cost."""
+        raise NotImplementedError
 
-    def _passes_of_a_sample(self) -> int | None:
+    def _passes_of_a_sample(self, solver_steps: int | None) -> int | None:
         """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
         if self.max_passes is not None:
             return self.max_passes // self.num_samples
-        default = WITH_UNKNOWN if getattr(self, "unknown", None) else PASSES_OF_A_SAMPLE
-        return default if self._solver().steps is None else None
+        default = WITH_UNKNOWN if self._likelihood_settings()[2] else PASSES_OF_A_SAMPLE
+        return default if solver_steps is None else None
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem that must be solved."""
-        if self.max_passes is not None and self._steps(self._least_solves()) < 1:
-            needed = self.num_samples * self._least_solves() * self._passes_per_step()
+        budget, problems = self._budget(), self._least_problems()
+        if self.max_passes is not None and budget.steps(problems) < 1:
+            needed = self.num_samples * problems * budget.passes_per_step
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "
                 f"{needed}, or fewer layers, outer steps or samples"

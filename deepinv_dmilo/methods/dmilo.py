@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from deepinv.optim import DataFidelity
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.constraints import Parameters, check_unknown
-from deepinv_dmilo.likelihood.data import Fit
+from deepinv_dmilo.likelihood.constraints import Guess, Parameters, check_unknown
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.methods.base import PriorReconstructor
-from deepinv_dmilo.methods.run import Run
-from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
-from deepinv_dmilo.posterior.problem import LatentFit
+from deepinv_dmilo.methods.monitor import Monitor
+from deepinv_dmilo.optim.solvers import LBFGS, Adam
+from deepinv_dmilo.posterior.elbo import negative_elbo
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.schedules.chain import Chain, State
+from deepinv_dmilo.schedules.chain import Chain
 from deepinv_dmilo.schedules.levels import Levels
+from deepinv_dmilo.schedules.schedule import Budget, Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
 _Method = TypeVar("_Method", bound="DMILO")
 
-SOLVER = LBFGS()  # by default
-#: by default where parameters of the physics are unknown: images and parameters take turns more often (ours; in trials
-#: that are not kept up to 9 dB above the five levels from 1.0 on for motion blur, and level for a Gaussian one)
-FINER = Levels((5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04))
-#: by default where that is the blur of a camera, which leaves edges open: more levels, of fewer passes each (ours;
-#: measured in docs/defaults.md); those above 0.2 are for much noise
-OF_CAMERAS = Levels(tuple(0.2 * 0.2 ** (k / 39) for k in range(-15, 40)))
+LEVELS, SOLVER = Levels(), LBFGS()  # by default
 #: where settings are that the constructor does not take itself
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -124,7 +119,7 @@ class DMILO(PriorReconstructor):
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
     moved: ClassVar[dict[str, str]] = MOVED
-    schedule: Levels | Chain = None  # type: ignore[assignment]
+    schedule: Levels | Chain = LEVELS
     solver: LBFGS | Adam = SOLVER
     noise_level: float | None = None
     # by a factory, since a class attribute would hide the module that torch keeps elsewhere
@@ -135,7 +130,6 @@ class DMILO(PriorReconstructor):
         super()._check()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
-        self._take_default()
         for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
             if not isinstance(getattr(self, name), kinds):
                 first, second = (kind.__name__ for kind in kinds)
@@ -149,12 +143,6 @@ class DMILO(PriorReconstructor):
             self.noise_level = _one_number(self.noise_level)
         self._check_together()
         self._check_budget()
-
-    def _take_default(self) -> None:
-        """The schedule that goes with the other settings, which may have been changed, unless one was given."""
-        if self.schedule is None or getattr(self.schedule, "_is_default", False):
-            self.schedule = copy(FINER if self.unknown else Levels())
-            object.__setattr__(self.schedule, "_is_default", True)  # copies of it keep this
 
     def _check_together(self) -> None:
         """Refuse settings that another one would leave without effect."""
@@ -181,53 +169,60 @@ class DMILO(PriorReconstructor):
         chain, adam = ({k: v for k, v in flat.items() if k in names} for names in (of_chain, of_adam))
         return cls(prior, schedule=Chain(**chain), solver=Adam(**adam), **own)
 
-    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Algorithm 1."""
-        schedule = self._schedule(run)
-        x, state = schedule.first_image(run), None
-        chains = schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, schedule.taken(run, x, chains)):
-            run.variance = schedule.variance(run, x, levels[0])
-            fit = schedule.fit(run.observation, run.variance)
-            state = schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, schedule, state, fit, x)
-            x = schedule.finish(run, x) if is_last else x
-            yield x, cost
+        x, layers = plan.first_image, None
+        for stage in plan.stages:
+            likelihood = self.schedule.likelihood(posterior, stage, x)
+            layers = self.schedule.start(posterior, stage, x, layers)
+            x, cost = self.fit(posterior, stage, layers, likelihood, monitor)
+            for finish in stage.finishing:
+                x = finish(posterior, x)
+            monitor.record(posterior, stage, x, cost, likelihood)
+        return x, self.score(posterior, plan, x, cost)
 
-    def _schedule(self, run: Run) -> Levels | Chain:
-        """What the outer steps of a call do."""
-        has_open_edges = run.unknowns is not None and run.unknowns.has_open_edges
-        return OF_CAMERAS if has_open_edges and self.schedule == FINER else self.schedule
-
-    def _pass(self, run: Run, schedule: Levels | Chain, state: State, fit: Fit, x: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(
+        self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor
+    ) -> tuple[Tensor, Tensor]:
         """The layers from the image back to the noise, then forward; the images, and the objectives of their layer."""
-        if not len(run.rows):
-            return x, x.new_zeros(0)
-        fit, costs = fit.select(run.rows), []
-        for i in reversed(range(len(state.variables))):
-            problem = schedule.problem(run, state, i, fit)
-            solution = run.solve(problem, state.variables[i])
-            state.variables[i] = solution.variables
-            costs.append(solution.value)
-            fit = LatentFit(solution.variables["latent"])
-        u = state.run(run)
-        return x.index_copy(0, run.rows, run.images(u)), costs[0]
+        target, costs = posterior.profiled(likelihood), []
+        for i in reversed(range(len(layers.variables))):
+            problem = self.schedule.problem(posterior, stage, layers, i, target)
+            minimum = monitor.solve(self.solver, problem, layers.variables[i], posterior, stage)
+            layers.variables[i] = minimum.variables
+            costs.append(minimum.value)
+            target = LatentTerm(minimum.variables["latent"])
+        return posterior.images(layers.forward(posterior)), costs[0]
 
-    def extra_repr(self) -> str:
-        self._take_default()
-        return super().extra_repr()
+    def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:
+        """
+        By what a sample is chosen where parameters are unknown, (n,): the objective, or the negative log posterior.
 
-    def _draws_after_init(self) -> bool:
-        return isinstance(self.schedule, Levels)
+        Of Gaussian noise y is explained no better than the noise: to explain some of the noise, too, makes no sample
+        likelier.
+        """
+        if posterior.nuisance is None or posterior.num_samples == 1 or isinstance(self.schedule, Chain):
+            return cost
+        likelihood, n = self.schedule.likelihood(posterior, plan.stages[-1], x), posterior.num_samples
+        if isinstance(likelihood, Gaussian):
+            likelihood = likelihood.gaussian(posterior.mean(likelihood.variance).repeat(n))
+            return likelihood(x).clamp(min=likelihood.observed / 2) + negative_elbo(posterior, x)
+        return likelihood(x) + negative_elbo(posterior, x)
 
-    def _solver(self) -> Solver:
-        return self.solver
+    def _likelihood_settings(self) -> tuple[float | None, DataFidelity | None, dict[str, Guess] | None]:
+        return self.noise_level, self.data_fidelity, self.unknown  # type: ignore[return-value]
 
-    def _least_solves(self) -> int:
-        return 1 if isinstance(self.schedule, Levels) else self._solves()
+    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        return self.schedule.plan(posterior, budget)
 
-    def _solves(self) -> int:
-        return sum(len(levels) - 1 for levels in self.schedule.chains(self.prior))
+    def _starts_from_latent(self) -> bool:
+        return not isinstance(self.schedule, Levels)
+
+    def _least_problems(self) -> int:
+        return self.schedule.least_problems(self.prior)
+
+    def _budget(self) -> Budget:
+        return Budget(self._passes_of_a_sample(self.solver.steps), self.solver.steps)
 
 
 def _one_number(noise_level: float) -> float:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, HalfSquares, Likelihood
 from deepinv_dmilo.methods.dmilo import DMILO
-from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.methods.monitor import Monitor
+from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.schedules.initial import descend
+from deepinv_dmilo.schedules.schedule import Plan, Stage
 from deepinv_dmilo.utils.settings import check_choice, check_settings
 
 
@@ -106,29 +111,33 @@ class DMILOPGD(DMILO):
         check_settings(steps={"gradient_steps": self.gradient_steps}, rates=rates, weights={})
         super()._check()
 
-    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Algorithm 2."""
-        schedule = self._schedule(run)
-        x, state = schedule.first_image(run), None
-        chains = schedule.chains(run.prior)
-        for levels, is_last in run.outer_steps(chains, schedule.taken(run, x, chains)):
-            run.variance = schedule.variance(run, x, levels[0])
-            x = self._descend(run, x, schedule.pull(run.observation, run.variance, levels[0]))
-            fit = schedule.fit_after(run.observation, run.variance, x)
-            state = schedule.start(run, levels, x, state)
-            x, cost = self._pass(run, schedule, state, fit, x)
-            x = schedule.finish(run, x) if is_last else x
-            yield x, cost
+        x, layers = plan.first_image, None
+        for stage in plan.stages:
+            likelihood = self.schedule.likelihood(posterior, stage, x)
+            x = self.descend(posterior, stage, likelihood, x)
+            layers = self.schedule.start(posterior, stage, x, layers)
+            x, cost = self.fit(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)
+            for finish in stage.finishing:
+                x = finish(posterior, x)
+            monitor.record(posterior, stage, x, cost, likelihood)
+        return x, self.score(posterior, plan, x, cost)
 
-    def _descend(self, run: Run, x: Tensor, pull: Tensor | None) -> Tensor:
-        """The gradient steps on the measurements, of the images that take part."""
-        if not len(run.rows):
-            return x
-        moved = run.descend(
-            x,
-            step_size=self.step_size,
-            pull=pull,
-            steps=self.gradient_steps,
-            normalize=self.normalize_gradient,
-        )
-        return x.index_copy(0, run.rows, moved[run.rows])
+    def descend(self, posterior: Posterior, stage: Stage, likelihood: Likelihood, x: Tensor) -> Tensor:
+        """The gradient steps on the measurements, towards a proximal point where the stage tells an image error."""
+        how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}
+        one = torch.ones_like(x[:, 0, 0, 0])
+        if self.step_size == "auto" and stage.image_error is not None:
+            return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
+        if self.step_size == "auto":
+            return descend(likelihood, x, **how)
+        squares: Likelihood = HalfSquares(likelihood.forward, likelihood.y, likelihood.rows)
+        if stage.image_error is None:
+            penalty = None
+        elif isinstance(likelihood, Gaussian):  # in the squared units of the measurements
+            penalty = likelihood.variance * (likelihood.forward.units.scale / stage.image_error) ** 2
+        else:
+            squares, penalty = likelihood, one / stage.image_error**2
+        how |= {"penalty": penalty, "normalize": self.normalize_gradient}
+        return gradient_steps(x, squares, size=float(self.step_size) * one, **how)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.likelihoods import MeanSquares
 from deepinv_dmilo.methods.base import PriorReconstructor
-from deepinv_dmilo.methods.run import Run
-from deepinv_dmilo.optim.solvers import Adam, Solver
-from deepinv_dmilo.posterior.problem import Problem, Variables
+from deepinv_dmilo.methods.monitor import Monitor
+from deepinv_dmilo.optim.solvers import Adam, Variables
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.posterior.problem import Problem
+from deepinv_dmilo.schedules.chain import first_latent
+from deepinv_dmilo.schedules.schedule import Budget, Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
 
@@ -75,27 +78,31 @@ class DMPlug(PriorReconstructor):
         check_settings(steps={"num_layers": self.num_layers, "steps": self.steps}, rates={"lr": self.lr}, weights={})
         self._check_budget()
 
-    def _iterates(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        stage = Stage(0, posterior.prior.levels(self.num_layers), budget.steps(1), is_first=True)
+        return [(posterior, Plan("as published", (stage,), posterior.grey(), first=("pure noise",)))]
+
+    def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Adam on the first latent, through all layers."""
-        levels = run.prior.levels(self.num_layers)
-        z = run.first_latent(levels[0])
-        problem = Problem(run.prior, levels, run.observation.mean_squares(), pull=0.0, micro_batch=self.micro_batch)
+        (stage,) = plan.stages
+        likelihood = MeanSquares(posterior.likelihood.forward, posterior.likelihood.y, posterior.rows)
+        problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=self.micro_batch)
 
         def image(z: Tensor) -> Tensor:
-            return run.images(run.in_parts(lambda prior, part: prior(part, self.num_layers), z))
+            return posterior.images(posterior.in_parts(lambda prior, part: prior(part, self.num_layers), z))
 
         def watch(v: Variables, value: Tensor) -> None:
-            if run.is_watched:
-                run.record(image(v["latent"]), value)
+            if monitor.is_watched:
+                monitor.record(posterior, stage, image(v["latent"]), value, likelihood)
 
-        solution = run.solve(problem, {"latent": z}, watch)
-        yield image(solution.variables["latent"]), solution.value
+        start = {"latent": first_latent(posterior, stage.levels[0])}
+        minimum = monitor.solve(Adam(self.steps, latent_lr=self.lr), problem, start, posterior, stage, watch=watch)
+        x = image(minimum.variables["latent"])
+        monitor.record(posterior, stage, x, minimum.value, likelihood)
+        return x, minimum.value
 
-    def _solver(self) -> Solver:
-        return Adam(self.steps, latent_lr=self.lr)
-
-    def _solves(self) -> int:
+    def _least_problems(self) -> int:
         return 1
 
-    def _passes_per_step(self) -> int:
-        return self.num_layers
+    def _budget(self) -> Budget:
+        return Budget(self._passes_of_a_sample(self.steps), self.steps, passes_per_step=self.num_layers)

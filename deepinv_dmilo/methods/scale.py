@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, energy, parts
-from deepinv_dmilo.likelihood.observation import Observation
 from deepinv_dmilo.utils.warning import warn
 
 # All ours, of root mean squares. Measurements are not those of images in [0, 1] where they are so many times as large
@@ -17,46 +17,55 @@ TOO_FAR, TOO_FAR_WITH_NOISE = 30.0, 2.0
 MISFIT, MISFIT_OF_ALL, NO_FIT_OF_ALL = 2.5, 0.05, 0.5
 
 
-def check_scale(observation: Observation) -> None:
+def check_scale(likelihood: Likelihood, *, is_told: bool) -> None:
     """
     Refuse measurements far larger than those of images in [0, 1] and than their noise; warn of far smaller ones.
 
+    :param bool is_told: the caller told the noise level.
     :raises ValueError: they are.
     """
-    operator, rows = observation.operator, observation.images.rows
-    black, white = (_flat(observation, value) for value in (0.0, 1.0))
-    if operator.unknowns is None:
-        _warn_if_too_small(observation, white)
-    usual, given = (
-        torch.stack([energy(black), energy(white), operator.usual_energy]).amax(0),
-        operator.reached_energy(observation.y, rows),
-    )
+    likelihood = _of_first_samples(likelihood)
+    black, white = (_flat(likelihood, value) for value in (0.0, 1.0))
+    if likelihood.forward.nuisance is None:
+        _warn_if_too_small(likelihood, white)
+    usual = torch.stack([energy(black), energy(white), likelihood.of_images(likelihood.forward.usual_energy)]).amax(0)
+    given = _given(likelihood)
     if (given > TOO_FAR**2 * usual).any():
-        noise = observation.noise_of_images(torch.ones_like(operator.like)) * operator.reached
-        usual = usual + noise
+        usual = usual + likelihood.mean_variance(_image(likelihood, 1.0)) * likelihood.observed
         ratio = (given / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
         if ratio > TOO_FAR_WITH_NOISE:
             raise ValueError(
                 f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, photon "
                 "counts times their gain, or a physics of the scale of y"
             )
+    _warn_if_noise_is_all(likelihood, is_told)
 
 
-def _flat(observation: Observation, value: float) -> Measurements:
-    """Measurements of images all of whose pixels are of a value."""
-    return observation.operator(torch.full_like(observation.operator.like, value), observation.images.rows)
+def _of_first_samples(likelihood: Likelihood) -> Likelihood:
+    return likelihood.select((likelihood.rows < likelihood.forward.batch).nonzero()[:, 0])
 
 
-def _warn_if_too_small(observation: Observation, white: Measurements) -> None:
+def _image(likelihood: Likelihood, value: float) -> Tensor:
+    """Images all of whose pixels are of a value."""
+    like = likelihood.forward.like
+    return like.new_full((len(likelihood.rows), *like.shape[1:]), value)
+
+
+def _flat(likelihood: Likelihood, value: float) -> Measurements:
+    """Their measurements."""
+    return likelihood.forward(_image(likelihood, value), likelihood.rows)
+
+
+def _warn_if_too_small(likelihood: Likelihood, white: Measurements) -> None:
     """Warn where a part of y is far less than of white, of all images but black ones; at its largest and on average."""
-    operator, rows = observation.operator, observation.images.rows
-    dark = white / TOO_FAR if operator.is_linear else _flat(observation, 1 / TOO_FAR)
-    found = zip(*(operator.only_reached(t, rows) for t in (observation.y, white, dark)), strict=True)
+    forward, rows = likelihood.forward, likelihood.rows
+    dark = white / TOO_FAR if forward.is_linear else _flat(likelihood, 1 / TOO_FAR)
+    found = zip(*(forward.only_observed(t, rows) for t in (likelihood.y, white, dark)), strict=True)
     for number, (y, of_white, of_dark) in enumerate(found):
         least = [torch.minimum(size(of_white) / TOO_FAR, size(of_dark)) for size in (_largest, _rms)]
         small = (_largest(y) < least[0]) & (_rms(y) < least[1])
         if (small | (_largest(y) == 0)).all() and small.any() and (y != 0).any():
-            as_made = [parts(operator.units.as_made(t, rows))[number].abs() for t in (observation.y, white)]
+            as_made = [parts(forward.units.as_made(t, rows))[number].abs() for t in (likelihood.y, white)]
             brightest, most = (t.max().item() for t in as_made)
             warn(
                 f"y is {brightest:.3g} at most, and of a white image {most:.3g}; check that y was not scaled twice, "
@@ -73,33 +82,36 @@ def _rms(t: Tensor) -> Tensor:
     return t.square().mean(1).sqrt()
 
 
-def warn_if_noise_is_all(observation: Observation, variance: Tensor) -> None:
-    """Warn where noise that was told, of a variance (B,), 0 where not, has four times the energy of y."""
-    operator, given = observation.operator, _given(observation)
-    odd = (variance * operator.reached > 4 * given) & (given > 0)
+def _warn_if_noise_is_all(likelihood: Likelihood, is_told: bool) -> None:
+    """Warn where Gaussian noise that was told has four times the energy of y."""
+    if not isinstance(likelihood, Gaussian) or likelihood.source == "estimated":
+        return
+    given, variance = _given(likelihood), likelihood.variance
+    odd = (variance * likelihood.observed > 4 * given) & (given > 0)
     if odd.any():
-        std = operator.units.scale * variance[odd].max().sqrt().item()
-        whose = ", of the noise model (0.1 in a plain Denoising())," if observation.noise_level is None else ""
+        std = likelihood.forward.units.scale * variance[odd].max().sqrt().item()
+        whose = "" if is_told else ", of the noise model (0.1 in a plain Denoising()),"
         warn(
             f"noise of {std:.3g}{whose} is more than all that y measures; give the standard deviation in the units of "
             f"y, of 8-bit levels {std:.3g} / 255"
         )
 
 
-def warn_if_unexplained(observation: Observation, images: Tensor) -> None:
+def warn_if_unexplained(likelihood: Likelihood, images: Tensor) -> None:
     """
-    Warn where B images leave much more of y than its noise: another physics made it, or passes were too few.
+    Warn where images leave much more of y than its noise: another physics made it, or passes were too few.
 
     Of what they reach, and of no less than an image that is almost black would measure.
     """
-    operator = observation.operator
-    rest = operator.reached_energy(observation.images.residual(images), observation.images.rows)
-    odd = rest > MISFIT_OF_ALL**2 * _given(observation)
-    if odd.any():
-        total = torch.maximum(_given(observation), energy(_flat(observation, 1 / TOO_FAR)))
-        noise = observation.noise_of_images(images) * operator.reached
-        odd = (rest > NO_FIT_OF_ALL**2 * total) | ((rest > MISFIT_OF_ALL**2 * total) & (noise > 0))
-        odd &= rest > MISFIT**2 * noise
+    rest = likelihood.residual_variance(images) * likelihood.observed
+    odd = rest > MISFIT_OF_ALL**2 * _given(likelihood)
+    if not odd.any():
+        return
+    total = torch.maximum(_given(likelihood), energy(_flat(likelihood, 1 / TOO_FAR)))
+    is_estimated = isinstance(likelihood, Gaussian) and likelihood.source == "estimated"
+    noise = torch.zeros_like(rest) if is_estimated else likelihood.mean_variance(images) * likelihood.observed
+    odd = (rest > NO_FIT_OF_ALL**2 * total) | ((rest > MISFIT_OF_ALL**2 * total) & (noise > 0))
+    odd &= rest > MISFIT**2 * noise
     if odd.any():
         share = (rest / total)[odd].sqrt().mean().item()
         warn(
@@ -109,6 +121,6 @@ def warn_if_unexplained(observation: Observation, images: Tensor) -> None:
         )
 
 
-def _given(observation: Observation) -> Tensor:
-    """The energy of y where the image reaches, (B,)."""
-    return observation.operator.reached_energy(observation.y, observation.images.rows)
+def _given(likelihood: Likelihood) -> Tensor:
+    """The energy of y where the image reaches, (n,)."""
+    return likelihood.forward.observed_energy(likelihood.y, likelihood.rows)

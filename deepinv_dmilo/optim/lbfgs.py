@@ -11,7 +11,7 @@ from torch import Tensor
 # Sufficient decrease, and the bounds of a shortened step relative to the one that failed: the textbook values
 # (Nocedal and Wright, Numerical Optimization, section 3.1 and 3.5).
 ARMIJO, SHORTEST, LONGEST = 1e-4, 0.1, 0.5
-# Root mean square of the first step, for unknowns of order one: ours.
+# Root mean square of the first step, for nuisance of order one: ours.
 FIRST_STEP = (1e-3, 1.0)
 CHECK_EVERY = 5  # steps, of a device that loses its queue of work when it is asked: ours
 

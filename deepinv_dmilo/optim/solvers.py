@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from deepinv_dmilo.optim import lbfgs
-from deepinv_dmilo.posterior.problem import Problem, Variables
 from deepinv_dmilo.utils.settings import check_settings
 
 SLOWER = "lower latent_lr (or lr, step_size), or use float32 weights"
@@ -20,7 +19,25 @@ STEPS_BETWEEN_CHECKS = 50  # of the objective: a look at the device costs a GPU 
 DEVIATION_LR = 1e-3
 
 
-class Solution(NamedTuple):
+#: what a problem is solved for, by name, the rows of a batch first: ``latent``, ``deviation``
+Variables: TypeAlias = "dict[str, Tensor]"
+
+
+class Minimisable(Protocol):
+    """An objective of each of n rows, such as the problem of a layer."""
+
+    @property
+    def unit(self) -> float | None:
+        """Change of the objective that counts as one; None: as large as the objective itself."""
+
+    def gradients(self, v: Variables) -> tuple[Tensor, Variables]:
+        """The objective of each row, (n,), and its gradients; one pass of the network."""
+
+    def select(self, rows: Tensor) -> Minimisable:
+        """The same for some of the rows."""
+
+
+class Minimum(NamedTuple):
     """What a solver found for each of n rows."""
 
     variables: Variables
@@ -33,13 +50,13 @@ Watch = Callable[["Variables | None", "Tensor | None"], object]
 
 
 class Solver(Protocol):
-    """Minimises a :class:`Problem` from a start."""
+    """Minimises an objective from a start."""
 
     @property
     def steps(self) -> int | None:
         """Passes that a problem may take; None: what the reconstructor grants it."""
 
-    def __call__(self, problem: Problem, start: Variables, *, steps: int, watch: Watch) -> Solution:
+    def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
         """At most ``steps`` passes of the network for a row."""
 
 
@@ -61,7 +78,7 @@ class LBFGS:
         steps = {} if self.steps is None else {"steps": self.steps}
         check_settings(steps=steps, rates={}, weights={"tolerance": self.tolerance})
 
-    def __call__(self, problem: Problem, start: Variables, *, steps: int, watch: Watch) -> Solution:
+    def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
         flat = _Flat(problem, {name: t.shape[1:] for name, t in start.items()}, watch)
         z, value, passes = lbfgs.minimize(
             flat, flat.pack(start), steps=steps, tolerance=self.tolerance, unit=problem.unit
@@ -69,14 +86,14 @@ class LBFGS:
         if not torch.isfinite(value).all():
             row = int((~torch.isfinite(value)).nonzero()[0])
             raise FloatingPointError(f"the objective of row {row} is nowhere finite, from the first step on; {FLOOR}")
-        return Solution(flat.unpack(z), value, passes)
+        return Minimum(flat.unpack(z), value, passes)
 
 
 @dataclass(frozen=True)
 class _Flat:
     """A problem whose variables are the columns of one matrix."""
 
-    problem: Problem
+    problem: Minimisable
     shapes: dict[str, torch.Size]
     watch: Watch
 
@@ -117,7 +134,7 @@ class Adam:
         given = {name: rate for name, rate in rates.items() if rate is not None}
         check_settings(steps={"steps": self.steps}, rates=given, weights={})
 
-    def __call__(self, problem: Problem, start: Variables, *, steps: int, watch: Watch) -> Solution:
+    def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
         v = {name: t.clone() for name, t in start.items()}
         rates = {"latent": self.latent_lr, "deviation": self.deviation_lr or DEVIATION_LR}
         optimizer = torch.optim.Adam([{"params": [t], "lr": rates[name]} for name, t in v.items()])
@@ -134,7 +151,7 @@ class Adam:
             optimizer.step()
         for t in v.values():
             t.grad = None
-        return Solution(v, value, torch.full((len(value),), steps, device=value.device))
+        return Minimum(v, value, torch.full((len(value),), steps, device=value.device))
 
 
 def check_finite(values: Tensor, step: int) -> None:

@@ -1,45 +1,69 @@
-"""The noise of measurements that nobody told, as the network sees it."""
+"""The noise level of measurements that nobody told, estimated by the network."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import Measurements, working_dtype
-from deepinv_dmilo.likelihood.observation import Observation
-from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.posterior.posterior import Posterior
 
-# All ours.
-LOWER = (0.2, 0.07, 0.02, 0.007)  # noise that is looked at below the first, in [0, 1]
-SURE = 0.5  # of fresh noise, that noise in y hides in at most
-WORTH = 0.75  # of less fresh noise, that noise found with more may be for it to be tried
-LEAST = 0.01  # of what the network leaves unexplained, that is noise
+# All ours. Standard deviations of fresh noise that the network is shown, in [0, 1].
+SIGMAS = (0.65, 0.2, 0.07, 0.02, 0.007)
+HIDDEN = 0.5  # of the fresh noise, that noise in y is hidden by at most
+WORTH_TRYING = 0.75  # of less fresh noise, that noise found with more may be for it to be tried
+LEAST = 0.01  # of the residual variance, that is noise
+LEAST_OF_FIRST = 0.01  # of the first estimate, that is left where a forward model is only guessed
 ORDER = 8  # of differences that leave noise alone
 MEDIAN = 0.6745  # of the modulus of a standard normal number
 
 
-def finest_variance(observation: Observation) -> Tensor:
+def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Posterior:
     """
-    The variance of the noise in a measurement, or more, (S * B,): that in the finest details of y, which is a picture.
+    The posterior with the noise level decided: simulated at images x, or estimated by the network where nobody told.
+
+    :param torch.Tensor x: images near the solution, (n, C, H, W).
+    :param bool again: estimate on a better image, on which the network errs less; an estimate may fall then.
+    """
+    likelihood = posterior.likelihood
+    if not isinstance(likelihood, Gaussian):
+        return posterior
+    if likelihood.source != "estimated":
+        return posterior if again else replace(posterior, likelihood=likelihood.simulated_at(x))
+    variance = estimated_variance(posterior, x, index=2 * again)
+    if again:
+        variance = torch.minimum(variance, likelihood.variance)
+    else:
+        variance = torch.minimum(variance, likelihood.most_noise)
+        if posterior.nuisance is not None:  # a guess of A errs, too, and that is no noise
+            variance = torch.minimum(variance, finest_variance(likelihood).clamp(min=LEAST_OF_FIRST * variance))
+    return replace(posterior, likelihood=replace(likelihood, variance=variance))
+
+
+def finest_variance(likelihood: Gaussian) -> Tensor:
+    """
+    The variance of the noise in a measurement, or more, (n,): that in the finest details of y, which is a picture.
 
     A blur leaves nothing of the image in differences of a high order along rows and columns, and of white noise its
     part: the median of their modulus is that of the noise, whatever the image and the blur. Infinite where y is no
-    picture, (B, C, H, W), or has pixels that do not depend on the image. Ours, after Donoho and Johnstone (1994), who
+    picture, (n, C, H, W), or has pixels that do not depend on the image. Ours, after Donoho and Johnstone (1994), who
     take wavelets.
     """
-    y = observation.y
+    y, fully_observed = likelihood.y, likelihood.of_images(likelihood.forward.fully_observed)
     if not isinstance(y, Tensor) or y.ndim != 4 or y.is_complex() or min(y.shape[2:]) <= 2 * ORDER:
-        return torch.full_like(observation.data.rows, torch.inf, dtype=working_dtype(y))
+        return torch.full_like(fully_observed, torch.inf, dtype=working_dtype(y))
     details = y.diff(n=ORDER, dim=2).diff(n=ORDER, dim=3).flatten(1).to(working_dtype(y))
     std = details.abs().median(1).values / (MEDIAN * math.comb(2 * ORDER, ORDER))
-    return torch.where(observation.reaches_all, std.square(), torch.inf).repeat(observation.num_samples)
+    return torch.where(fully_observed, std.square(), torch.inf)
 
 
-def seen_variance(run: Run, x: Tensor, sigma: float) -> Tensor:
+def estimated_variance(posterior: Posterior, x: Tensor, *, index: int = 0, most: float = SIGMAS[0]) -> Tensor:
     r"""
-    About the variance of the noise in a measurement, (S * B,).
+    About the variance of the noise in a measurement, (n,).
 
     With fresh noise on the image so far, more than that of the measurements, the network gives an image :math:`x_1`
     that does not know the noise in y: :math:`\|A(x_1) - y\|^2` is that noise and the network's own error. How large
@@ -47,31 +71,36 @@ def seen_variance(run: Run, x: Tensor, sigma: float) -> Tensor:
     :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if the fresh noise hides it; then less is
     tried, since the network errs less, and counts where it still hides what is found. Ten forward passes at most.
 
-    :param torch.Tensor x: the images so far, (S * B, C, H, W).
-    :param float sigma: standard deviation of the first fresh noise, in [0, 1].
+    :param torch.Tensor x: the images so far, (n, C, H, W).
+    :param int index: of the fresh noise, two draws.
+    :param float most: standard deviation of the first fresh noise, in [0, 1].
     """
-    operator, data = run.observation.operator, run.observation.data
-    gain, reached = (t.repeat(run.num_samples) for t in (operator.squared_gain, operator.reached))
-    fresh = run.noise(), run.noise()  # drawn whether needed or not, so that a batch equals its images one by one
-    seen, rows = torch.full_like(gain, torch.inf), torch.arange(len(x), device=x.device)
-
-    def denoised(x: Tensor, fresh: Tensor) -> Tensor:
-        return run.denoised(level.signal * run.prior.encode(x) + level.noise * fresh[rows], level, rows)
-
-    def energy(r: Measurements) -> Tensor:
-        return operator.reached_energy(r, data.rows[rows]) / reached[rows]
-
-    for noise in (sigma, *(lower for lower in LOWER if lower < sigma)):
-        rows = rows if noise == sigma else rows[seen[rows] < (WORTH * noise) ** 2 * gain[rows]]
+    gain = posterior.likelihood.squared_norm
+    fresh = [posterior.noise("noise level", index + k) for k in range(2)]
+    found_at, rows = torch.full_like(gain, torch.inf), torch.arange(len(x), device=x.device)
+    for sigma in (most, *(lower for lower in SIGMAS if lower < most)):
+        rows = rows if sigma == most else rows[found_at[rows] < (WORTH_TRYING * sigma) ** 2 * gain[rows]]
         if not len(rows):
             break
-        level, here = run.prior.level(2 * noise), data.select(rows)
-        once = denoised(x[rows], fresh[0])
-        twice = denoised(once, fresh[1])
-        rest = energy(here.residual(once))
-        error = energy(operator(twice, here.rows) - operator(once, here.rows))
-        found = torch.maximum(rest - error, LEAST * rest)
-        is_hidden = found < (SURE * noise) ** 2 * gain[rows]
-        seen[rows] = torch.where(is_hidden | (noise == sigma), found, seen[rows])
+        found = _at_level(posterior.select(rows), x[rows], [noise[rows] for noise in fresh], sigma)
+        is_hidden = found < (HIDDEN * sigma) ** 2 * gain[rows]
+        found_at[rows] = torch.where(is_hidden | (sigma == most), found, found_at[rows])
         rows = rows[is_hidden]
-    return seen
+    return found_at
+
+
+def _at_level(posterior: Posterior, x: Tensor, fresh: list[Tensor], sigma: float) -> Tensor:
+    """What the network at one level of fresh noise leaves unexplained, less its own error, (n,)."""
+    likelihood, level = posterior.likelihood, posterior.prior.level(2 * sigma)
+
+    def denoised(x: Tensor, noise: Tensor) -> Tensor:
+        return posterior.denoised(level.signal * posterior.prior.encode(x) + level.noise * noise, level)
+
+    def variance(r: Measurements) -> Tensor:
+        return likelihood.forward.observed_energy(r, likelihood.rows) / likelihood.observed
+
+    once = denoised(x, fresh[0])
+    twice = denoised(once, fresh[1])
+    measured, again = (likelihood.forward(image, likelihood.rows) for image in (once, twice))
+    rest = variance(measured - likelihood.y)
+    return torch.maximum(rest - variance(again - measured), LEAST * rest)

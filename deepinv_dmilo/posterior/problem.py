@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.data import Fit
+from deepinv_dmilo.optim.solvers import Variables
 from deepinv_dmilo.priors.prior import Level, Prior
 
-#: what a problem is solved for, by name, the rows of a batch first: ``latent``, ``deviation``
-Variables: TypeAlias = "dict[str, Tensor]"
+
+class Target(Protocol):
+    """What the output of a layer is compared with: the measurements, or the latent of the layer after it."""
+
+    def __call__(self, output: Tensor, /) -> Tensor:
+        """The misfit of each of n outputs, (n, C, H, W) -> (n,), differentiable."""
+
+    def select(self, rows: Tensor) -> Target:
+        """The same for some of the rows."""
 
 
 @dataclass(frozen=True)
-class LatentFit:
-    """The misfit of an inner layer: mean squared distance to the latent found for the layer after it."""
+class LatentTerm:
+    """The target of an inner layer: mean squared distance to the latent found for the layer after it."""
 
-    target: Tensor  # (n, C, H, W)
+    latent: Tensor  # (n, C, H, W)
 
-    def __call__(self, latent: Tensor) -> Tensor:
-        return (latent - self.target).square().flatten(1).mean(1)
+    def __call__(self, output: Tensor) -> Tensor:
+        return (output - self.latent).square().flatten(1).mean(1)
 
-    def select(self, rows: Tensor) -> LatentFit:
-        return LatentFit(self.target[rows])
+    def select(self, rows: Tensor) -> LatentTerm:
+        return LatentTerm(self.latent[rows])
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,15 @@ class Problem:
 
     .. math::
 
-        \mathrm{fit}(g(z) + \nu) + p \, \|z - c\|^2 + \lambda \, \|\nu\|_1.
+        \mathrm{target}(g(z) + \nu) + p \, \|z - c\|^2 + \lambda \, \|\nu\|_1.
 
-    The layer next to the image fits images in [0, 1].
+    The layer next to the image is compared as images in [0, 1].
     """
 
     prior: Prior
     levels: tuple[Level, ...]  # that the layer starts and ends at; more than two: a chain of layers
-    fit: Fit
-    pull: float  # p
+    target: Target
+    penalty: float  # p
     sparsity: float = 0.0  # lambda
     center: Tensor | None = None  # c, (n, C, H, W); None: 0
     gives_image: bool = True  # the layer next to the image
@@ -58,16 +65,16 @@ class Problem:
         for a, b in pairwise(self.levels):
             output = self.prior.step(output, a, b)
         offset = z if self.center is None else z - self.center
-        value = self.pull * offset.square().flatten(1).sum(1)
+        value = self.penalty * offset.square().flatten(1).sum(1)
         if "deviation" in v:
             output = output + v["deviation"]
             value = value + self.sparsity * v["deviation"].abs().flatten(1).sum(1)
-        return value + self.fit(self.prior.decode(output) if self.gives_image else output)
+        return value + self.target(self.prior.decode(output) if self.gives_image else output)
 
     def select(self, rows: Tensor) -> Problem:
         """The same for some of the rows."""
         center = None if self.center is None else self.center[rows]
-        return replace(self, prior=self.prior.select(rows), fit=self.fit.select(rows), center=center)
+        return replace(self, prior=self.prior.select(rows), target=self.target.select(rows), center=center)
 
     def gradients(self, v: Variables) -> tuple[Tensor, Variables]:
         """The objective of each row, (n,), and its gradients; one pass of the network."""

@@ -134,7 +134,7 @@ class Prior(nn.Module):
             raise ValueError("the network does not tell its image size; use prior.decode(prior(z)) with your own z")
         prior = self.frozen()
         shape = prior.encode(torch.full((1, *self.image_shape), 0.5, device=self.device)).shape
-        z = prior.levels(num_layers)[0].spread * Draws(rng)(shape, n).to(self.device)
+        z = prior.levels(num_layers)[0].spread * Draws(rng)("start", 0, shape[1:], torch.arange(n)).to(self.device)
         return prior.decode(prior(z, num_layers)).clamp(*self.limits)
 
     def frozen(self: _Prior) -> _Prior:

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.data import Fit
-from deepinv_dmilo.likelihood.observation import Observation
-from deepinv_dmilo.methods.run import Run
-from deepinv_dmilo.posterior.problem import Problem, Variables
+from deepinv_dmilo.likelihood.likelihoods import Likelihood, MeanSquares
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.schedules.schedule import Budget, Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
-
-
-@dataclass
-class State:
-    """The variables of every layer of a chain, the layer next to the noise first, of the rows that take part."""
-
-    levels: tuple[Level, ...]
-    variables: list[Variables]
-    center: Tensor | None = None  # of the latents, (n, C, H, W)
-
-    def run(self, run: Run) -> Tensor:
-        """The chain from its first latent with the deviations, every latent kept; returns its output."""
-        z = self.variables[0]["latent"]
-        for (a, b), v in zip(pairwise(self.levels), self.variables, strict=True):
-            v["latent"] = z
-            z = run.in_parts(lambda prior, part, a=a, b=b: prior.step(part, a, b), z)  # type: ignore[misc]
-            z = z + v["deviation"] if "deviation" in v else z
-        return z
 
 
 @dataclass(frozen=True)
@@ -59,55 +40,51 @@ class Chain:
         for name, weight in weights.items():
             object.__setattr__(self, name, float(weight))  # a fraction times a tensor is not known
 
-    def chains(self, prior: Prior) -> list[tuple[Level, ...]]:
-        """The same chain in every outer step."""
-        return [prior.levels(self.num_layers)] * self.outer_steps
+    def least_problems(self, prior: Prior) -> int:
+        """All layers of all outer steps."""
+        return self.num_layers * self.outer_steps
 
-    def taken(self, run: Run, x: Tensor, chains: list[tuple[Level, ...]]) -> None:
-        """All images take all outer steps."""
+    def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        """The same outer step so many times, from mid-grey; it is the first latent that is drawn, or given."""
+        levels = posterior.prior.levels(self.num_layers)
+        steps = budget.steps(self.least_problems(posterior.prior))
+        stages = tuple(Stage(k, levels, steps, k == 0) for k in range(self.outer_steps))
+        return [(posterior, Plan("as published", stages, posterior.grey(), first=("mid-grey",)))]
 
-    def first_image(self, run: Run) -> Tensor:
-        """Mid-grey; it is the first latent that is drawn, or given."""
-        return run.grey()
+    def likelihood(self, posterior: Posterior, stage: Stage, x: Tensor) -> Likelihood:
+        """The paper's mean squares; it asks for no noise."""
+        measured = posterior.likelihood
+        return MeanSquares(measured.forward, measured.y, measured.rows)
 
-    def start(self, run: Run, levels: tuple[Level, ...], x: Tensor, before: State | None) -> State:
-        """Where the outer step before left off; the first from pure noise, run through the chain once."""
-        if before is not None:
-            return before
-        z = run.first_latent(levels[0])
-        with_deviation = {} if self.sparsity is None else {"deviation": torch.zeros_like(z)}
-        state = State(levels, [{"latent": z, **with_deviation} for _ in levels[1:]])
-        state.run(run)
-        return state
-
-    def variance(self, run: Run, x: Tensor, level: Level) -> None:
-        """The paper asks for no noise."""
-
-    def fit(self, observation: Observation, variance: Tensor | None) -> Fit:
-        """The paper's mean square."""
-        return observation.mean_squares()
-
-    def fit_after(self, observation: Observation, variance: Tensor | None, x: Tensor) -> Fit:
+    def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
         """DMILO-PGD fits the measurements of its iterate."""
-        return observation.mean_squares(x)
+        return likelihood.of_measurements_of(x)
 
-    def pull(self, observation: Observation, variance: Tensor | None, level: Level) -> None:
-        """The gradient steps are free."""
+    def start(self, posterior: Posterior, stage: Stage, x: Tensor, layers: Layers | None) -> Layers:
+        """Where the outer step before left off; the first from pure noise, run through the chain once."""
+        if layers is not None:
+            return layers
+        z = first_latent(posterior, stage.levels[0])
+        deviation = {} if self.sparsity is None else {"deviation": torch.zeros_like(z)}
+        layers = Layers(stage.levels, [{"latent": z, **deviation} for _ in stage.levels[1:]])
+        layers.forward(posterior)
+        return layers
 
-    def problem(self, run: Run, state: State, i: int, fit: Fit) -> Problem:
-        """The problem of layer i."""
-        pixels = state.variables[i]["latent"][0].numel()
+    def problem(self, posterior: Posterior, stage: Stage, layers: Layers, i: int, target: Target) -> Problem:
+        """The target of layer i, a small penalty on its latent and the sparse deviation."""
+        pixels = layers.variables[i]["latent"][0].numel()
         return Problem(
-            run.prior.select(run.rows),
-            state.levels[i : i + 2],
-            fit,
-            pull=self.latent_penalty / pixels,
+            posterior.prior,
+            layers.levels[i : i + 2],
+            target,
+            penalty=self.latent_penalty / pixels,
             sparsity=(self.sparsity or 0.0) / pixels,
             gives_image=i == self.num_layers - 1,
-            micro_batch=run.model.micro_batch,
+            micro_batch=posterior.micro_batch,
             name=f"layer {i + 1} of {self.num_layers}",
         )
 
-    def finish(self, run: Run, x: Tensor) -> Tensor:
-        """Nothing is left to do."""
-        return x
+
+def first_latent(posterior: Posterior, level: Level) -> Tensor:
+    """Where a chain starts: what the caller gave, or pure noise."""
+    return level.spread * posterior.noise("start") if posterior.init is None else posterior.init

@@ -1,70 +1,118 @@
-"""From the most probable image towards the mean of those that go with the measurements."""
+"""What follows the last level: from the most probable image to the mean, and a sparse deviation from the prior."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.wiener import error_left_open
-from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
+from deepinv_dmilo.likelihood.measurements import Measurements, parts, real
+from deepinv_dmilo.likelihood.noise import same_noise
+from deepinv_dmilo.likelihood.wiener import lmmse_error
+from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
+from deepinv_dmilo.posterior.noise_estimation import with_noise_at
+from deepinv_dmilo.posterior.posterior import Posterior
 
 # The error, in [0, 1], that steps towards the measurements assume the image so far to have at most; here more, if the
 # noise of the measurements is and they leave as much open: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # towards the measurements: ours
-STEPS_PER_OCTAVE = 32  # of the noise that the network is told; measured in docs/defaults.md
+STEPS_PER_OCTAVE = 32  # of the noise that the network is given; measured in docs/defaults.md
 
 
-def told(noise: Tensor) -> list[float]:
-    """
-    The noise of each image, (n,), as the network is told it, rounded down by up to 2 %.
-
-    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
-    network that is told too much takes details for noise.
-    """
-    return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
-
-
-def mean_from_mode(run: Run, x: Tensor, variance: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class PosteriorMean:
     """
     Steps towards the measurements, and the noise that they let through denoised by one call.
 
     A level ends at a most probable image, which is less than the mean of the images that go with y: the network
     as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
-    not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where measurements
-    leave open little more than their noise, the steps go all the way, and it is they that are denoised.
+    not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where the image is well
+    determined, the steps go all the way, and it is they that are denoised.
 
-    :param torch.Tensor x: images, (S * B, C, H, W).
-    :param torch.Tensor variance: of the noise of a measurement, (S * B,).
+    :param bool well_determined: the measurements leave open little more than their noise.
     """
-    held, error = ~run.determined.repeat(run.num_samples), _image_error(run, x, variance)
-    squares, pull = partial(run.observation.squares, x, variance), held * variance / error**2
-    how: dict[str, Any] = {"pull": pull, "steps": LAST_STEPS, "limits": (-torch.inf, torch.inf)}
-    noisy, noisier = (run.descend(x, misfit=squares(fresh_noise=fresh), **how) for fresh in (False, True))
-    noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
-    levels = [run.prior.level(2 * sigma) for sigma in told(noise)]
-    means = x.clone()
-    for level in set(levels):
-        rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
-        means[rows] = run.denoised(level.signal * run.prior.encode(noisy[rows]), level, rows)
-    return means
+
+    well_determined: bool = False
+
+    def __call__(self, posterior: Posterior, x: Tensor) -> Tensor:
+        """
+        Means of most probable images.
+
+        :param torch.Tensor x: images, (n, C, H, W).
+        """
+        posterior = with_noise_at(posterior, x, again=True)
+        prior, likelihood = posterior.prior, posterior.likelihood
+        free = torch.zeros_like(x[:, 0, 0, 0])
+        penalty = free if self.well_determined else 1 / _image_error(posterior, x).square()
+        noisy, noisier = (
+            proximal_point(x, one.gaussian_at(x), penalty=penalty, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
+            for one in (likelihood, likelihood.perturbed(x, _standard_noise))
+        )
+        noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
+        levels = [prior.level(2 * sigma) for sigma in rounded_down(noise)]
+        means = x.clone()
+        for level in set(levels):
+            rows = torch.tensor([k for k, v in enumerate(levels) if v == level], device=x.device)
+            means[rows] = posterior.select(rows).denoised(level.signal * prior.encode(noisy[rows]), level)
+        return means
 
 
-def _image_error(run: Run, x: Tensor, variance: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class SparseDeviation:
     """
-    The error of the images so far, (S * B,), that the steps assume.
+    The image may deviate sparsely from the prior.
+
+    :param float threshold: where it does, the objective falls by more than this many standard deviations of its noise.
+    """
+
+    threshold: float
+
+    def __call__(self, posterior: Posterior, x: Tensor) -> Tensor:
+        """
+        Images with their deviations.
+
+        :param torch.Tensor x: images, (n, C, H, W).
+        """
+        likelihood = posterior.likelihood
+        if isinstance(likelihood, Gaussian) and likelihood.source == "estimated":
+            likelihood = likelihood.gaussian(likelihood.residual_variance(x))
+        variance = likelihood.largest_variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+        # Noise alone has a gradient of this root mean square, at most, in a pixel.
+        slope = (likelihood.squared_norm / variance).sqrt()
+        deviation = sparse_deviation(likelihood, x, self.threshold * slope, 1 / slope**2)
+        return (x + deviation).clamp(*posterior.prior.limits)
+
+
+def rounded_down(noise: Tensor) -> list[float]:
+    """
+    The noise of each image, (n,), as the network is given it, rounded down by up to 2 %.
+
+    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
+    network that is given too much takes details for noise.
+    """
+    return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
+
+
+def _standard_noise(y: Measurements) -> Measurements:
+    return same_noise(y, torch.ones_like(real(parts(y)[0])[:, 0]))
+
+
+def _image_error(posterior: Posterior, x: Tensor) -> Tensor:
+    """
+    The error of the images so far, (n,), that the steps assume.
 
     Where y itself errs more, so may the image: held so, that is not amplified. But an image errs by no more than its
     measurements leave open of it: held by less, the steps follow noise in the few frequencies that are measured, and
-    the network is told of noise in all of them.
+    the network is given noise in all of them.
     """
-    operator, error = run.observation.operator, torch.full_like(variance, IMAGE_ERROR)
-    if not operator.is_known_linear:
+    likelihood, error = posterior.likelihood, torch.full_like(x[:, 0, 0, 0], IMAGE_ERROR)
+    if not likelihood.forward.is_known_linear:
         return error
-    noise = (variance / operator.squared_gain.repeat(run.num_samples)).sqrt()
+    variance = likelihood.mean_variance(x)
+    noise = (variance / likelihood.squared_norm).sqrt()
     if (noise > error).any():
-        noise = torch.minimum(noise, error_left_open(run.observation.data, x, variance))
+        noise = torch.minimum(noise, lmmse_error(likelihood.gaussian(variance), x))
     return torch.maximum(error, noise)

@@ -10,13 +10,17 @@ import torch
 from deepinv.sampling import DiffusionIterator
 from torch import Tensor
 
+#: what noise is drawn for; the number, and the index of the draw, are part of its seed
+PURPOSES = {"start": 1, "level": 2, "noise level": 10_000, "evidence": 20_000}
+
 
 class Draws:
     """
-    Standard normal noise, one draw after the other; the global random state is never touched.
+    Standard normal noise by its purpose; the global random state is never touched.
 
-    From a seed, every draw and every sample have noise of their own, and all images of a batch share it, so that an
-    image does not depend on the batch it came in. From a generator come its next numbers, others for every image.
+    From a seed, every purpose, index and sample have noise of their own, whatever was drawn before, and all images of
+    a batch share it, so that an image does not depend on the batch it came in. From a generator come its next numbers,
+    others for every image.
 
     :param torch.Generator, int rng: a generator on any device, or a seed of at least 0.
     :raises TypeError, ValueError: neither of them.
@@ -24,21 +28,31 @@ class Draws:
 
     def __init__(self, rng: torch.Generator | int) -> None:
         check_rng(rng)
-        self.rng, self.count = rng, 0
+        self.rng = rng
 
-    def __call__(self, shape: tuple[int, ...], num_samples: int = 1) -> Tensor:
-        """The next draw for a batch of images (B, C, H, W): (S * B, C, H, W), sample by sample."""
-        self.count += 1
+    def __call__(
+        self, purpose: str, index: int, shape: tuple[int, ...], samples: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """
+        Noise for n rows, (n, *shape).
+
+        :param str purpose: one of ``PURPOSES``.
+        :param int index: the how manieth draw of its purpose.
+        :param tuple shape: (C, H, W).
+        :param torch.Tensor samples: which sample each row is, (n,).
+        :param torch.Tensor rows: of a generator's numbers, those with the same row are the same; None: none are.
+        """
         if isinstance(self.rng, torch.Generator):
-            return torch.randn(
-                (num_samples * shape[0], *shape[1:]), generator=self.rng, device=self.rng.device, dtype=torch.float32
-            )
-        samples = [self._seeded(shape[1:], s).expand(shape) for s in range(num_samples)]
-        return torch.cat(samples)
+            places = torch.arange(len(samples)) if rows is None else rows.unique(return_inverse=True)[1].cpu()
+            size = (int(places.max()) + 1, *shape)
+            drawn = torch.randn(size, generator=self.rng, device=self.rng.device, dtype=torch.float32)
+            return drawn[places.to(drawn.device)]
+        each, places = samples.cpu().unique(return_inverse=True)
+        return torch.stack([self._seeded(PURPOSES[purpose] + index, shape, s) for s in each.tolist()])[places]
 
-    def _seeded(self, shape: tuple[int, ...], sample: int) -> Tensor:
-        """Noise of a sample in this draw, the same at every call with the seed."""
-        seed = np.random.SeedSequence([int(self.rng), self.count, sample]).generate_state(1, np.uint64)  # type: ignore
+    def _seeded(self, number: int, shape: tuple[int, ...], sample: int) -> Tensor:
+        """Noise of a sample, the same at every call with the seed."""
+        seed = np.random.SeedSequence([int(self.rng), number, sample]).generate_state(1, np.uint64)  # type: ignore
         generator = torch.Generator("cpu").manual_seed(int(seed[0] >> np.uint64(1)))
         return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from deepinv.physics import Physics
@@ -13,21 +11,15 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess, Simplex
 from deepinv_dmilo.likelihood.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory, shapes
-from deepinv_dmilo.optim import lbfgs
 from deepinv_dmilo.utils.private import private
 from deepinv_dmilo.utils.warning import warn
 
-if TYPE_CHECKING:
-    from deepinv_dmilo.likelihood.data import Fit
-
-# Ours: of L-BFGS for an image, from where the image before left off; the tolerance is of what a unit is worth.
-_STEPS, _TOLERANCE = 30, 1e-2
 # Pixels, standard deviation, below which a kernel is almost a point, and largest over mean entry, below which it is
 # almost flat; measured in docs/defaults.md.
 _LEAST_SPREAD, _LEAST_PEAK = 0.8, 2.0
 
 
-class Unknowns:
+class Nuisance:
     """
     The unknown parameters of a physics, one for each of S * B rows.
 
@@ -47,7 +39,7 @@ class Unknowns:
                 noise.update_parameters = lambda **_: None  # type: ignore[assignment]
         self.raw: dict[str, Tensor] = {}
         #: whether what is unknown is a camera's blur, whose measurements end where light came from farther out
-        self.has_open_edges = False
+        self.open_boundary = False
         self._tried: tuple[Tensor, dict[str, Tensor]] | None = None  # of which rows, what
         for name, guess in given.items():
             raw = guess.raw().to(like)
@@ -86,7 +78,7 @@ class Unknowns:
         raw = {name: t[: self.batch].detach().requires_grad_() for name, t in self.raw.items()}
         try:
             rows = torch.arange(self.batch, device=x.device)
-            with torch.enable_grad(), self._trying(rows, raw):
+            with torch.enable_grad(), self.trying(rows, raw):
                 made = measure(x, self.physics, **self.values(rows))
                 value = energy(made).sum()
                 depends = value.requires_grad
@@ -101,8 +93,8 @@ class Unknowns:
             )
         image, measured = tuple(like.shape[2:]), expected[0][2:]
         for name, value in self.values(rows[:1]).items():
-            is_open = value.ndim == 4 and _has_open_edges(tuple(value.shape[2:]), image, measured)
-            self.has_open_edges |= is_open
+            is_open = value.ndim == 4 and _is_open_boundary(tuple(value.shape[2:]), image, measured)
+            self.open_boundary |= is_open
             if isinstance(guess := self.guesses[name], Simplex) and guess.start.ndim == 4:
                 _check_kernel(name, guess.start, measured if is_open else image)
         for name, gradient in zip(raw, gradients, strict=False):
@@ -125,27 +117,19 @@ class Unknowns:
             rows = (rows.to(tried.device)[:, None] == tried).long().argmax(1)
         return {name: guess.value(raw[name][rows]) for name, guess in self.guesses.items()}
 
-    def keep(self, rows: Tensor) -> None:
-        """Take those of one row of each image, (B,), for all of its samples."""
-        self.raw = {name: t[rows].repeat(len(t) // len(rows), *[1] * (t.ndim - 1)) for name, t in self.raw.items()}
+    def packed(self, rows: Tensor) -> Tensor:
+        """The raw numbers of some rows as columns, (n, d)."""
+        return torch.cat([self.raw[name][rows].flatten(1) for name in self.guesses], 1)
 
-    def found(self) -> dict[str, Tensor]:
-        """The parameters of the images, once those of one sample each are kept, (B, ...) each."""
-        return {name: t.detach() for name, t in self.values(torch.arange(self.batch)).items()}
+    def keep(self, rows: Tensor, flat: Tensor) -> None:
+        """Take the columns (n, d) for the parameters of some rows."""
+        for name, part in self.unpacked(flat).items():
+            self.raw[name][rows] = part
 
     def loosen(self, rows: Tensor) -> None:
         """Free those of some rows from what a noisier level took for certain."""
         for name, guess in self.guesses.items():
             self.raw[name][rows] = guess.loosened(self.raw[name][rows])
-
-    def improve(self, fit: Fit, x: Tensor, rows: Tensor) -> None:
-        """Take the parameters of some rows nearer to those that explain y best by images x, (n, C, H, W)."""
-        start = torch.cat([self.raw[name][rows].flatten(1) for name in self.guesses], 1)
-        inner = _ForImages(self, fit, x.detach(), rows)
-        best, value, _ = lbfgs.minimize(inner, start, steps=_STEPS, tolerance=_TOLERANCE, unit=start.shape[1] / 2)
-        best = torch.where(torch.isfinite(value)[:, None], best, start)
-        for name, part in self.unpacked(best).items():
-            self.raw[name][rows] = part
 
     def unpacked(self, flat: Tensor) -> dict[str, Tensor]:
         """The columns (n, d) as parameters."""
@@ -154,53 +138,12 @@ class Unknowns:
         return {n: c.reshape(len(flat), *s) for n, c, s in zip(self.raw, columns, shapes, strict=True)}
 
     @contextmanager
-    def _trying(self, rows: Tensor, raw: dict[str, Tensor]) -> Iterator[None]:
+    def trying(self, rows: Tensor, raw: dict[str, Tensor]) -> Iterator[None]:
         self._tried = rows, raw
         try:
             yield
         finally:
             self._tried = None
-
-
-@dataclass(frozen=True)
-class _ForImages:
-    """The misfit of images that stay as they are, as a function of the unknown parameters, (n, d)."""
-
-    unknowns: Unknowns
-    fit: Fit
-    x: Tensor
-    rows: Tensor
-
-    def gradients(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            flat = flat.detach().requires_grad_()
-            with self.unknowns._trying(self.rows, self.unknowns.unpacked(flat)):
-                value = self.fit(self.x)
-            (gradient,) = torch.autograd.grad(value.sum(), flat)
-        return value.detach(), gradient
-
-    def select(self, rows: Tensor) -> _ForImages:
-        return _ForImages(self.unknowns, self.fit.select(rows), self.x[rows], self.rows[rows])
-
-
-@dataclass(frozen=True)
-class JointFit:
-    r"""
-    The misfit of images at the parameters that explain y best by them: :math:`\min_w \mathrm{fit}(x, w)`.
-
-    Its gradient is that at these parameters, held (variable projection, :footcite:t:`golub2003separable`).
-    """
-
-    fit: Fit
-    unknowns: Unknowns
-    rows: Tensor  # (n,) which of the S * B rows they are
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.unknowns.improve(self.fit, x, self.rows)
-        return self.fit(x)
-
-    def select(self, rows: Tensor) -> JointFit:
-        return JointFit(self.fit.select(rows), self.unknowns, self.rows[rows])
 
 
 def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
@@ -219,7 +162,7 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
     return (len(raw), *made.shape[1:])
 
 
-def _has_open_edges(kernel: tuple[int, ...], image: tuple[int, ...], measured: tuple[int, ...]) -> bool:
+def _is_open_boundary(kernel: tuple[int, ...], image: tuple[int, ...], measured: tuple[int, ...]) -> bool:
     """Whether measurements are those pixels of a blur that no light from outside the image came to."""
     return measured != image and measured == tuple(a - b + 1 for a, b in zip(image, kernel, strict=True))
 

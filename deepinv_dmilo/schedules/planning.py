@@ -1,0 +1,125 @@
+"""The plan of a schedule of levels: a table of rules, the first that applies to the facts of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import torch
+
+from deepinv_dmilo.posterior.facts import Facts
+from deepinv_dmilo.schedules.schedule import Budget
+
+# An image begins with the lowest level that is so many times what its measurements leave open, and so many times the
+# noise that they bring in at least, which is in the first image; measured in docs/defaults.md.
+COVER_ERROR, COVER_NOISE = 1.5, 2.0
+# Passes that a level is worth taking for, at least.
+PASSES_OF_A_LEVEL = 5
+# Noise above which a blind problem has much of it, over y (root mean squares); measured in docs/defaults.md.
+MUCH_NOISE = 0.025
+
+SEVEN = (5.0, 2.2, 1.0, 0.65, 0.37, 0.17, 0.055)
+FIFTEEN = (5.0, 2.2, 1.0, 0.65, 0.5, 0.37, 0.3, 0.24, 0.2, 0.17, 0.14, 0.1, 0.08, 0.055, 0.04)
+FIFTY_FIVE = tuple(0.2 * 0.2 ** (k / 39) for k in range(-15, 40))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    What is done for images of some facts.
+
+    :param str name: what they are.
+    :param applies: of the facts of an image, whether it is for it.
+    :param tuple[float] sigmas: standard deviations of the levels, in [0, 1], from coarse to fine.
+    :param float start_below: the level that an image begins with is the lowest of at least so much, or lower.
+    :param int max_levels: levels that it takes at most.
+    :param int max_steps: steps of the solver that a level takes at most; None: its share of the budget.
+    :param str evidence: what was measured.
+    """
+
+    name: str
+    applies: Callable[[Facts], bool]
+    sigmas: tuple[float, ...] = SEVEN
+    start_below: float = inf
+    max_levels: int = 99
+    max_steps: int | None = None
+    evidence: str = ""
+
+
+def _much_noise(f: Facts) -> bool:
+    return f.blind and f.fully_observed and f.relative_noise > MUCH_NOISE
+
+
+RULES = (
+    Rule(
+        "blind, camera, much noise",
+        lambda f: f.open_boundary and _much_noise(f),
+        FIFTY_FIVE,
+        start_below=0.35,
+        max_levels=10,
+        max_steps=PASSES_OF_A_LEVEL,
+        evidence="More passes lead to a smooth image and no blur, which explain y, too.",
+    ),
+    Rule(
+        "blind, camera",
+        lambda f: f.open_boundary and f.fully_observed,
+        FIFTY_FIVE,
+        start_below=0.195,
+        evidence="From higher levels the image is made anew and the blur explains it: many low levels of few passes.",
+    ),
+    Rule(
+        "blind, camera, masked",
+        lambda f: f.open_boundary,
+        FIFTY_FIVE,
+        evidence="What is masked needs the levels above.",
+    ),
+    Rule(
+        "blind, much noise",
+        _much_noise,
+        FIFTEEN,
+        start_below=0.35,
+        max_levels=10,
+        max_steps=PASSES_OF_A_LEVEL,
+        evidence="As for a camera's blur.",
+    ),
+    Rule(
+        "blind",
+        lambda f: f.blind and f.fully_observed,
+        FIFTEEN,
+        start_below=0.35,
+        evidence="Images and parameters take turns more often than on seven levels: up to 9 dB for motion blur.",
+    ),
+    Rule(
+        "blind, masked",
+        lambda f: f.blind,
+        FIFTEEN,
+        evidence="What is masked needs the levels above.",
+    ),
+    Rule(
+        "nonlinear",
+        lambda f: not f.linear and f.fully_observed,
+        start_below=0.6,
+        evidence="The slope of A at a first image says less of what is open than the image does.",
+    ),
+    Rule("linear, or masked", lambda f: True, evidence="Seven levels: docs/defaults.md, Levels."),
+)
+
+
+def rule_for(facts: Facts, rules: tuple[Rule, ...] = RULES) -> Rule:
+    """The first that applies."""
+    return next(rule for rule in rules if rule.applies(facts))
+
+
+def starting_sigma(facts: Facts, rule: Rule) -> float:
+    """The noise that hides what the measurements of an image leave open, and the noise that they bring in."""
+    return min(max(COVER_ERROR * facts.lmmse_error, COVER_NOISE * facts.image_noise), rule.start_below)
+
+
+def active_levels(start: int, count: int, rule: Rule, budget: Budget) -> list[int]:
+    """Which of so many levels an image takes: evenly from where it begins, as many as the budget is worth."""
+    affordable = count if budget.passes is None else max(1, budget.passes // PASSES_OF_A_LEVEL)
+    most = min(affordable, rule.max_levels, count - start)
+    if affordable == 1 or rule.max_levels == 1:
+        return [count - 1]
+    return sorted(set(torch.linspace(start, count - 1, most).round().long().tolist()))
