@@ -80,12 +80,12 @@ class DataTerm:
 
     def misfit(self, u: Tensor) -> Tensor:
         """``||A(u) - 2 y||^2`` of what changes with the image, (n,)."""
-        return self.operator.reached_energy(self.measured(u) - self.doubled, self.rows)
+        return self.operator.observed_energy(self.measured(u) - self.doubled, self.rows)
 
     @property
     def noise_energy(self) -> Tensor:
         """The misfit of the true images, on average, (n,): what a mask hides has no noise, and does not count."""
-        return self.variance * self.operator.reached
+        return self.variance * self.operator.observed
 
 
 def spaced(high: float, low: float, count: int) -> list[float]:

@@ -101,6 +101,8 @@ class Likelihood:
     def largest_variance(self, x: Tensor) -> Tensor:
         """That of the noisiest measurement, (n,); where it is not known, of all."""
         simulated = self.mean_variance(x)
+        if (simulated > 0).all():
+            return simulated
         return torch.where(simulated > 0, simulated, self.residual_variance(x))
 
     def gaussian(self, variance: Measurements) -> Gaussian:
@@ -198,6 +200,8 @@ class NoiseModel(Likelihood):
         return not self.has_outliers
 
     def std(self, x: Tensor) -> Measurements | None:
+        if self.has_outliers:
+            return None
         units = self.forward.units
         std = noise_std(self.densities, units.as_made(self.forward(x, self.rows), self.rows), self.rows)
         return None if std is None else units.counted(std, self.rows)

@@ -39,19 +39,28 @@ def simulated_variance(x: Tensor, rows: Tensor, forward: ForwardModel) -> Tensor
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
     :param torch.Tensor rows: which of the S * B reconstructions they are, (n,).
     """
-    settle(forward)
     images, places, counts = (rows % forward.batch).unique(return_inverse=True, return_counts=True)
     mean = torch.zeros_like(x[: len(images)]).index_add_(0, places, x) / counts.view(-1, 1, 1, 1)
+    settle(forward)
     if not forward.noise_is_split:
         mean, images = torch.full_like(forward.like, 0.5).index_copy(0, images, mean), forward.images
         places = rows % forward.batch
-    clean = forward.measured(mean, images)
+    return _simulated(mean, forward.measured(mean, images), images, forward)[places]
+
+
+def simulated_at_probe(forward: ForwardModel) -> Tensor:
+    """The same at images of random pixels, whose measurements are known, (B,)."""
+    settle(forward)
+    return _simulated(forward.probe.x, forward.probe.measured[0], forward.images, forward)
+
+
+def _simulated(x: Tensor, clean: Measurements, images: Tensor, forward: ForwardModel) -> Tensor:
+    """The variance at one image of each number, (n,); ``clean`` is A(x), as the physics has it."""
     failure: Exception | None = None
     for size in (1 if forward.noise_is_split else len(images), len(images)):
         try:
-            # of places among these, which need not be those in the batch
             each = torch.arange(len(images), device=x.device).split(size)
-            draws = [_drawn(mean[some], take(clean, some), images[some], forward) for some in each]
+            draws = [_drawn(x[some], take(clean, some), images[some], forward) for some in each]
             break
         except SHAPE_ERRORS as error:  # such as a noise model that hides what differs between its images
             raise_out_of_memory(error)
@@ -71,7 +80,7 @@ def simulated_variance(x: Tensor, rows: Tensor, forward: ForwardModel) -> Tensor
             "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
             "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
         )
-    return (energies / forward.observed[images])[places]
+    return energies / forward.observed[images]
 
 
 def same_noise(y: Measurements, std: Tensor, seed: int = SEED) -> Measurements:

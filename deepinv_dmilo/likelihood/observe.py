@@ -13,9 +13,9 @@ from deepinv_dmilo.likelihood.densities import densities_of
 from deepinv_dmilo.likelihood.fidelity import Fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import drawn_sizes, mean_square, relative, sizes_of_level, told_sizes
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel, Source
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, MeanSquares, NoiseModel, Source
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, take
-from deepinv_dmilo.likelihood.noise import simulated_variance
+from deepinv_dmilo.likelihood.noise import simulated_at_probe
 from deepinv_dmilo.likelihood.units import Units
 
 GUESSED_NOISE = 0.05  # standard deviation, in [0, 1], of noise that nobody told, until it is estimated: ours
@@ -59,6 +59,13 @@ def observe(
     return [one.select(chosen.nonzero()[:, 0]) for one, chosen in groups if chosen.any()]
 
 
+def mean_squares(y: Measurements, forward: ForwardModel, *, num_samples: int = 1) -> list[Likelihood]:
+    """The paper's misfit, which asks for no noise, for S reconstructions of each image."""
+    forward.count_in(Units.of_size(forward.probe.largest))
+    rows = torch.arange(num_samples * forward.batch, device=parts(y)[0].device)
+    return [MeanSquares(forward, _counted(y, forward, rows), rows)]
+
+
 def _counted(y: Measurements, forward: ForwardModel, rows: Tensor) -> Measurements:
     return take(forward.units.counted(y, forward.images), rows % forward.batch)
 
@@ -73,10 +80,9 @@ def _gaussian_noise(y: Measurements, forward: ForwardModel, noise_level: float |
     sizes = told or (drawn_sizes(forward) if noise_level is None else None)
     if sizes is not None:
         forward.count_in(replace(forward.units, relative=relative(sizes, forward)))
-    grey = torch.full_like(forward.like, 0.5)
     if told is not None:
         return mean_square(told, forward) / forward.units.scale**2, "told"
     if noise_level is not None:
         halves = 2 if parts(y)[0].is_complex() else 1
-        return torch.full_like(grey[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves), "told"
-    return simulated_variance(grey, forward.images, forward), "simulated"
+        return torch.full_like(forward.like[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves), "told"
+    return simulated_at_probe(forward), "simulated"

@@ -12,16 +12,16 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from deepinv.models import Denoiser, Reconstructor
-from deepinv.optim import DataFidelity
 from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess
 from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
-from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.forward import ForwardModel, forward_model
+from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.likelihood.nuisance import Nuisance
-from deepinv_dmilo.likelihood.observe import observe
+from deepinv_dmilo.likelihood.observe import mean_squares
 from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
 from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
 from deepinv_dmilo.methods.solution import CallPlan, Solution
@@ -184,26 +184,28 @@ class PriorReconstructor(Reconstructor):
         self._check()
         physics = private(physics)
         shape = self._shape(y, physics, init)
-        noise_level, fidelity, unknown = self._likelihood_settings()
+        unknown = self._unknown()
         like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None
         forward = forward_model(physics, shape, like, single=shape[0] * self.num_samples == 1, nuisance=nuisance)
-        settings: dict[str, Any] = {"noise_level": noise_level, "data_fidelity": fidelity}
-        likelihoods = observe(y.clone(), forward, num_samples=self.num_samples, **settings)
         prior, draws, posteriors = self.prior.for_images(*shape[2:]), Draws(self.rng), []
-        for one in likelihoods:
+        for one in self._likelihoods(y.clone(), forward):
             images = one.rows % shape[0]
             start = None if init is None else init.detach().to(like)[images]
             posterior = Posterior(prior.select(images), one, draws, self.num_samples, start, self.micro_batch)
-            check_scale(one, is_told=noise_level is not None)
+            check_scale(one, is_told=getattr(self, "noise_level", None) is not None)
             if isinstance(one, Fidelity):
                 check_fidelity(one, posterior.grey())
             posteriors.append(posterior)
         return posteriors
 
-    def _likelihood_settings(self) -> tuple[float | None, DataFidelity | None, dict[str, Guess] | None]:
-        """A noise level, a data fidelity and first guesses of unknown parameters, where the method takes them."""
-        return None, None, None
+    def _likelihoods(self, y: Measurements, forward: ForwardModel) -> list[Likelihood]:
+        """That of the measurements; several, of some images each, where the noise of some is told."""
+        return mean_squares(y, forward, num_samples=self.num_samples)
+
+    def _unknown(self) -> dict[str, Guess] | None:
+        """First guesses of unknown parameters, where the method takes them."""
+        return None
 
     def _shape(self, y: Measurements, physics: Physics, init: Tensor | None) -> tuple[int, ...]:
         """The shape (B, C, H, W) of the images, once y, physics, prior and start fit each other."""
@@ -266,7 +268,7 @@ class PriorReconstructor(Reconstructor):
             )
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
-        if return_unknown and not self._likelihood_settings()[2]:
+        if return_unknown and not self._unknown():
             raise ValueError(
                 'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
             )
@@ -379,7 +381,7 @@ class PriorReconstructor(Reconstructor):
         """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
         if self.max_passes is not None:
             return self.max_passes // self.num_samples
-        default = WITH_UNKNOWN if self._likelihood_settings()[2] else PASSES_OF_A_SAMPLE
+        default = WITH_UNKNOWN if self._unknown() else PASSES_OF_A_SAMPLE
         return default if solver_steps is None else None
 
     def _check_budget(self) -> None:

@@ -9,7 +9,10 @@ from deepinv.optim import DataFidelity
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess, Parameters, check_unknown
+from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
+from deepinv_dmilo.likelihood.measurements import Measurements
+from deepinv_dmilo.likelihood.observe import observe
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.solvers import LBFGS, Adam
@@ -209,8 +212,14 @@ class DMILO(PriorReconstructor):
             return likelihood(x).clamp(min=likelihood.observed / 2) + negative_elbo(posterior, x)
         return likelihood(x) + negative_elbo(posterior, x)
 
-    def _likelihood_settings(self) -> tuple[float | None, DataFidelity | None, dict[str, Guess] | None]:
-        return self.noise_level, self.data_fidelity, self.unknown  # type: ignore[return-value]
+    def _likelihoods(self, y: Measurements, forward: ForwardModel) -> list[Likelihood]:
+        if isinstance(self.schedule, Chain):
+            return super()._likelihoods(y, forward)
+        settings: dict[str, Any] = {"noise_level": self.noise_level, "data_fidelity": self.data_fidelity}
+        return observe(y, forward, num_samples=self.num_samples, **settings)
+
+    def _unknown(self) -> dict[str, Guess] | None:
+        return self.unknown  # type: ignore[return-value]
 
     def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         return self.schedule.plan(posterior, budget)

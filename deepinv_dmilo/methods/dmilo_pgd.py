@@ -131,7 +131,7 @@ class DMILOPGD(DMILO):
         if self.step_size == "auto" and stage.image_error is not None:
             return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
-            return descend(likelihood, x, **how)
+            return descend(likelihood.gaussian(one), x, **how)
         squares: Likelihood = HalfSquares(likelihood.forward, likelihood.y, likelihood.rows)
         if stage.image_error is None:
             penalty = None

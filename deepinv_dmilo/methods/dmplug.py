@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import MeanSquares
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.solvers import Adam, Variables
@@ -85,7 +84,7 @@ class DMPlug(PriorReconstructor):
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Adam on the first latent, through all layers."""
         (stage,) = plan.stages
-        likelihood = MeanSquares(posterior.likelihood.forward, posterior.likelihood.y, posterior.rows)
+        likelihood = posterior.likelihood
         problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=self.micro_batch)
 
         def image(z: Tensor) -> Tensor:

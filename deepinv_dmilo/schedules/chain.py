@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Likelihood, MeanSquares
+from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
@@ -53,8 +53,7 @@ class Chain:
 
     def likelihood(self, posterior: Posterior, stage: Stage, x: Tensor) -> Likelihood:
         """The paper's mean squares; it asks for no noise."""
-        measured = posterior.likelihood
-        return MeanSquares(measured.forward, measured.y, measured.rows)
+        return posterior.likelihood
 
     def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
         """DMILO-PGD fits the measurements of its iterate."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.likelihood.wiener import least_squares
 from deepinv_dmilo.optim.descent import STANDSTILL, gradient_steps
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -20,37 +22,61 @@ EVEN_NOISE = 0.2
 MARGIN = 0.5  # beyond [0, 1], that a start may have without a warning
 
 
-def first_image(posterior: Posterior) -> tuple[Tensor, tuple[str, ...]]:
-    """The first image of every row, (n, C, H, W), and in words how it was made."""
+class FirstImage(NamedTuple):
+    """Where a group of images starts."""
+
+    posterior: Posterior
+    x: Tensor  # (n, C, H, W)
+    how: tuple[str, ...]  # it was made, in words
+
+
+def first_images(posterior: Posterior) -> list[FirstImage]:
+    """The first image of every row; images whose noise is too large for least squares are a group of their own."""
     if posterior.init is not None:
         _check_range(posterior.init)
-        return posterior.init, ("init",)
+        return [FirstImage(posterior, posterior.init, ("init",))]
     x, how = _prior_mean(posterior)
-    likelihood, limits = posterior.likelihood, posterior.prior.limits
-    squares = _squares(posterior, x)
-    if squares is not None:
-        x = _least_squares(squares, x, limits)
-        how += ("least squares",)
-        exact = likelihood.forward.is_linear and isinstance(likelihood, Gaussian) and likelihood.source != "estimated"
-        if posterior.nuisance is not None or exact:
-            return x, how
-    return descend(likelihood, x, steps=START_STEPS, limits=limits), (*how, "gradient steps")
+    by_squares = _by_squares(posterior, x)
+    found = []
+    for images in (by_squares.nonzero()[:, 0], (~by_squares).nonzero()[:, 0]):
+        if len(images):
+            group, first = posterior.of_images(images), x.view(posterior.num_samples, -1, *x.shape[1:])[:, images]
+            start = FirstImage(group, first.flatten(0, 1), how)
+            found.append(_from_squares(start) if by_squares[images[0]] else _from_steps(start))
+    return found
 
 
-def by_first_image(posterior: Posterior) -> list[Posterior]:
-    """The images whose likelihood is about one of squares, and those of noisier ones, which gradient steps are for."""
+def _by_squares(posterior: Posterior, x: Tensor) -> Tensor:
+    """Whether least squares come first, for each image."""
     likelihood = posterior.likelihood
-    if not isinstance(likelihood, NoiseModel) or not likelihood.has_noise or posterior.init is not None:
-        return [posterior]
-    is_even = _is_even(posterior.first_samples)
-    groups = [chosen.nonzero()[:, 0] for chosen in (is_even, ~is_even)]
-    return [posterior.of_images(images) for images in groups if len(images)]
+    yes = torch.ones(len(posterior) // posterior.num_samples, dtype=torch.bool, device=x.device)
+    if likelihood.is_gaussian:
+        return yes
+    if not likelihood.has_noise or not likelihood.forward.is_linear:
+        return ~yes
+    if posterior.nuisance is not None:
+        return yes
+    is_even = likelihood.largest_variance(x) <= EVEN_NOISE**2 * likelihood.squared_norm
+    return is_even.view(posterior.num_samples, -1).all(0)
 
 
-def _is_even(posterior: Posterior) -> Tensor:
-    """Whether the noise of the noisiest measurement of a grey image is little enough for squares, (n,)."""
-    likelihood = posterior.likelihood
-    return likelihood.largest_variance(posterior.grey()) <= EVEN_NOISE**2 * likelihood.squared_norm
+def _from_squares(start: FirstImage) -> FirstImage:
+    """Least squares, and gradient steps where they are not exact."""
+    posterior, x, how = start
+    likelihood, is_blind = posterior.likelihood, posterior.nuisance is not None
+    # A guess of A explains nothing of y yet.
+    variance = likelihood.residual_variance(x) if is_blind else likelihood.largest_variance(x)
+    moved = FirstImage(
+        posterior, _least_squares(likelihood.gaussian(variance), x, posterior.prior.limits), (*how, "least squares")
+    )
+    is_known = isinstance(likelihood, Gaussian) and likelihood.source != "estimated"
+    return moved if is_blind or (is_known and likelihood.forward.is_linear) else _from_steps(moved)
+
+
+def _from_steps(start: FirstImage) -> FirstImage:
+    posterior, x, how = start
+    x = descend(posterior.likelihood, x, steps=START_STEPS, limits=posterior.prior.limits)
+    return FirstImage(posterior, x, (*how, "gradient steps"))
 
 
 def _check_range(init: Tensor) -> None:
@@ -69,22 +95,6 @@ def _prior_mean(posterior: Posterior) -> tuple[Tensor, tuple[str, ...]]:
         return posterior.grey(), ("mid-grey",)
     z = a.spread * posterior.noise("start")
     return posterior.images(posterior.in_parts(lambda prior, part: prior.step(part, a, b), z)), ("prior mean",)
-
-
-def _squares(posterior: Posterior, x: Tensor) -> Gaussian | None:
-    """The least squares that come first, if any."""
-    likelihood = posterior.likelihood
-    if isinstance(likelihood, Gaussian):
-        # A guess of A explains nothing of y yet.
-        return (
-            likelihood.gaussian(likelihood.residual_variance(x)) if posterior.nuisance else likelihood.simulated_at(x)
-        )
-    has_squares = isinstance(likelihood, NoiseModel) and not likelihood.has_outliers
-    if not has_squares or not likelihood.forward.is_linear:
-        return None
-    if posterior.nuisance is not None:
-        return likelihood.gaussian(likelihood.residual_variance(x))
-    return likelihood.gaussian(likelihood.largest_variance(x)) if _is_even(posterior).all() else None
 
 
 def _least_squares(squares: Gaussian, x: Tensor, limits: tuple[float, float]) -> Tensor:

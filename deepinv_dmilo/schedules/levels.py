@@ -16,7 +16,7 @@ from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
-from deepinv_dmilo.schedules.initial import by_first_image, first_image
+from deepinv_dmilo.schedules.initial import first_images
 from deepinv_dmilo.schedules.planning import active_levels, rule_for, starting_sigma
 from deepinv_dmilo.schedules.schedule import Budget, Finish, Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_flags, check_settings
@@ -74,8 +74,7 @@ class Levels:
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """By the rule of each image: images with equal plans go together."""
         groups = []
-        for part in by_first_image(posterior):
-            x, how = first_image(part)
+        for part, x, how in first_images(posterior):
             part = with_noise_at(part, x)
             facts = facts_of(part, x, with_error=self.skip)
             stages: dict[tuple[str, tuple[Stage, ...]], list[int]] = {}
