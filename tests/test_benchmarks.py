@@ -5,13 +5,14 @@ import time
 from dataclasses import replace
 
 import pytest
+import real_size
 import torch
 from deepinv.loss.metric import PSNR
 from diffusers import DDPMPipeline, DDPMScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DiffusionPrior, Tiled
-from deepinv_dmilo.benchmarks import real_size, report, suite
+from deepinv_dmilo.benchmarks import report, suite
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
 from deepinv_dmilo.benchmarks.studies import PRESETS, Study
 from deepinv_dmilo.tools.cli import main
