@@ -12,8 +12,8 @@ import reliability
 import torch
 from test_evaluate import DIGITS, OPTIONS, Backprojection, names, psnrs, run
 
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.tools import folder
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
 
 HOLD = "import sys, time, pathlib, deepinv_dmilo.tools.folder as f\n"

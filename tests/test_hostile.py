@@ -23,7 +23,7 @@ from test_evaluate import DIGITS, OPTIONS, run
 from toys import tiny_unet
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.folder import check_names, shown
 from deepinv_dmilo.tools.images import open_images
