@@ -20,7 +20,7 @@ from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
 from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.benchmarks.suite import SOLVER_FILE, run_suite
 
-PROTOCOL = Path(__file__).parent / "deepinv_protocol"
+PROTOCOL = Path(__file__).parents[1] / "deepinv_protocol"
 METHODS = {
     "dmilo": lambda prior: DMILO(prior, max_passes=6),
     "dmilo-pgd": lambda prior: DMILOPGD(prior, max_passes=6),
