@@ -30,8 +30,8 @@ from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.records import LABELS, finished_records, image_of, keep, picture_digest
 from deepinv_dmilo.tools.scoring import score
 
-#: images by index, to their reconstructions and scores
-Run = Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]]
+# Images by index, to their reconstructions and scores
+_Batch = Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]]
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def _evaluate_share(
-    run: Run, images: Sequence[Tensor], names: Sequence[str], out: Path, batch_size: int
+    run: _Batch, images: Sequence[Tensor], names: Sequence[str], out: Path, batch_size: int
 ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
     """The batches of this process: records by index, and why which images could not be read."""
     state = PartialState()
@@ -136,7 +136,7 @@ def _reconstruct(
 
 
 def _one_by_one_where_it_fails(
-    run: Run, x: dict[int, Tensor], names: Sequence[str], failed: dict[str, str]
+    run: _Batch, x: dict[int, Tensor], names: Sequence[str], failed: dict[str, str]
 ) -> list[tuple[int, Tensor, dict[str, float]]]:
     """A batch; where an image of it diverges the others are done alone, and the reason goes to ``failed``."""
     try:

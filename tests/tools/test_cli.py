@@ -10,6 +10,7 @@ import torch
 from deepinv_dmilo import DMILO
 from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools import cli
 from deepinv_dmilo.tools.pictures import as_png
 
 
@@ -42,6 +43,11 @@ def test_the_help_imports_neither_torch_nor_deepinv():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_script_that_was_installed_before_the_command_line_moved_tells_what_to_type():
+    with pytest.raises(SystemExit, match=r"type: pip install -e \."):
+        cli.main()
 
 
 def test_a_warning_is_told_once_and_without_code(commands, monkeypatch, capsys):
