@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from operators import JUMPS, SLOW, NotRun, find, find_for_images, names
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD
-from deepinv_dmilo.benchmarks.operators import JUMPS, SLOW, NotRun, find, find_for_images, names
 from deepinv_dmilo.likelihood.measurements import like_parts, parts, take
 
 METHODS = (DMILO, DMILOPGD)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from deepinv.loss.metric import PSNR
 from deepinv.physics import GaussianNoise, PoissonNoise
+from deepinv_dmilo.likelihood.data import Data
+from deepinv_dmilo.methods.run import Run
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
-from deepinv_dmilo.likelihood.data import Data
 from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.wiener import SPREAD, lmmse_error, least_squares, lmmse_amplitude
-from deepinv_dmilo.methods.run import Run
+from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, lmmse_amplitude, lmmse_error
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.schedules.levels import START_STEPS
 from deepinv_dmilo.tools.tasks import make_physics

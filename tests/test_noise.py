@@ -4,10 +4,10 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
+from deepinv_dmilo.methods.run import Run
 from toys import observe
 
 from deepinv_dmilo import DMILO, DiffusionPrior
-from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.posterior.noise_estimation import estimated_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
 

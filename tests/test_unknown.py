@@ -4,13 +4,13 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, PoissonNoise
+from deepinv_dmilo.likelihood.blind import Nuisance
+from deepinv_dmilo.likelihood.observation import Observation
+from deepinv_dmilo.methods.run import Run
 from toys import ConvNet, Gain, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.likelihood.blind import Nuisance
 from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.observation import Observation
-from deepinv_dmilo.methods.run import Run
 from deepinv_dmilo.posterior.noise_estimation import finest_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.scoring import Meter
@@ -121,8 +121,9 @@ def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
 
 def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():
     """Of ||w x - y||^2 over w the closed form; by finite differences of the fit itself."""
-    from deepinv_dmilo.likelihood.blind import ProfileLikelihood, Nuisance
+    from deepinv_dmilo.likelihood.blind import Nuisance, ProfileLikelihood
     from deepinv_dmilo.likelihood.data import Data, SquaresFit
+
     from deepinv_dmilo.likelihood.forward import ForwardModel
 
     rng = torch.Generator().manual_seed(0)

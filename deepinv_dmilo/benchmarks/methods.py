@@ -152,10 +152,6 @@ def _rival(case: Case, *, kind: Any, **settings: int) -> nn.Module:
     return kind(case.prior, case.shape, case.noise, case.weight, **settings)
 
 
-def _total_variation(case: Case) -> nn.Module:
-    return TotalVariation(case.shape, case.weight)
-
-
 def _ours(case: Case, *, method: type[DMILO], passes: int, samples: int) -> nn.Module:
     unknown = None if case.guess is None else {"filter": Simplex(case.guess)}
     return method(case.prior, max_passes=passes, num_samples=samples, unknown=unknown)
@@ -194,7 +190,9 @@ RIVALS = {
 #: every method by name, in the order in which the report runs and shows them
 METHODS = {
     "pseudo-inverse": Method(PseudoInverse),
-    "TV": Method(_total_variation, LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0),
+    "TV": Method(
+        lambda case: TotalVariation(case.shape, case.weight), LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0
+    ),
     "BlindRL": Method(
         lambda case: RichardsonLucy(round(case.weight)), tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)
     ),

@@ -43,14 +43,10 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-passes",
-        type=int,
-        help="forward and backward passes of an image (100 a sample; a few calls on top)",
+        "--max-passes", type=int, help="forward and backward passes of an image (100 a sample; a few calls on top)"
     )
     command.add_argument(
-        "--num-samples",
-        type=int,
-        help="reconstructions from different noise that share the passes; their mean (1)",
+        "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
     )
     command.add_argument("--factor", type=float, help="super-resolution factor, 1.5 say (4)")
     command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)

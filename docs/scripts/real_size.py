@@ -3,8 +3,8 @@ Memory and time at real size, each measurement in a process of its own: a few pa
 google/ddpm-celebahq-256's configuration (113.7 million parameters, random weights, 256 x 256 x 3), and 4x
 super-resolution of a photograph of 256 x 256 with the bundled prior, as a user runs it.
 
-    python -m deepinv_dmilo.benchmarks.real_size --out docs/real_size.md
-    python -m deepinv_dmilo.benchmarks.real_size --device cuda --batches 1 4 16 --out docs/gpu.md
+    python docs/scripts/real_size.py --out docs/real_size.md
+    python docs/scripts/real_size.py --device cuda --batches 1 4 16 --out docs/gpu.md
 
 The weights are random, so the images are nothing to look at; passes, memory and seconds do not depend on them.
 """
@@ -149,7 +149,7 @@ def _measured(run: Reconstruct, prior: DiffusionPrior, y: Tensor, physics: Physi
 
 def main(argv: list[str] | None = None) -> None:
     """Measure every configuration and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.real_size")
+    parser = argparse.ArgumentParser(prog="python docs/scripts/real_size.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in names:
             started = time.perf_counter()
             table = name in PHOTOGRAPH
-            command = [sys.executable, "-m", __spec__.name, "--out", str(args.out), "--only", name, str(batch)]
+            command = [sys.executable, __file__, "--out", str(args.out), "--only", name, str(batch)]
             command += ["--device", args.device, "--passes", str(args.passes), *(["--tiny"] if args.tiny else [])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             print(lines[table][-1], f"({time.perf_counter() - started:.0f} s)", flush=True)
     heading = f"# At real size\n\n{' '.join(str(__doc__).split(chr(10) * 2)[0].split())}\n\n"
     where = (
-        f"`python -m deepinv_dmilo.benchmarks.real_size {' '.join(sys.argv[1:] if argv is None else argv)}` ; "
+        f"`python docs/scripts/real_size.py {' '.join(sys.argv[1:] if argv is None else argv)}` ; "
         f"{sentence(provenance(args.device))}. A pass is a forward "
         "and backward pass; a forward pass alone counts a third. Memory is that of the whole process on a CPU "
         "(weights, libraries and all), what torch allocated on a GPU. Relative: to the first line of the same "

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Greyscale
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 from deepinv_dmilo.tools.scoring import registered
 from deepinv_dmilo.tools.tasks import gaussian_kernel

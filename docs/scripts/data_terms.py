@@ -1,7 +1,7 @@
 r"""
 What the likelihood of the noise model gains over squares, and how much of an image is lost with its blur.
 
-    python -m deepinv_dmilo.benchmarks.data_terms --out docs/data_terms.md
+    python docs/scripts/data_terms.py --out docs/data_terms.md
 
 Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All defaults but the passes.
 """
@@ -185,11 +185,11 @@ def super_resolution_rows(prior: DiffusionPrior, x: Tensor) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.data_terms")
+    parser = argparse.ArgumentParser(prog="python docs/scripts/data_terms.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     args = parser.parse_args(argv)
     heading, _, pictures_used = str(__doc__).strip().split("\n\n")
-    command = f"`python -m deepinv_dmilo.benchmarks.data_terms {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    command = f"`python docs/scripts/data_terms.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
     text = ["# Likelihoods and unknown parameters", "", heading, "", pictures_used, ""]
     text += [f"{command}; {sentence(provenance())}. Mean PSNR in dB."]
     for name in ("digits", "photos"):

@@ -9,12 +9,7 @@ from contextlib import suppress
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from PIL import EpsImagePlugin, Image
-from test_evaluate import DIGITS, OPTIONS, run
-from toys import tiny_unet
-
-from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.benchmarks.hostile_files import (
+from hostile_files import (
     Trap,
     change_json,
     drop_tensor,
@@ -23,7 +18,12 @@ from deepinv_dmilo.benchmarks.hostile_files import (
     postscript,
     set_traps,
 )
-from deepinv_dmilo.tools.cli import main
+from PIL import EpsImagePlugin, Image
+from test_evaluate import DIGITS, OPTIONS, run
+from toys import tiny_unet
+
+from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.folder import check_names, shown
 from deepinv_dmilo.tools.images import open_images

@@ -2,7 +2,7 @@ r"""
 Every operator of deepinv's own tests: which of them run, how closely they are fitted, and how good the images are.
 
     pip install '.[operators]'  # packages that some of them need
-    python -m deepinv_dmilo.benchmarks.operators --out docs/operators.md
+    python docs/scripts/operators.py --out docs/operators.md
 
 The operators are those that the installed deepinv's ``tests/test_physics.py`` lists, at the sizes that it gives them;
 each measures one picture with Gaussian noise of a fiftieth of the measurements' root mean square. One channel is a
@@ -184,7 +184,7 @@ def _rivals(case: OperatorCase, x: Tensor, y: Measurements) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.operators")
+    parser = argparse.ArgumentParser(prog="python docs/scripts/operators.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     args = parser.parse_args(argv)
     head = ["operator", "runs", "residual / noise, DMILO", "DMILOPGD", "PSNR (dB), DMILO", "DMILOPGD", "A_dagger", "TV"]
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         print(lines[-1], flush=True)
     runs = sum(not cells[1].startswith("no:") for cells in rows)
     about = " ".join(str(__doc__).split("\n\n")[2].split()).replace("``", "`")
-    command = f"`python -m deepinv_dmilo.benchmarks.operators {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    command = f"`python docs/scripts/operators.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
     args.out.write_text(
         f"# Every operator of deepinv's tests\n\n{about}\n\n{runs} of {len(rows)} run.\n\n"
         f"{command}; {sentence(provenance())}.\n\n" + "\n".join(lines) + "\n"

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.benchmarks.suite import SOLVER_FILE, run_suite
-from deepinv_dmilo.tools.cli import main
 
-PROTOCOL = Path(__file__).parent / "deepinv_protocol"
+PROTOCOL = Path(__file__).parents[1] / "deepinv_protocol"
 METHODS = {
     "dmilo": lambda prior: DMILO(prior, max_passes=6),
     "dmilo-pgd": lambda prior: DMILOPGD(prior, max_passes=6),

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from deepinv_dmilo import DMILO
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.tools.cli import main
+from deepinv_dmilo.tools import cli
 from deepinv_dmilo.tools.pictures import as_png
 
 
@@ -37,11 +38,16 @@ def break_down(monkeypatch, error):
 
 def test_the_help_imports_neither_torch_nor_deepinv():
     code = (
-        "import sys; from deepinv_dmilo.tools.cli import _parser; _parser().format_help();"
+        "import sys; from deepinv_dmilo.__main__ import _parser; _parser().format_help();"
         "print([name for name in ('torch', 'deepinv', 'numpy', 'diffusers', 'accelerate') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_script_that_was_installed_before_the_command_line_moved_tells_what_to_type():
+    with pytest.raises(SystemExit, match=r"type: pip install -e \."):
+        cli.main()
 
 
 def test_a_warning_is_told_once_and_without_code(commands, monkeypatch, capsys):

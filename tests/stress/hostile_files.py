@@ -26,10 +26,10 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from faults import OPTIONS, Bench, shortened
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deepinv_dmilo.benchmarks.faults import OPTIONS, Bench, shortened
 from deepinv_dmilo.tools.folder import shown
 
 TIME_LIMIT = 60  # seconds of a process

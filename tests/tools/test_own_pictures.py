@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Simplex
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 from deepinv_dmilo.tools.resampling import Resampling
 from deepinv_dmilo.tools.task_names import RESAMPLERS

@@ -1,20 +1,20 @@
 """The report: what it counts, how it tunes rivals, that it resumes; no image quality, that is what it measures."""
 
-import os
 import time
 from dataclasses import replace
 
 import pytest
+import real_size
 import torch
 from deepinv.loss.metric import PSNR
 from diffusers import DDPMPipeline, DDPMScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DiffusionPrior, Tiled
-from deepinv_dmilo.benchmarks import real_size, report, suite
+from deepinv_dmilo.__main__ import main
+from deepinv_dmilo.benchmarks import report
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
 from deepinv_dmilo.benchmarks.studies import PRESETS, Study
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.scoring import Meter, registered, score
 from deepinv_dmilo.tools.tasks import make_physics
@@ -281,12 +281,3 @@ def test_real_size_measures_every_configuration_on_a_tiny_network(tmp_path):
         assert cell["passes"] == passes
         assert 0.1 < cell["memory"] < 10  # gigabytes: at least torch itself
         assert 1e-5 < cell["seconds"] < 10
-
-
-def test_the_environment_is_as_before(monkeypatch):
-    monkeypatch.setenv("A_NAME", "before")
-    with pytest.raises(KeyError), suite._environment("A_NAME", "inside"), suite._environment("ANOTHER_NAME", "inside"):
-        assert (os.environ["A_NAME"], os.environ["ANOTHER_NAME"]) == ("inside", "inside")
-        raise KeyError
-    assert os.environ["A_NAME"] == "before"
-    assert "ANOTHER_NAME" not in os.environ

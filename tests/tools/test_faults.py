@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import reliability
 import torch
 from test_evaluate import DIGITS, OPTIONS, Backprojection, names, psnrs, run
 
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.tools import folder
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
 
 HOLD = "import sys, time, pathlib, deepinv_dmilo.tools.folder as f\n"
@@ -127,7 +128,7 @@ def test_out_of_memory_at_any_image_loses_none(tmp_path):
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
     """By the program that tries it on 500 images, and with other faults (docs/reliability.md)."""
     table = tmp_path / "table.md"
-    command = [sys.executable, "-m", "deepinv_dmilo.benchmarks.reliability", "--images", "40", "--faults", "killed"]
+    command = [sys.executable, reliability.__file__, "--images", "40", "--faults", "killed"]
     subprocess.run([*command, "--out", str(table)], check=True, timeout=300)
     row = table.read_text().splitlines()[-1]
     assert "all 40 images once, scores and pictures equal, nothing left over" in row

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from deepinv_dmilo.__main__ import main as deepinv_dmilo
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.tools.cli import main as deepinv_dmilo
 
 OPTIONS = "--task inpainting --method dmplug --num-layers 1 --max-passes 2 --batch-size 1 --device cpu"
 SCORES = ("name", "psnr", "ssim", "residual", "passes", "calls")

@@ -1,7 +1,7 @@
 r"""
 What a reconstruction asks of the forward operator, and what of the network: evaluations, passes, and seconds in each.
 
-    python -m deepinv_dmilo.benchmarks.operator_cost --out docs/operator_cost.md
+    python docs/scripts/operator_cost.py --out docs/operator_cost.md
 
 One digit and the bundled prior, default settings, on the tasks of the package and a tomograph of many angles. The
 seconds are those of one forward and backward evaluation, measured alone, times how many there were.
@@ -66,7 +66,7 @@ def count(model: DMILO, y: Tensor, physics: Physics) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.operator_cost")
+    parser = argparse.ArgumentParser(prog="python docs/scripts/operator_cost.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     args = parser.parse_args(argv)
     prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[:1]
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     heading = (
         f"# What a reconstruction asks of the operator\n\n{' '.join(str(__doc__).split(chr(10) * 2)[2].split())}\n\n"
     )
-    command = f"`python -m deepinv_dmilo.benchmarks.operator_cost {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    command = f"`python docs/scripts/operator_cost.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
     args.out.write_text(f"{heading}{command}; {sentence(provenance())}.\n\n" + "\n".join(lines) + "\n")
 
 

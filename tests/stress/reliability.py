@@ -1,7 +1,7 @@
 r"""
 What a disturbed run of ``deepinv-dmilo evaluate`` loses, and what files that mean harm do to the command line.
 
-    python -m deepinv_dmilo.benchmarks.reliability --out docs/reliability.md
+    python tests/stress/reliability.py --out docs/reliability.md
 
 Each run is disturbed, then started again with the same command until it ends. Held against an undisturbed run: every
 image once, the same scores and the same pictures, byte for byte; neither temporary files nor a lock are left. 32 x 32
@@ -20,11 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hostile_files
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from faults import FAULTS, FEW, OPTIONS, Bench, NotTried
 
-from deepinv_dmilo.benchmarks import hostile_files
-from deepinv_dmilo.benchmarks.faults import FAULTS, FEW, OPTIONS, Bench, NotTried
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.pictures import as_png
@@ -35,7 +35,7 @@ HOSTILE = "hostile_files"  # the second table, among the names of the faults
 
 def main(argv: list[str] | None = None) -> int:
     """Try each and write the tables; the exit code tells whether a result was lost, or a file not refused."""
-    parser = argparse.ArgumentParser(prog="python -m deepinv_dmilo.benchmarks.reliability")
+    parser = argparse.ArgumentParser(prog="python tests/stress/reliability.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
     parser.add_argument("--images", type=int, default=500, help="of the run that is killed, 12 to 500 (500)")
     names = [*(fault.__name__ for fault in FAULTS), HOSTILE]
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if not FEW <= args.images <= 500:
         parser.error(f"--images {args.images}: type a number from {FEW} to 500")
     torch.set_num_threads(1)
-    command = f"`python -m deepinv_dmilo.benchmarks.reliability {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    command = f"`python tests/stress/reliability.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
     parts = ["# What a disturbed run loses", _text(__doc__), f"Options: `{OPTIONS}`."]
     parts.append(f"{command}; {sentence(provenance())}.")
     with TemporaryDirectory() as root:

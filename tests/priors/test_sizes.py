@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from toys import AffineNet, ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMPlug
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.priors.wrappers import Padded
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 
 METHODS = {

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.evaluate import evaluate, noisy_measurements
 from deepinv_dmilo.tools.images import open_images
