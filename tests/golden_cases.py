@@ -102,7 +102,9 @@ PUBLISHED = {"outer_steps": 2, "inner_steps": 3}
 
 CASES = {
     # methods and settings
-    **{f"DMILO, {n} passes": lambda n=n: case(masked(), max_passes=n) for n in (5, 12, 25, None)},
+    **{f"DMILO, {n} passes": lambda n=n: case(masked(), max_passes=n) for n in (5, 12, 25)},
+    "DMILO, default passes": lambda: case(Denoising(noise()).double()),
+    "DMILO, default passes, denoiser": lambda: case(masked(), network="wiener"),
     "DMILO-PGD": lambda: case(masked(), DMILOPGD, max_passes=25),
     "DMILO-PGD, own step": lambda: case(blur(), DMILOPGD, max_passes=12, step_size=0.5),
     "DMILO-PGD, own step, normalised": lambda: case(
