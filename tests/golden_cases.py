@@ -102,7 +102,9 @@ PUBLISHED = {"outer_steps": 2, "inner_steps": 3}
 
 CASES = {
     # methods and settings
-    **{f"DMILO, {n} passes": lambda n=n: case(masked(), max_passes=n) for n in (5, 12, 25, None)},
+    **{f"DMILO, {n} passes": lambda n=n: case(masked(), max_passes=n) for n in (5, 12, 25)},
+    "DMILO, default passes": lambda: case(Denoising(noise()).double()),
+    "DMILO, default passes, denoiser": lambda: case(masked(), network="wiener"),
     "DMILO-PGD": lambda: case(masked(), DMILOPGD, max_passes=25),
     "DMILO-PGD, own step": lambda: case(blur(), DMILOPGD, max_passes=12, step_size=0.5),
     "DMILO-PGD, own step, normalised": lambda: case(
@@ -170,6 +172,7 @@ CASES = {
     "stack of photons and Gaussian noise": lambda: case(stack(PoissonNoise(0.02), noise(0.1)), max_passes=12),
     "tanh": lambda: case(tanh(), max_passes=12),
     "tanh, DMILO-PGD": lambda: case(tanh(), DMILOPGD, max_passes=12),
+    "tanh, much noise": lambda: case(tanh(noise(0.6)), max_passes=25),
     "camera": lambda: case(camera(), max_passes=12),
     "phase retrieval": lambda: case(phase_retrieval(), max_passes=12),
     "hidden differences": lambda: case(hiding(), max_passes=12),
@@ -182,6 +185,9 @@ CASES = {
     },
     "noise: each measurement": lambda: case(
         Denoising(GaussianNoise(SIZES)).double(), measured_by=Denoising(Own(SIZES.double())), max_passes=12
+    ),
+    "noise: Poisson, each image": lambda: case(
+        Denoising(PoissonNoise(torch.tensor([0.035, 0.045]))).double(), max_passes=5
     ),
     "noise: Poisson, masked": lambda: case(masked(PoissonNoise(0.02)), max_passes=12),
     "noise: Poisson, tanh": lambda: case(
@@ -215,6 +221,7 @@ CASES = {
     "blind: valid": lambda: blind(blur, 0.005),
     "blind: valid, 60 passes": lambda: blind(blur, 0.012, max_passes=60),
     "blind: valid, much noise": lambda: blind(blur, 0.06, max_passes=60),
+    "blind: valid, noise about that much": lambda: blind(blur, torch.tensor([0.0115, 0.0145]), max_passes=10),
     "blind: valid, noise not told": lambda: blind(blur, 0.02, told=dinv.physics.ZeroNoise()),
     "blind: valid, own levels": lambda: blind(blur, 0.01, schedule=Levels((1.0, 0.37, 0.1)), solver=LBFGS(steps=3)),
     "blind: valid, samples": lambda: blind(blur, 0.06, num_samples=2, max_passes=20),
