@@ -58,7 +58,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from deepinv_dmilo.likelihood.measurements import is_out_of_memory
+    from deepinv_dmilo.utils.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -29,7 +29,7 @@ ROOMS = (
     "__main__",
 )
 #: what a module imports for a type checker alone and thereby closes a circle
-CIRCLES = {"deepinv_dmilo.core.unknown": {"deepinv_dmilo.core.data"}}
+CIRCLES = {}
 
 
 def imported(module):

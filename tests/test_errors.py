@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMPlug, Levels
-from deepinv_dmilo.likelihood.measurements import is_out_of_memory
 from deepinv_dmilo.optim import lbfgs
+from deepinv_dmilo.utils.memory import is_out_of_memory
 
 IMAGE = (1, 16, 24)
 

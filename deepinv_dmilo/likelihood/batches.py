@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import is_one_of_each, noisy_members
-from deepinv_dmilo.likelihood.measurements import SHAPE_ERRORS, Measurements, parts, raise_out_of_memory, shapes
+from deepinv_dmilo.likelihood.measurements import Measurements, parts, shapes
 from deepinv_dmilo.likelihood.members import Members
 from deepinv_dmilo.likelihood.noise import draws, settle
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 
 def of_another_batch(physics: Physics, batch: int, fits: Callable[[], bool]) -> ValueError | None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.densities import LEAST_PHOTONS
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
-from deepinv_dmilo.likelihood.measurements import Measurements, as_input, raise_out_of_memory
+from deepinv_dmilo.likelihood.measurements import Measurements, as_input
+from deepinv_dmilo.utils.memory import raise_out_of_memory
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,14 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 from torch.func import functional_call
 
-from deepinv_dmilo.likelihood.measurements import (
-    SHAPE_ERRORS,
-    Measurements,
-    energy,
-    join,
-    measure,
-    parts,
-    raise_out_of_memory,
-    real,
-    take,
-)
+from deepinv_dmilo.likelihood.measurements import Measurements, energy, join, measure, parts, real, take
 from deepinv_dmilo.likelihood.members import Members
 from deepinv_dmilo.likelihood.nuisance import Nuisance
 from deepinv_dmilo.likelihood.probe import Probe, random_images
 from deepinv_dmilo.likelihood.rounding import agree
 from deepinv_dmilo.likelihood.units import Units
 from deepinv_dmilo.optim.descent import squared_norm
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 PAIRS = 8  # pairs of random images that show how much each measurement changes with the image: ours
 

@@ -9,16 +9,9 @@ from deepinv.physics import GaussianNoise, Physics, UniformGaussianNoise, Unifor
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.measurements import (
-    SHAPE_ERRORS,
-    Measurements,
-    operators,
-    parts,
-    raise_out_of_memory,
-    take,
-    working_dtype,
-)
+from deepinv_dmilo.likelihood.measurements import Measurements, operators, parts, take, working_dtype
 from deepinv_dmilo.likelihood.noise import DRAWS, SEED, draws, settle
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 # All ours. Draws that show how noisy each measurement is; in standard errors, what shows that they differ at all.
 DRAWS_OF_EACH, CERTAIN = 64, 5.0

@@ -11,17 +11,8 @@ from deepinv.physics import PhaseRetrieval, Physics
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.measurements import (
-    SHAPE_ERRORS,
-    Measurements,
-    as_input,
-    like_parts,
-    operators,
-    parts,
-    raise_out_of_memory,
-    shapes,
-    take,
-)
+from deepinv_dmilo.likelihood.measurements import Measurements, as_input, like_parts, operators, parts, shapes, take
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.utils.private import seeded_copy, seeded_libraries
 from deepinv_dmilo.utils.warning import warn
 

@@ -10,7 +10,8 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess, Simplex
-from deepinv_dmilo.likelihood.measurements import SHAPE_ERRORS, energy, measure, operators, raise_out_of_memory, shapes
+from deepinv_dmilo.likelihood.measurements import energy, measure, operators, shapes
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.utils.private import private
 from deepinv_dmilo.utils.warning import warn
 

@@ -8,16 +8,9 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.measurements import (
-    Measurements,
-    energy,
-    like_parts,
-    measure,
-    parts,
-    raise_out_of_memory,
-    real,
-)
+from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_parts, measure, parts, real
 from deepinv_dmilo.likelihood.rounding import agree
+from deepinv_dmilo.utils.memory import raise_out_of_memory
 
 _HOW = "write it in torch, without detach(), .data, numpy() or changes of x in place"
 

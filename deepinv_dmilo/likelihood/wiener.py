@@ -21,7 +21,7 @@ WINDOW = 0.25  # standard deviation of the neighbourhood that an energy is local
 WHITE_IMAGES = 8  # of white noise, whose mean energy others are relative to
 
 
-def lmmse_amplitude(likelihood: Gaussian, x: Tensor) -> Tensor:
+def worst_lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
     r"""
     The amplitude of what the measurements leave open, where and at the spatial frequencies where it is largest, (n,).
 
@@ -45,7 +45,7 @@ def lmmse_amplitude(likelihood: Gaussian, x: Tensor) -> Tensor:
     return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
 
 
-def lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
+def mean_lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
     """
     The root mean square of all that the measurements leave open of an image, in a pixel, (n,), by the same estimate.
 

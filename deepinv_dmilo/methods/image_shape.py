@@ -11,17 +11,16 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import of_another_batch
 from deepinv_dmilo.likelihood.measurements import (
-    SHAPE_ERRORS,
     Measurements,
     like_parts,
     measure,
     operators,
     parts,
-    raise_out_of_memory,
     shapes,
     working_dtype,
 )
 from deepinv_dmilo.priors.prior import Prior
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 #: image shapes, and what black images of these measure, or why they have no measurements
 Tried: TypeAlias = "dict[tuple[int, ...], Measurements | str]"

@@ -10,16 +10,10 @@ from deepinv.utils import TensorList
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import of_another_batch
-from deepinv_dmilo.likelihood.measurements import (
-    SHAPE_ERRORS,
-    Measurements,
-    like_parts,
-    parts,
-    raise_out_of_memory,
-    shapes,
-)
+from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, parts, shapes
 from deepinv_dmilo.methods.image_shape import image_shape, lacking, measured_of_black, tensors
 from deepinv_dmilo.priors.prior import Prior
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 
 def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor | None) -> tuple[int, ...]:

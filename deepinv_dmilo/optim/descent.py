@@ -22,13 +22,13 @@ DECREASE = 1e-4  # of the value, along the gradient, that is enough (Armijo)
 Values: TypeAlias = Callable[[Tensor], Tensor]
 
 
-class Objective(Protocol):
-    """A function of each of n images, such as a negative log-likelihood."""
+class Potential(Protocol):
+    """A negative log-density of each of n images, up to a constant, such as that of measurements."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Images (n, C, H, W) to values, (n,), differentiable."""
 
-    def select(self, rows: Tensor) -> Objective:
+    def select(self, rows: Tensor) -> Potential:
         """The same for some of the images."""
 
 
@@ -36,7 +36,7 @@ class Objective(Protocol):
 class Penalised:
     """``objective(x) + p |x - c|^2 / 2``: proximal points of the objective at c minimise it."""
 
-    objective: Objective
+    objective: Potential
     center: Tensor  # c, (n, C, H, W)
     penalty: Tensor  # p, (n,)
 
@@ -54,7 +54,7 @@ class Penalised:
 
 def gradient_steps(
     x: Tensor,
-    objective: Objective,
+    objective: Potential,
     *,
     steps: int,
     size: Tensor | None,
@@ -96,7 +96,7 @@ def gradient_steps(
 
 def proximal_point(
     x: Tensor,
-    objective: Objective,
+    objective: Potential,
     *,
     penalty: Tensor,
     steps: int,
@@ -109,7 +109,7 @@ def proximal_point(
 
 
 def sparse_deviation(
-    objective: Objective,
+    objective: Potential,
     x: Tensor,
     weight: Tensor,
     step: Tensor,

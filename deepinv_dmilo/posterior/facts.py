@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import mean_energy
-from deepinv_dmilo.likelihood.wiener import lmmse_amplitude
+from deepinv_dmilo.likelihood.wiener import worst_lmmse_error
 from deepinv_dmilo.posterior.posterior import Posterior
 
 # The image is well determined where less is open than so many times the noise in it, and would be of little noise, in
@@ -58,7 +58,7 @@ def facts_of(posterior: Posterior, x: Tensor, *, with_error: bool = True) -> lis
     noise = (variance / likelihood.squared_norm).sqrt()
     error = torch.full_like(noise, torch.inf)
     if with_error:
-        error = lmmse_amplitude(likelihood.gaussian(variance), x)
+        error = worst_lmmse_error(likelihood.gaussian(variance), x)
     columns = (
         likelihood.of_images(forward.fully_observed),
         (variance / mean_energy(likelihood.y)).sqrt(),
@@ -81,5 +81,5 @@ def _well_determined(posterior: Posterior, x: Tensor, noise: Tensor, error: Tens
     if not isinstance(likelihood, Gaussian) or not likelihood.forward.is_known_linear or (error > OPEN * noise).all():
         return torch.zeros_like(noise, dtype=torch.bool)
     little = noise.clamp(max=LITTLE_NOISE)  # much noise would hide what A does not transmit
-    open_to_little = lmmse_amplitude(likelihood.gaussian(little.square() * likelihood.squared_norm), x)
+    open_to_little = worst_lmmse_error(likelihood.gaussian(little.square() * likelihood.squared_norm), x)
     return open_to_little <= OPEN * little

@@ -10,7 +10,7 @@ from torch import Tensor
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, real
 from deepinv_dmilo.likelihood.noise import same_noise
-from deepinv_dmilo.likelihood.wiener import lmmse_error
+from deepinv_dmilo.likelihood.wiener import mean_lmmse_error
 from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -114,5 +114,5 @@ def _image_error(posterior: Posterior, x: Tensor) -> Tensor:
     variance = likelihood.mean_variance(x)
     noise = (variance / likelihood.squared_norm).sqrt()
     if (noise > error).any():
-        noise = torch.minimum(noise, lmmse_error(likelihood.gaussian(variance), x))
+        noise = torch.minimum(noise, mean_lmmse_error(likelihood.gaussian(variance), x))
     return torch.maximum(error, noise)

@@ -21,13 +21,14 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deepinv_dmilo.likelihood.measurements import Measurements, is_out_of_memory, join
+from deepinv_dmilo.likelihood.measurements import Measurements, join
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
 from deepinv_dmilo.tools.pictures import UNREADABLE
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.records import LABELS, finished_records, image_of, keep, picture_digest
 from deepinv_dmilo.tools.scoring import score
+from deepinv_dmilo.utils.memory import is_out_of_memory
 from deepinv_dmilo.utils.private import seeded
 
 # Images by index, to their reconstructions and scores
