@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import check_noise
 from deepinv_dmilo.likelihood.densities import densities_of
-from deepinv_dmilo.likelihood.fidelity import Fidelity
+from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import drawn_sizes, mean_square, relative, sizes_of_level, told_sizes
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, MeanSquares, NoiseModel, Source
@@ -44,7 +44,9 @@ def observe(
     forward.count_in(Units.of_size(forward.probe.largest))
     rows = torch.arange(num_samples * forward.batch, device=parts(y)[0].device)
     if data_fidelity is not None:
-        return [Fidelity(forward, _counted(y, forward, rows), rows, data_fidelity)]
+        fidelity = Fidelity(forward, _counted(y, forward, rows), rows, data_fidelity)
+        check_fidelity(fidelity, torch.full_like(forward.like, 0.5))
+        return [fidelity]
     if noise_level is None:
         check_noise(y, forward)
         densities = densities_of(forward.physics, y)

@@ -5,34 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, fields, replace
-from difflib import get_close_matches
-from inspect import Parameter, signature
-from typing import Any, ClassVar, TypeVar
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, TypeVar
 
 import torch
-from deepinv.models import Denoiser, Reconstructor
+from deepinv.models import Denoiser
 from deepinv.physics import Physics
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess
-from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel, forward_model
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, working_dtype
 from deepinv_dmilo.likelihood.nuisance import Nuisance
 from deepinv_dmilo.likelihood.observe import mean_squares
+from deepinv_dmilo.methods.configured import Configured
 from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
 from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
 from deepinv_dmilo.methods.solution import CallPlan, Solution
-from deepinv_dmilo.methods.validation import check_inputs
-from deepinv_dmilo.optim.solvers import SLOWER
+from deepinv_dmilo.methods.validation import check_inputs, check_latent
+from deepinv_dmilo.optim.solvers import SLOWER, Solver
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.schedules.schedule import Budget, Plan
+from deepinv_dmilo.schedules.schedule import Budget, Plan, Schedule
 from deepinv_dmilo.utils.draws import Draws, check_new_draws, check_rng
 from deepinv_dmilo.utils.private import frozen, private
 from deepinv_dmilo.utils.settings import check_flags, check_settings
@@ -44,7 +42,7 @@ _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
 @dataclass(eq=False, repr=False)
-class PriorReconstructor(Reconstructor):
+class PriorReconstructor(Configured):
     """
     A deepinv reconstructor that optimises latents of a prior; subclasses add settings and write ``reconstruct``.
 
@@ -60,11 +58,6 @@ class PriorReconstructor(Reconstructor):
     :param torch.Generator, int rng: where the noise is drawn from, or a seed: the same noise for every image.
     """
 
-    #: settings of the paper, by task
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: where a setting is found that the constructor does not take
-    moved: ClassVar[dict[str, str]] = {}
-
     prior: Prior
     _: KW_ONLY
     max_passes: int | None = None
@@ -73,29 +66,18 @@ class PriorReconstructor(Reconstructor):
     verbose: bool = False
     rng: torch.Generator | int = 0
 
-    def __init_subclass__(cls, **settings: Any) -> None:
-        """A subclass is a module, equal to itself alone, under a bare ``@dataclass`` too, which keeps what is set."""
-        super().__init_subclass__(**settings)
-        for name in ("__hash__", "__eq__", "__repr__"):
-            if name not in vars(cls):
-                setattr(cls, name, getattr(cls, name))
-
-    def __new__(cls, *args: Any, **settings: Any) -> Any:
-        """A torch module before its fields are set; refuses settings that its constructor does not take."""
-        taken = list(signature(cls.__init__).parameters.values())[1:]
-        known = [p.name for p in taken if p.kind is not Parameter.VAR_POSITIONAL]
-        takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)  # of a subclass's own: it knows which
-        for name in () if takes_any else settings:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = cls.moved.get(name, f"type {close[0]}" if close else f"type some of {', '.join(known)}")
-                raise TypeError(f"{cls.__name__} has no setting {name!r}: {hint}")
-        self = super().__new__(cls)
-        Reconstructor.__init__(self)
-        return self
-
     def __post_init__(self) -> None:
         self._check()
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the outer steps do."""
+        raise NotImplementedError
+
+    @property
+    def solver(self) -> Solver:
+        """What solves the problem of a layer."""
+        raise NotImplementedError
 
     def _check(self) -> None:
         """Refuse settings that do not fit; at the start, and at each call, since they may have been changed."""
@@ -110,33 +92,6 @@ class PriorReconstructor(Reconstructor):
         steps = {name: getattr(self, name) for name in ("max_passes", "num_samples", "micro_batch")}
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
         check_flags(verbose=self.verbose)
-
-    @classmethod
-    def from_preset(cls: type[_Model], name: str, prior: Prior, **overrides: Any) -> _Model:
-        """
-        The method with the paper's settings for a task.
-
-        :param str name: one of ``presets``: inpainting, super_resolution, deblurring, nonlinear_deblurring.
-        :param Prior prior: the prior.
-        :param overrides: settings that replace the preset's, e.g. ``outer_steps=2``.
-        :return: the reconstructor.
-        """
-        if not isinstance(name, str):
-            raise TypeError(f"from_preset takes the task first: type {cls.__name__}.from_preset('inpainting', prior)")
-        preset = cls.presets.get(name.replace("-", "_"))
-        if preset is None:
-            raise ValueError(f"no preset {name!r} for {cls.__name__}; type one of {', '.join(cls.presets)}")
-        if parts := overrides.keys() & {"schedule", "solver"}:
-            raise TypeError(
-                f"from_preset sets {' and '.join(sorted(parts))} itself; type names of their settings, such as "
-                f"outer_steps=2, inner_steps=50, or {cls.__name__}(prior, ...)"
-            )
-        return cls._from_flat(prior, {**preset, **overrides})
-
-    @classmethod
-    def _from_flat(cls: type[_Model], prior: Prior, settings: dict[str, Any]) -> _Model:
-        """The method from settings by their names alone."""
-        return cls(prior, **settings)
 
     def check(self, y: Measurements, physics: Physics, init: Tensor | None = None) -> tuple[int, ...]:
         """
@@ -163,7 +118,7 @@ class PriorReconstructor(Reconstructor):
             if isinstance(self.rng, torch.Generator):  # its next numbers are for the call
                 model.rng = torch.Generator(self.rng.device).set_state(self.rng.get_state())
             groups = model._groups(model._posteriors(y, physics, init))
-            seconds = sum(model._seconds_of_step(*group) * group[1].steps for group in groups)
+            seconds = sum(model._seconds_of_pass(*group) * group[1].passes for group in groups)
             return replace(model._plan_of(groups), seconds=seconds)
 
     @contextmanager
@@ -183,7 +138,9 @@ class PriorReconstructor(Reconstructor):
         """All that was given, checked; one for the images whose noise is told, one for those where it is not."""
         self._check()
         physics = private(physics)
-        shape = self._shape(y, physics, init)
+        shape = check_inputs(y, physics, self.prior, init)
+        if init is not None and self._starts_from_latent():
+            check_latent(shape, self.prior, self.num_samples)
         unknown = self._unknown()
         like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None
@@ -193,9 +150,7 @@ class PriorReconstructor(Reconstructor):
             images = one.rows % shape[0]
             start = None if init is None else init.detach().to(like)[images]
             posterior = Posterior(prior.select(images), one, draws, self.num_samples, start, self.micro_batch)
-            check_scale(one, is_told=getattr(self, "noise_level", None) is not None)
-            if isinstance(one, Fidelity):
-                check_fidelity(one, posterior.grey())
+            check_scale(one)
             posteriors.append(posterior)
         return posteriors
 
@@ -206,24 +161,6 @@ class PriorReconstructor(Reconstructor):
     def _unknown(self) -> dict[str, Guess] | None:
         """First guesses of unknown parameters, where the method takes them."""
         return None
-
-    def _shape(self, y: Measurements, physics: Physics, init: Tensor | None) -> tuple[int, ...]:
-        """The shape (B, C, H, W) of the images, once y, physics, prior and start fit each other."""
-        if init is None or not self._starts_from_latent():
-            return check_inputs(y, physics, self.prior, init)
-        if self.num_samples > 1:
-            raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
-        if not self.prior.affine:
-            raise ValueError(
-                "init is a latent of the autoencoder, which is not taken; leave it out, the noise follows rng"
-            )
-        shape = check_inputs(y, physics, self.prior, init)
-        if self.prior.for_images(*shape[2:]) is not self.prior:
-            raise ValueError(
-                f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
-                "crop the images"
-            )
-        return shape
 
     def forward(
         self,
@@ -319,7 +256,7 @@ class PriorReconstructor(Reconstructor):
         )
         images, samples = forward.like.new_empty(shape), forward.like.new_empty(shape[0], self.num_samples, *shape[1:])
         chosen = torch.zeros(shape[0], dtype=torch.long)
-        with monitor.showing(sum(plan.steps for _, plan in groups)):
+        with monitor.showing(sum(plan.passes for _, plan in groups)):
             for posterior, plan in groups:
                 x, score = self.reconstruct(posterior, plan, monitor)
                 if not torch.isfinite(x).all():
@@ -335,28 +272,23 @@ class PriorReconstructor(Reconstructor):
 
     def _groups(self, posteriors: list[Posterior]) -> list[tuple[Posterior, Plan]]:
         """Images of equal plans go together."""
-        return [group for posterior in posteriors for group in self._plans(posterior, self._budget())]
+        return [group for posterior in posteriors for group in self.schedule.plan(posterior, self._budget())]
 
     def _plan_of(self, groups: list[tuple[Posterior, Plan]]) -> CallPlan:
         numbered = tuple((tuple(posterior.image_numbers.tolist()), plan) for posterior, plan in groups)
-        each = self.num_samples * self._budget().passes_per_step
-        return CallPlan(numbered, tuple(each * plan.steps for _, plan in groups))
+        return CallPlan(numbered, tuple(self.num_samples * plan.passes for _, plan in groups))
 
-    def _seconds_of_step(self, posterior: Posterior, plan: Plan) -> float:
-        """About how long a step of the solver takes for all rows of a group."""
+    def _seconds_of_pass(self, posterior: Posterior, plan: Plan) -> float:
+        """About how long a forward and backward pass takes for all rows of a group."""
         z, levels = posterior.noise("start"), plan.stages[0].levels[-2:]
         problem = Problem(posterior.prior, levels, posterior.likelihood, penalty=0.0, micro_batch=self.micro_batch)
         start = time.perf_counter()
         problem.gradients({"latent": z})
-        return self._budget().passes_per_step * (time.perf_counter() - start)
+        return time.perf_counter() - start
 
     def _starts_from_latent(self) -> bool:
         """Whether ``init`` is the first latent of a chain, in place of the noise."""
         return True
-
-    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        """The images in groups, each with what is done for it."""
-        raise NotImplementedError
 
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """
@@ -369,33 +301,18 @@ class PriorReconstructor(Reconstructor):
         """
         raise NotImplementedError
 
-    def _least_problems(self) -> int:
-        """How many layer problems it cannot do without."""
-        raise NotImplementedError
-
     def _budget(self) -> Budget:
         """What a sample may cost."""
-        raise NotImplementedError
-
-    def _passes_of_a_sample(self, solver_steps: int | None) -> int | None:
-        """Passes of the network that a sample may take; None: as many as the steps of the solver come to."""
         if self.max_passes is not None:
-            return self.max_passes // self.num_samples
+            return Budget(self.max_passes // self.num_samples, self.solver.steps)
         default = WITH_UNKNOWN if self._unknown() else PASSES_OF_A_SAMPLE
-        return default if solver_steps is None else None
+        return Budget(default if self.solver.steps is None else None, self.solver.steps)
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem that must be solved."""
-        budget, problems = self._budget(), self._least_problems()
-        if self.max_passes is not None and budget.steps(problems) < 1:
-            needed = self.num_samples * problems * budget.passes_per_step
+        problems = self.schedule.least_problems(self.prior)
+        if self.max_passes is not None and self._budget().steps(problems) < 1:
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "
-                f"{needed}, or fewer layers, outer steps or samples"
+                f"{self.num_samples * problems}, or fewer layers, outer steps or samples"
             )
-
-    def extra_repr(self) -> str:
-        shown = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = {k: v for k, v in shown.items() if not isinstance(v, torch.nn.Module)}  # torch prints those itself
-        shown = {k: f"a generator on {v.device}" if isinstance(v, torch.Generator) else v for k, v in shown.items()}
-        return ", ".join(f"{k}={v!r}" for k, v in shown.items())

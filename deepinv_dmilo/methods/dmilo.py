@@ -22,7 +22,7 @@ from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.schedules.chain import Chain
 from deepinv_dmilo.schedules.levels import Levels
-from deepinv_dmilo.schedules.schedule import Budget, Layers, Plan, Stage
+from deepinv_dmilo.schedules.schedule import Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
 _Method = TypeVar("_Method", bound="DMILO")
@@ -221,17 +221,8 @@ class DMILO(PriorReconstructor):
     def _unknown(self) -> dict[str, Guess] | None:
         return self.unknown  # type: ignore[return-value]
 
-    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        return self.schedule.plan(posterior, budget)
-
     def _starts_from_latent(self) -> bool:
         return not isinstance(self.schedule, Levels)
-
-    def _least_problems(self) -> int:
-        return self.schedule.least_problems(self.prior)
-
-    def _budget(self) -> Budget:
-        return Budget(self._passes_of_a_sample(self.solver.steps), self.solver.steps)
 
 
 def _one_number(noise_level: float) -> float:

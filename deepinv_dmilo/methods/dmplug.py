@@ -12,8 +12,8 @@ from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.solvers import Adam, Variables
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
-from deepinv_dmilo.schedules.chain import first_latent
-from deepinv_dmilo.schedules.schedule import Budget, Plan, Stage
+from deepinv_dmilo.schedules.chain import Chain, first_latent
+from deepinv_dmilo.schedules.schedule import Plan
 from deepinv_dmilo.utils.settings import check_settings
 
 
@@ -77,9 +77,15 @@ class DMPlug(PriorReconstructor):
         check_settings(steps={"num_layers": self.num_layers, "steps": self.steps}, rates={"lr": self.lr}, weights={})
         self._check_budget()
 
-    def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        stage = Stage(0, posterior.prior.levels(self.num_layers), budget.steps(1), is_first=True)
-        return [(posterior, Plan("as published", (stage,), posterior.grey(), first=("pure noise",)))]
+    @property
+    def schedule(self) -> Chain:
+        """One outer step, through all layers at once."""
+        return Chain(self.num_layers, outer_steps=1, sparsity=None)
+
+    @property
+    def solver(self) -> Adam:
+        """Adam."""
+        return Adam(self.steps, latent_lr=self.lr)
 
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Adam on the first latent, through all layers."""
@@ -95,13 +101,7 @@ class DMPlug(PriorReconstructor):
                 monitor.record(posterior, stage, image(v["latent"]), value, likelihood)
 
         start = {"latent": first_latent(posterior, stage.levels[0])}
-        minimum = monitor.solve(Adam(self.steps, latent_lr=self.lr), problem, start, posterior, stage, watch=watch)
+        minimum = monitor.solve(self.solver, problem, start, posterior, stage, watch=watch)
         x = image(minimum.variables["latent"])
         monitor.record(posterior, stage, x, minimum.value, likelihood)
         return x, minimum.value
-
-    def _least_problems(self) -> int:
-        return 1
-
-    def _budget(self) -> Budget:
-        return Budget(self._passes_of_a_sample(self.steps), self.steps, passes_per_step=self.num_layers)

@@ -44,8 +44,8 @@ class Monitor:
 
     @contextmanager
     def showing(self, total: int) -> Iterator[None]:
-        """With a progress bar of so many steps of the solver, at most."""
-        with tqdm(total=total, desc=self.name, unit="step", disable=not self.verbose) as self.bar:
+        """With a progress bar of so many passes of the network, at most."""
+        with tqdm(total=total, desc=self.name, unit="pass", disable=not self.verbose) as self.bar:
             yield
 
     def solve(
@@ -63,9 +63,9 @@ class Monitor:
         def step(v: Variables | None, value: Tensor | None) -> None:
             if watch is not None and v is not None and value is not None:
                 watch(v, value)
-            self.bar.update()
+            self.bar.update(each)
 
-        before = self.bar.n
+        each, before = len(problem.levels) - 1, self.bar.n
         try:
             minimum = solver(problem, start, steps=stage.steps, watch=step)
         except FloatingPointError as error:
@@ -73,19 +73,19 @@ class Monitor:
             if diverged := not_finite(problem.prior):
                 cause = f"the prior has NaN or infinite weights, such as {diverged[0]}; give those of a finite training"
             raise FloatingPointError(f"{problem.name}, outer step {stage.index + 1}: {cause}") from error
-        self.bar.update(before + stage.steps - self.bar.n)  # what was not needed
-        self._count(minimum.passes, len(problem.levels) - 1, posterior, stage)
+        self.bar.update(before + each * stage.steps - self.bar.n)  # what was not needed
+        self._count(each * minimum.passes, each * stage.steps, posterior, stage)
         return minimum
 
-    def _count(self, passes: Tensor, each: int, posterior: Posterior, stage: Stage) -> None:
-        """Passes of the network, of which a step takes ``each``."""
+    def _count(self, passes: Tensor, most: int, posterior: Posterior, stage: Stage) -> None:
+        """Passes of the network of each row, (n,), of so many at most."""
         for row, count in zip(posterior.rows.tolist(), passes.tolist(), strict=True):
-            self.passes[row] = self.passes.get(row, 0) + each * count
+            self.passes[row] = self.passes.get(row, 0) + count
         of_samples = passes.view(posterior.num_samples, -1)
         images = posterior.rows[: of_samples.shape[1]] % self.batch
-        means, all_done = of_samples.double().mean(0), (of_samples < stage.steps).all(0)
+        means, all_done = of_samples.double().mean(0), (of_samples < most).all(0)
         for image, mean, done in zip(images.tolist(), means.tolist(), all_done.tolist(), strict=True):
-            self.ended[image].append(Ended(stage.levels[0].sigma, each * mean, done))
+            self.ended[image].append(Ended(stage.levels[0].sigma, mean, done))
 
     def record(self, posterior: Posterior, stage: Stage, x: Tensor, cost: Tensor, likelihood: Likelihood) -> None:
         """Keep the metrics of images (n, C, H, W) of objectives ``cost``, (n,), where somebody looks at them."""

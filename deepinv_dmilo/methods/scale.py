@@ -17,11 +17,10 @@ TOO_FAR, TOO_FAR_WITH_NOISE = 30.0, 2.0
 MISFIT, MISFIT_OF_ALL, NO_FIT_OF_ALL = 2.5, 0.05, 0.5
 
 
-def check_scale(likelihood: Likelihood, *, is_told: bool) -> None:
+def check_scale(likelihood: Likelihood) -> None:
     """
     Refuse measurements far larger than those of images in [0, 1] and than their noise; warn of far smaller ones.
 
-    :param bool is_told: the caller told the noise level.
     :raises ValueError: they are.
     """
     likelihood = _of_first_samples(likelihood)
@@ -38,7 +37,7 @@ def check_scale(likelihood: Likelihood, *, is_told: bool) -> None:
                 f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, photon "
                 "counts times their gain, or a physics of the scale of y"
             )
-    _warn_if_noise_is_all(likelihood, is_told)
+    _warn_if_noise_is_all(likelihood)
 
 
 def _of_first_samples(likelihood: Likelihood) -> Likelihood:
@@ -82,7 +81,7 @@ def _rms(t: Tensor) -> Tensor:
     return t.square().mean(1).sqrt()
 
 
-def _warn_if_noise_is_all(likelihood: Likelihood, is_told: bool) -> None:
+def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
     """Warn where Gaussian noise that was told has four times the energy of y."""
     if not isinstance(likelihood, Gaussian) or likelihood.source == "estimated":
         return
@@ -90,7 +89,7 @@ def _warn_if_noise_is_all(likelihood: Likelihood, is_told: bool) -> None:
     odd = (variance * likelihood.observed > 4 * given) & (given > 0)
     if odd.any():
         std = likelihood.forward.units.scale * variance[odd].max().sqrt().item()
-        whose = "" if is_told else ", of the noise model (0.1 in a plain Denoising()),"
+        whose = "" if likelihood.source == "told" else ", of the noise model (0.1 in a plain Denoising()),"
         warn(
             f"noise of {std:.3g}{whose} is more than all that y measures; give the standard deviation in the units of "
             f"y, of 8-bit levels {std:.3g} / 255"

@@ -52,6 +52,19 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     return shape
 
 
+def check_latent(shape: tuple[int, ...], prior: Prior, num_samples: int) -> None:
+    """Refuse a first latent of this shape that a chain cannot start from."""
+    if num_samples > 1:
+        raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
+    if not prior.affine:
+        raise ValueError("init is a latent of the autoencoder, which is not taken; leave it out, the noise follows rng")
+    if prior.for_images(*shape[2:]) is not prior:
+        raise ValueError(
+            f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
+            "crop the images"
+        )
+
+
 def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 

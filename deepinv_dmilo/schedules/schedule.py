@@ -23,18 +23,16 @@ class Budget:
 
     :param int passes: forward and backward passes of the network; None: as many as the steps of the solver come to.
     :param int solver_steps: of the solver for a problem; None: its share of the passes.
-    :param int passes_per_step: passes that a step of the solver takes.
     """
 
     passes: int | None
     solver_steps: int | None
-    passes_per_step: int = 1
 
     def steps(self, problems: int) -> int:
         """Steps of the solver that each of so many problems may take."""
         if self.passes is None:
             return self.solver_steps or 0
-        share = self.passes // (problems * self.passes_per_step)
+        share = self.passes // problems
         return share if self.solver_steps is None else min(self.solver_steps, share)
 
 
@@ -86,8 +84,8 @@ class Plan:
     first: tuple[str, ...] = ()
 
     @property
-    def steps(self) -> int:
-        """Of the solver, all layers and stages together, at most."""
+    def passes(self) -> int:
+        """Forward and backward passes of the network for a sample, at most."""
         return sum(stage.steps * (len(stage.levels) - 1) for stage in self.stages)
 
 
