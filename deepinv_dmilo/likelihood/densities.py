@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from deepinv.physics import (
@@ -10,6 +11,7 @@ from deepinv.physics import (
     GaussianNoise,
     LaplaceNoise,
     LogPoissonNoise,
+    NoiseModel,
     Physics,
     PoissonGaussianNoise,
     PoissonNoise,
@@ -28,11 +30,33 @@ OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers
 ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
 
 
+#: the density of each noise model, by its class: one that subclasses name takes the place of the one before
+DENSITIES: dict[type[NoiseModel], type[Density]] = {}
+
+
 @dataclass(frozen=True)
 class Density:
-    """The negative log-likelihood of each measurement; subclasses write it, and the standard deviation of the noise."""
+    """
+    The negative log-likelihood of each measurement; subclasses write it, and the standard deviation of the noise.
 
-    parameters: tuple[Tensor, ...]  # of the noise model; one number, or one for each image, (B, ...)
+    ``class Cauchy(Density, of=CauchyNoise, names=("scale",))`` is from then on the likelihood of a physics with such a
+    noise model, the parameters of which are its attributes of these names.
+
+    :param tuple[torch.Tensor] parameters: of the noise model; one number, or one for each image, (B, ...).
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    parameters: tuple[Tensor, ...]
+
+    def __init_subclass__(cls, *, of: type[NoiseModel] | None = None, names: tuple[str, ...] = ()) -> None:
+        cls.names = names
+        if of is not None:
+            DENSITIES[of] = cls
+
+    @classmethod
+    def of_noise(cls, noise: NoiseModel) -> Density | None:
+        """That of a noise model; None: that of Gaussian noise must do."""
+        return cls(tuple(getattr(noise, name).detach() for name in cls.names))
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """
@@ -65,7 +89,7 @@ class Normal(Density):
         return sigma.expand_as(measured)
 
 
-class Poisson(Density):
+class Poisson(Density, of=PoissonNoise, names=("gain",)):
     r"""
     Photon counts, with Gaussian noise of standard deviation :math:`\sigma` on top: gain :math:`\gamma`, :math:`\sigma`.
 
@@ -73,6 +97,13 @@ class Poisson(Density):
     :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. To the Gaussian noise is added what
     keeps dark measurements from outweighing all others, the more the more photons there are.
     """
+
+    @classmethod
+    def of_noise(cls, noise: NoiseModel) -> Poisson | None:
+        gain = noise.gain.detach()
+        if not getattr(noise, "normalize", True) or (gain <= 0).any():
+            return None  # counts, of another size than A(x), or no photons are counted
+        return cls((gain, noise.sigma.detach() if "sigma" in cls.names else torch.zeros_like(gain)))
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         gain, sigma = self.of_rows(rows, measured)
@@ -87,7 +118,11 @@ class Poisson(Density):
         return (gain * measured.clamp(min=0) + sigma.square()).sqrt()
 
 
-class LogPoisson(Density):
+class PoissonGaussian(Poisson, of=PoissonGaussianNoise, names=("gain", "sigma")):
+    """The same, where the noise model has Gaussian noise on top."""
+
+
+class LogPoisson(Density, of=LogPoissonNoise, names=("N0", "mu")):
     """Counts of a beam that A(x) attenuates, as deepinv's ``LogPoissonNoise``: N0 and mu."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -100,7 +135,7 @@ class LogPoisson(Density):
         return torch.exp(mu * measured / 2) / (mu * most.sqrt())
 
 
-class Gamma(Density):
+class Gamma(Density, of=GammaNoise, names=("l",)):
     """Speckle: l."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -113,7 +148,7 @@ class Gamma(Density):
         return measured.clamp(min=LEAST_SIGNAL) / looks.sqrt()
 
 
-class Laplace(Density):
+class Laplace(Density, of=LaplaceNoise, names=("b",)):
     """Noise of heavy tails: b."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -126,8 +161,12 @@ class Laplace(Density):
         return (2**0.5 * b).expand_as(measured)
 
 
-class Outliers(Laplace):
+class Outliers(Laplace, of=SaltPepperNoise):
     """Salt and pepper, dead pixels: measurements in [0, 1] of which some say nothing; convex, so that none is lost."""
+
+    @classmethod
+    def of_noise(cls, noise: NoiseModel) -> Outliers:
+        return cls((torch.tensor([OUTLIER_SCALE]),))
 
     def std(self, measured: Tensor, rows: Tensor) -> None:
         return None
@@ -150,32 +189,15 @@ def densities_of(physics: Physics, y: Measurements) -> tuple[Density, ...] | Non
 
 def density_of(physics: Physics, y: Measurements) -> Density | None:
     """The likelihood of the noise model of one operator; None: that of Gaussian noise will do, or must."""
-    noise = getattr(physics, "noise_model", None)
-    names: dict[type, tuple[type[Density], tuple[str, ...]]] = {
-        PoissonNoise: (Poisson, ("gain",)),
-        PoissonGaussianNoise: (Poisson, ("gain", "sigma")),
-        LogPoissonNoise: (LogPoisson, ("N0", "mu")),
-        GammaNoise: (Gamma, ("l",)),
-        LaplaceNoise: (Laplace, ("b",)),
-        SaltPepperNoise: (Outliers, ()),
-    }
-    if type(noise) not in names or any(t.is_complex() for t in parts(y)):
+    noise, batch = getattr(physics, "noise_model", None), len(parts(y)[0])
+    kind = DENSITIES.get(type(noise))  # type: ignore[arg-type]
+    if kind is None or any(t.is_complex() for t in parts(y)):
         return None
-    if isinstance(noise, PoissonNoise) and not noise.normalize:
-        return None  # counts, of another size than A(x)
-    kind, fields = names[type(noise)]
-    parameters = [getattr(noise, name).detach() for name in fields]
-    batch = len(parts(y)[0])
-    for name, parameter in zip(fields, parameters, strict=True):
+    found = kind.of_noise(noise)  # type: ignore[arg-type]
+    for name, parameter in zip(kind.names, () if found is None else found.parameters, strict=False):
         if parameter.numel() not in (1, batch):
             raise rows_error([f"members.0.noise_model.{name}"], parameter.numel(), batch)
-    if kind is Poisson and (parameters[0] <= 0).any():
-        return None  # no photons are counted
-    if kind is Poisson and len(parameters) == 1:
-        parameters.append(torch.zeros_like(parameters[0]))
-    if kind is Outliers:
-        parameters = [torch.tensor([OUTLIER_SCALE])]
-    return kind(tuple(parameters))
+    return found
 
 
 def _normal_of(physics: Physics, y: Measurements) -> Normal | None:

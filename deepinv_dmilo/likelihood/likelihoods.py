@@ -10,7 +10,7 @@ import torch
 from deepinv.utils import TensorList
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.densities import Density, Outliers, noise_std
+from deepinv_dmilo.likelihood.densities import Density, noise_std
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import least_variances
 from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_parts, mean_energy, parts, take
@@ -193,7 +193,7 @@ class NoiseModel(Likelihood):
     @property
     def has_outliers(self) -> bool:  # type: ignore[override]
         """Whether some measurements say nothing at all."""
-        return any(isinstance(one, Outliers) for one in self.densities)
+        return any(one.std(t, self.rows) is None for one, t in zip(self.densities, parts(self.y), strict=True))
 
     @property
     def has_noise(self) -> bool:  # type: ignore[override]

@@ -15,14 +15,14 @@ from deepinv_dmilo.likelihood.measurements import Measurements
 from deepinv_dmilo.likelihood.observe import observe
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
-from deepinv_dmilo.optim.solvers import LBFGS, Adam
+from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.posterior.elbo import negative_elbo
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.schedules.chain import Chain
 from deepinv_dmilo.schedules.levels import Levels
-from deepinv_dmilo.schedules.schedule import Layers, Plan, Stage
+from deepinv_dmilo.schedules.schedule import Layers, Plan, Schedule, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
 _Method = TypeVar("_Method", bound="DMILO")
@@ -72,8 +72,8 @@ class DMILO(PriorReconstructor):
     a batched L-BFGS.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
-    :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, or with ``unknown`` parameters fifteen
-        levels, of a camera's blur (``padding="valid"``) up to 40.
+    :param Levels, Chain schedule: what the outer steps do, or a schedule of your own; None: ``Levels()``
+        (:doc:`/plans`).
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
@@ -122,8 +122,8 @@ class DMILO(PriorReconstructor):
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
     }
     moved: ClassVar[dict[str, str]] = MOVED
-    schedule: Levels | Chain = LEVELS
-    solver: LBFGS | Adam = SOLVER
+    schedule: Schedule = LEVELS
+    solver: Solver = SOLVER
     noise_level: float | None = None
     # by a factory, since a class attribute would hide the module that torch keeps elsewhere
     data_fidelity: DataFidelity | None = field(default_factory=lambda: None)
@@ -133,10 +133,13 @@ class DMILO(PriorReconstructor):
         super()._check()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
-        for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
-            if not isinstance(getattr(self, name), kinds):
-                first, second = (kind.__name__ for kind in kinds)
-                raise TypeError(f"{name}={getattr(self, name)!r}: type {name}={first}(...) or {name}={second}(...)")
+        if self.schedule is None:
+            self.schedule = LEVELS
+        for name, kind, examples in (("schedule", Schedule, (Levels, Chain)), ("solver", Solver, (LBFGS, Adam))):
+            given = getattr(self, name)
+            if not isinstance(given, kind) or isinstance(given, type):
+                options = " or ".join(f"{name}={example.__name__}(...)" for example in examples)
+                raise TypeError(f"{name}={given!r}: type {options}")
         if self.data_fidelity is not None and not isinstance(self.data_fidelity, DataFidelity):
             raise TypeError(
                 f"data_fidelity is a {type(self.data_fidelity).__name__}; pass a deepinv.optim.DataFidelity, e.g. "

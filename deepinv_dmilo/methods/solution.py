@@ -76,7 +76,7 @@ def _described(images: tuple[int, ...], plan: Plan, passes: int) -> str:
             f"of y, LMMSE error {facts.lmmse_error:.2g}"
         )
     sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
-    finishing = [type(step).__name__ for step in plan.stages[-1].finishing]
+    finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
     lines.append(f"  first image: {', '.join(plan.first)}")
     lines.append(f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most")
     lines.append(f"  finishing: {', '.join(finishing) or 'none'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Minimum(NamedTuple):
 Watch = Callable[["Variables | None", "Tensor | None"], object]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Minimises an objective from a start."""
 

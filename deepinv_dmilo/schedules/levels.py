@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
 from deepinv_dmilo.schedules.initial import first_images
-from deepinv_dmilo.schedules.planning import active_levels, rule_for, starting_sigma
+from deepinv_dmilo.schedules.planning import RULES, Rule, active_levels, rule_for, starting_sigma
 from deepinv_dmilo.schedules.schedule import Budget, Finish, Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
@@ -51,12 +51,16 @@ class Levels:
         ``data_fidelity``, nor where the latents are those of an autoencoder.
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
+    :param tuple finishing: further steps after these, functions of the posterior and its images.
+    :param tuple[Rule] rules: the first that applies to an image is its (:doc:`/plans`).
     """
 
     sigmas: tuple[float, ...] | None = None
     skip: bool = True
     mean: bool = True
     deviation_threshold: float | None = 5.0
+    finishing: tuple[Finish, ...] = ()
+    rules: tuple[Rule, ...] = field(default=RULES, repr=False)
 
     def __post_init__(self) -> None:
         if self.sigmas is not None:
@@ -89,7 +93,7 @@ class Levels:
 
     def _stages(self, posterior: Posterior, facts: Facts, budget: Budget) -> tuple[str, tuple[Stage, ...]]:
         """The name of the rule for an image, and its outer steps."""
-        rule, last = rule_for(facts), posterior.prior.levels(1)[-1]
+        rule, last = rule_for(facts, self.rules), posterior.prior.levels(1)[-1]
         sigmas = self.sigmas or rule.sigmas
         levels = list(
             dict.fromkeys(posterior.prior.level(2 * sigma) for sigma in sigmas)
@@ -115,7 +119,7 @@ class Levels:
         has_deviation = not isinstance(posterior.likelihood, NoiseModel) and not facts.blind
         if self.deviation_threshold is not None and has_deviation:
             steps.append(SparseDeviation(self.deviation_threshold))
-        return tuple(steps)
+        return (*steps, *self.finishing)
 
     @staticmethod
     def _image_error(posterior: Posterior, level: Level) -> float:

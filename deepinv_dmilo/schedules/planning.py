@@ -59,20 +59,20 @@ RULES = (
         start_below=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
-        evidence="More passes lead to a smooth image and no blur, which explain y, too.",
+        evidence="more steps lead to a smooth image and no blur, which explain y too; 40 levels lose 0.6 dB",
     ),
     Rule(
         "blind, camera",
         lambda f: f.open_boundary and f.fully_observed,
         FIFTY_FIVE,
         start_below=0.195,
-        evidence="From higher levels the image is made anew and the blur explains it: many low levels of few passes.",
+        evidence="from above the image is made anew and the kernel explains it: motion blur 27.6 in place of 30.8 dB",
     ),
     Rule(
         "blind, camera, masked",
         lambda f: f.open_boundary,
         FIFTY_FIVE,
-        evidence="What is masked needs the levels above.",
+        evidence="masked pixels need the levels above: 19.8 in place of 24.9 dB with 70 % missing",
     ),
     Rule(
         "blind, much noise",
@@ -81,28 +81,32 @@ RULES = (
         start_below=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
-        evidence="As for a camera's blur.",
+        evidence="as above: at 0.05 Gaussian blur 23.4 in place of 26.9 dB, motion blur 24.4 in place of 28.6",
     ),
     Rule(
         "blind",
         lambda f: f.blind and f.fully_observed,
         FIFTEEN,
         start_below=0.35,
-        evidence="Images and parameters take turns more often than on seven levels: up to 9 dB for motion blur.",
+        evidence="images and parameters take turns more often than on seven levels: 9 dB for motion blur (trials)",
     ),
     Rule(
         "blind, masked",
         lambda f: f.blind,
         FIFTEEN,
-        evidence="What is masked needs the levels above.",
+        evidence="as above",
     ),
     Rule(
         "nonlinear",
         lambda f: not f.linear and f.fully_observed,
         start_below=0.6,
-        evidence="The slope of A at a first image says less of what is open than the image does.",
+        evidence="the slope of A at the first image says that more is open than is: docs/defaults.md",
     ),
-    Rule("linear, or masked", lambda f: True, evidence="Seven levels: docs/defaults.md, Levels."),
+    Rule(
+        "linear, or masked",
+        lambda f: True,
+        evidence="seven levels, the best of those tried on ten problems: docs/defaults.md",
+    ),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -107,6 +107,7 @@ class Layers:
         return z
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What the outer steps of a reconstructor do. :class:`Levels` and :class:`Chain` are two; yours is a third."""
 
