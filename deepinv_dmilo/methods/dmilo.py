@@ -72,8 +72,8 @@ class DMILO(PriorReconstructor):
     a batched L-BFGS.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
-    :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, or with ``unknown`` parameters fifteen
-        levels, of a camera's blur (``padding="valid"``) up to 40.
+    :param Levels, Chain schedule: what the outer steps do; None: ``Levels()``, seven, or with ``unknown`` parameters
+        fifteen, of a camera's blur (``padding="valid"``) up to 40.
     :param LBFGS, Adam solver: what solves a layer's problem.
     :param float noise_level: with levels: standard deviation of the measurements' noise; None: that of the physics'
         own noise model, and where it has none, an estimate (:doc:`/method`), which costs some forward passes more.
@@ -133,6 +133,8 @@ class DMILO(PriorReconstructor):
         super()._check()
         if self.unknown is not None:
             self.unknown = check_unknown(self.unknown)
+        if self.schedule is None:
+            self.schedule = LEVELS
         for name, kinds in (("schedule", (Levels, Chain)), ("solver", (LBFGS, Adam))):
             if not isinstance(getattr(self, name), kinds):
                 first, second = (kind.__name__ for kind in kinds)
