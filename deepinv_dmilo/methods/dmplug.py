@@ -78,7 +78,7 @@ class DMPlug(PriorReconstructor):
         self._check_budget()
 
     def _plans(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        stage = Stage(0, posterior.prior.levels(self.num_layers), budget.steps(1), is_first=True)
+        stage = Stage(0, posterior.prior.levels(self.num_layers), budget.steps(1), is_first=True, joint=True)
         return [(posterior, Plan("as published", (stage,), posterior.grey(), first=("pure noise",)))]
 
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:

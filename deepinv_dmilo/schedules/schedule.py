@@ -57,6 +57,7 @@ class Stage:
     :param float image_error: standard deviation of the errors, in [0, 1], that DMILO-PGD's gradient steps before it
         take the image to have; None: they are free.
     :param tuple[Finish] finishing: what follows it.
+    :param bool joint: all its layers are one problem.
     """
 
     index: int
@@ -65,6 +66,12 @@ class Stage:
     is_first: bool = False
     image_error: float | None = None
     finishing: tuple[Finish, ...] = ()
+    joint: bool = False
+
+    @property
+    def problems(self) -> int:
+        """How many are solved."""
+        return 1 if self.joint else len(self.levels) - 1
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the solver, all layers and stages together, at most."""
-        return sum(stage.steps * (len(stage.levels) - 1) for stage in self.stages)
+        """Of the solver, all problems of all stages together, at most."""
+        return sum(stage.steps * stage.problems for stage in self.stages)
 
 
 @dataclass
