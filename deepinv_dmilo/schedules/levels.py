@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
 from deepinv_dmilo.schedules.initial import first_images
-from deepinv_dmilo.schedules.planning import active_levels, rule_for, starting_sigma
+from deepinv_dmilo.schedules.planning import RULES, Rule, active_levels, rule_for, starting_sigma
 from deepinv_dmilo.schedules.schedule import Budget, Finish, Layers, Plan, Stage
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
@@ -52,6 +53,9 @@ class Levels:
     :param float deviation_threshold: after the last level the image may deviate sparsely from the prior, where the
         identity is measured by what is left above so many standard deviations of the noise (ours); None: not at all.
     """
+
+    #: the first that applies to an image is its; a subclass may have others before them
+    rules: ClassVar[tuple[Rule, ...]] = RULES
 
     sigmas: tuple[float, ...] | None = None
     skip: bool = True
@@ -89,7 +93,7 @@ class Levels:
 
     def _stages(self, posterior: Posterior, facts: Facts, budget: Budget) -> tuple[str, tuple[Stage, ...]]:
         """The name of the rule for an image, and its outer steps."""
-        rule, last = rule_for(facts), posterior.prior.levels(1)[-1]
+        rule, last = rule_for(facts, self.rules), posterior.prior.levels(1)[-1]
         sigmas = self.sigmas or rule.sigmas
         levels = list(
             dict.fromkeys(posterior.prior.level(2 * sigma) for sigma in sigmas)
