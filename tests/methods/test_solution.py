@@ -81,9 +81,8 @@ def test_what_was_planned_is_what_is_done(method, masked):
     planned, solution = model.plan(y, physics), model.solve(y, physics, compute_metrics=True)
     assert solution.plan.passes == planned.passes
     assert solution.plan.seconds is None
-    for (images, plan), (same, done) in zip(planned.groups, solution.plan.groups, strict=True):
-        assert images == same
-        assert (plan.rule, plan.stages, plan.facts, plan.first) == (done.rule, done.stages, done.facts, done.first)
+    assert solution.plan.groups == planned.groups  # numbers, rules, stages, facts
+    for (images, plan), (_, done) in zip(planned.groups, solution.plan.groups, strict=True):
         assert torch.equal(plan.first_image, done.first_image)
         points = len(plan.stages) if method != "dmplug" else 1 + plan.steps
         layers = len(plan.stages[0].levels) - 1 if method == "published" else 1
