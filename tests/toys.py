@@ -75,6 +75,12 @@ def observe(y, physics, num_samples=1, **settings):
     return likelihood
 
 
+def posterior_of(model, y, physics):
+    """What a call knows before its first image, of images of one kind of noise."""
+    (posterior,) = model._posteriors(y, physics, None)
+    return posterior
+
+
 def tiny_unet(channels=1, size=16):
     """A randomly initialised diffusers UNet of 30 thousand parameters."""
     torch.manual_seed(0)

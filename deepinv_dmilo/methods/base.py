@@ -255,7 +255,7 @@ class PriorReconstructor(Configured):
             type(self).__name__, shape[0], verbose=self.verbose, compute_metrics=compute_metrics, x_gt=x_gt
         )
         images, samples = forward.like.new_empty(shape), forward.like.new_empty(shape[0], self.num_samples, *shape[1:])
-        chosen = torch.zeros(shape[0], dtype=torch.long)
+        chosen, explained = torch.zeros(shape[0], dtype=torch.long), []
         with monitor.showing(sum(plan.passes for _, plan in groups)):
             for posterior, plan in groups:
                 x, score = self.reconstruct(posterior, plan, monitor)
@@ -265,7 +265,8 @@ class PriorReconstructor(Configured):
                 images[numbers] = of_samples(posterior, x, places).to(images)
                 samples[numbers] = x.view(self.num_samples, -1, *shape[1:]).transpose(0, 1).to(images)
                 chosen[numbers.cpu()] = posterior.rows[places].cpu()
-                warn_if_unexplained(posterior.likelihood.select(places), images[numbers])
+                explained.append((posterior.likelihood.select(places), images[numbers]))
+        warn_if_unexplained(explained)
         parameters = {} if forward.nuisance is None else forward.nuisance.values(chosen.to(images.device))
         found = {name: t.detach() for name, t in parameters.items()}
         return Solution(images, samples, found, monitor.metrics, self._plan_of(groups), monitor.ended)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -96,28 +98,37 @@ def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
         )
 
 
-def warn_if_unexplained(likelihood: Likelihood, images: Tensor) -> None:
+def warn_if_unexplained(found: Iterable[tuple[Likelihood, Tensor]]) -> None:
     """
     Warn where images leave much more of y than its noise: another physics made it, or passes were too few.
+
+    :param found: of all images of a call: likelihoods of some, and these images.
+    """
+    shares = torch.cat([_unexplained(likelihood, images) for likelihood, images in found])
+    odd = shares > 0
+    if odd.any():
+        warn(
+            f"{int(odd.sum())} of {len(shares)} images leave {shares[odd].mean().item():.0%} of y unexplained, and its "
+            "noise is less; check that physics(x) of images x in [0, 1] is like y, in scale and at the edges (a "
+            'camera\'s blur has padding="valid"), or give more passes'
+        )
+
+
+def _unexplained(likelihood: Likelihood, images: Tensor) -> Tensor:
+    """
+    The part of y that each image does not explain, (n,); 0 where that may be noise.
 
     Of what they reach, and of no less than an image that is almost black would measure.
     """
     rest = likelihood.residual_variance(images) * likelihood.observed
-    odd = rest > MISFIT_OF_ALL**2 * _given(likelihood)
-    if not odd.any():
-        return
+    if not (rest > MISFIT_OF_ALL**2 * _given(likelihood)).any():
+        return torch.zeros_like(rest)
     total = torch.maximum(_given(likelihood), energy(_flat(likelihood, 1 / TOO_FAR)))
     is_estimated = isinstance(likelihood, Gaussian) and likelihood.source == "estimated"
     noise = torch.zeros_like(rest) if is_estimated else likelihood.mean_variance(images) * likelihood.observed
     odd = (rest > NO_FIT_OF_ALL**2 * total) | ((rest > MISFIT_OF_ALL**2 * total) & (noise > 0))
     odd &= rest > MISFIT**2 * noise
-    if odd.any():
-        share = (rest / total)[odd].sqrt().mean().item()
-        warn(
-            f"{int(odd.sum())} of {len(images)} images leave {share:.0%} of y unexplained, and its noise is less; "
-            "check that physics(x) of images x in [0, 1] is like y, in scale and at the edges (a camera's blur has "
-            'padding="valid"), or give more passes'
-        )
+    return torch.where(odd, (rest / total).sqrt(), torch.zeros_like(rest))
 
 
 def _given(likelihood: Likelihood) -> Tensor:

@@ -79,7 +79,7 @@ class Plan:
 
     rule: str
     stages: tuple[Stage, ...]
-    first_image: Tensor = field(repr=False)
+    first_image: Tensor = field(repr=False, compare=False)
     facts: tuple[Facts, ...] = ()
     first: tuple[str, ...] = ()
 

@@ -7,7 +7,6 @@ from diffusers import DDIMScheduler
 from toys import AffineNet, ConvNet, NoDoubles, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior
-from deepinv_dmilo.utils.draws import Draws
 
 SHAPE = (2, 3, 24, 40)  # asymmetric, so that a swapped axis cannot hide
 
@@ -115,27 +114,6 @@ def test_samples_differ_from_one_another_and_from_those_of_another_seed(rng):
     x = torch.cat((prior.sample(3, rng, num_layers=3), prior.sample(3, 6, num_layers=3)))
     distances = torch.cdist(x.flatten(1), x.flatten(1)) + torch.eye(6)
     assert distances.min() > 0.1
-
-
-def test_draws_of_a_seed_do_not_depend_on_the_batch():
-    noises = []
-    for seed in range(3):
-        draws, alone = Draws(seed), Draws(seed)
-        for _ in range(3):
-            together = draws((4, 3, 8, 12), 2)
-            assert torch.equal(together[[0, 4]], alone((1, 3, 8, 12), 2))
-            assert torch.equal(together[0], together[3])
-            noises += [together[0], together[4]]
-    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 18
-    assert abs(torch.stack(noises).std() - 1) < 0.05  # of 5184 numbers, to 5 of its standard deviations
-    drawn = Draws(torch.Generator().manual_seed(0))((4, 3, 8, 12))
-    assert not torch.equal(drawn[0], drawn[1])
-
-
-@pytest.mark.parametrize(("rng", "error"), [("3", TypeError), (True, TypeError), (-1, ValueError), (1.5, TypeError)])
-def test_what_is_no_seed(rng, error):
-    with pytest.raises(error, match=r"torch\.Generator\(\)\.manual_seed"):
-        Draws(rng)
 
 
 def test_frozen_leaves_every_flag_as_it_is_and_shares_the_weights():

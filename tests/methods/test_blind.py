@@ -4,13 +4,13 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, PoissonNoise
-from deepinv_dmilo.likelihood.blind import Nuisance
-from deepinv_dmilo.likelihood.observation import Observation
-from deepinv_dmilo.methods.run import Run
-from toys import ConvNet, Gain, prior_that_believes, toy_prior
+from toys import ConvNet, Gain, observe, posterior_of, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, Custom, DiffusionPrior, Free, Levels, Positive, Simplex
-from deepinv_dmilo.likelihood.forward import ForwardModel
+from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
+from deepinv_dmilo.likelihood.nuisance import Nuisance
+from deepinv_dmilo.likelihood.profile import ProfileLikelihood
 from deepinv_dmilo.posterior.noise_estimation import finest_variance
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.scoring import Meter
@@ -51,14 +51,19 @@ def test_of_several_samples_with_an_unknown_parameter_the_one_of_least_cost_is_r
     """With its parameter; a mean of images, and one of what multiplies them, belong to no sample."""
     x = 0.5 + 0.2 * torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
     unknown = {"gain": Positive(torch.ones(1, 1, 1, 1).double())}
-    model = DMILO(prior_that_believes(), unknown=unknown, num_samples=3, **NEAR)
-    run = Run(model, 0.7 * x, Gain(), tuple(x.shape), None, None, False)
-    run.nuisance.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
+    settings = {"unknown": unknown, "num_samples": 3, **NEAR}
     samples = torch.rand(6, *SHAPE).double()
     cost = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])  # rows 0, 2, 4 are of image 0
-    images, _ = run.last_of(lambda run: iter([(samples, cost)]))
-    assert torch.equal(images, samples[[4, 1]])
-    torch.testing.assert_close(run.nuisance.found()["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
+
+    class Given(DMILO):
+        def reconstruct(self, posterior, plan, monitor):
+            posterior.nuisance.raw["gain"] = torch.arange(6.0).double().view(6, 1, 1, 1).log1p()
+            return samples, cost
+
+    solution = Given(prior_that_believes(), **settings).solve(0.7 * x, Gain())
+    assert torch.equal(solution.images, samples[[4, 1]])
+    torch.testing.assert_close(solution.parameters["gain"].flatten(), torch.tensor([5.0, 2.0]).double())
+    model = DMILO(prior_that_believes(), **settings)
     x_hat, found, metrics = model(0.7 * x, Gain(), init=x, return_unknown=True, compute_metrics=True)
     residual = (found["gain"] * x_hat - 0.7 * x).square().flatten(1).mean(1).sqrt()
     last = torch.tensor([curve[-1] for curve in metrics["residual"]]).double()
@@ -72,9 +77,10 @@ def test_the_first_image_is_not_taken_back_by_a_blur_that_is_only_guessed():
     y = dinv.physics.BlurFFT((1, 32, 32), filter=kernel).A(x)
     physics = dinv.physics.BlurFFT((1, 32, 32), filter=guess, noise_model=GaussianNoise(0.005))
     prior = DiffusionPrior.from_pretrained("digits")
-    with torch.no_grad():
-        runs = (Run(DMILO(prior, unknown=u), y, physics, tuple(x.shape), None, None, False) for u in (given, None))
-        guessed, held = ((Levels().first_image(run) - x).square().mean() for run in runs)
+    plans = (DMILO(prior, unknown=u).plan(y, physics) for u in (given, None))
+    guessed, held = (
+        sum((plan.first_image - x[list(images)]).square().sum() for images, plan in of_call.groups) for of_call in plans
+    )
     assert guessed < held / 2
 
 
@@ -85,9 +91,9 @@ def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
     model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
     for noise in (PoissonNoise(0.02), PoissonNoise(1.0)):  # the likelihood of which is another
         physics.noise_model = noise
-        run = Run(model, 0.8 * x, physics, tuple(x.shape), None, None, False)
-        assert run.observation.noise_likelihoods[0].parameters[0] == noise.gain
-        assert run.observation.noise_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
+        likelihood = posterior_of(model, 0.8 * x, physics).likelihood
+        assert likelihood.densities[0].parameters[0] == noise.gain
+        assert likelihood.mean_variance(x)[0] == pytest.approx(float(noise.gain) * x.mean().item(), rel=0.2)
 
 
 def test_an_unknown_parameter_goes_with_a_likelihood_that_is_taken_image_by_image():
@@ -121,17 +127,11 @@ def test_an_unknown_parameter_of_a_physics_without_a_noise_model():
 
 def test_the_gradient_at_the_best_parameters_is_that_of_the_minimum():
     """Of ||w x - y||^2 over w the closed form; by finite differences of the fit itself."""
-    from deepinv_dmilo.likelihood.blind import Nuisance, ProfileLikelihood
-    from deepinv_dmilo.likelihood.data import Data, SquaresFit
-
-    from deepinv_dmilo.likelihood.forward import ForwardModel
-
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.rand(2, *SHAPE, generator=rng).double() + 0.1 for _ in range(2))
     nuisance = Nuisance({"gain": Free(torch.ones(1, 1, 1, 1).double())}, Gain(), 2, 1, y)
-    operator = ForwardModel(Gain(), tuple(y.shape), y, single=False, nuisance=nuisance)
-    rows = torch.arange(2)
-    fit = ProfileLikelihood(SquaresFit(Data(y, operator, rows), torch.full((2,), 1e4).double()), nuisance, rows)
+    forward = forward_model(Gain(), tuple(y.shape), y, single=False, nuisance=nuisance)
+    fit = ProfileLikelihood(Gaussian(forward, y, torch.arange(2), torch.full((2,), 0.5e-4).double()), nuisance)
     x.requires_grad_()
     value = fit(x)
     inner = [(a * b).flatten(1).sum(1) for a, b in ((x, y), (x, x), (y, y))]
@@ -162,7 +162,7 @@ def test_the_kernel_of_a_blur_is_found_by_the_image_that_it_blurs():
 
 def test_a_level_shares_the_entries_of_a_kernel_with_their_neighbours(monkeypatch):
     """Where nothing is learned, each of two levels shares once; a row that is no image stays."""
-    monkeypatch.setattr(Nuisance, "improve", lambda *_: None)
+    monkeypatch.setattr(Nuisance, "keep", lambda *_: None)
     spike = torch.zeros(1, 1, 7, 7).double()
     spike[..., 3, 3] = 1
     physics = dinv.physics.BlurFFT(SHAPE, filter=spike, noise_model=GaussianNoise(0.01)).double()
@@ -211,10 +211,7 @@ def test_noise_is_seen_in_the_finest_details_of_a_blurred_picture(std):
     x = held_out_images("photos")[12:14, :, 32:96, 32:96]
     blur = make_physics("motion-deblurring", (3, 64, 64), noise=std)
     inpainting = make_physics("inpainting", (3, 64, 64), noise=std)
-    seen, of_mask = (
-        finest_variance(Observation(p(x), ForwardModel(p, x.shape, x, single=False), num_samples=2)).sqrt()
-        for p in (blur, inpainting)
-    )
+    seen, of_mask = (finest_variance(observe(p(x), p, num_samples=2)).sqrt() for p in (blur, inpainting))
     torch.testing.assert_close(seen, torch.full((4,), std), rtol=0.1, atol=0)
     assert of_mask.isinf().all()
 

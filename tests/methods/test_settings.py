@@ -9,12 +9,12 @@ import deepinv as dinv
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
-from toys import ConvNet, tiny_unet
+from toys import ConvNet, Gain, tiny_unet
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, DMPlug, Levels
 from deepinv_dmilo.likelihood.constraints import Positive
-from deepinv_dmilo.methods.dmilo import FINER
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.schedules.planning import FIFTEEN, SEVEN
 
 
 @pytest.fixture
@@ -162,28 +162,42 @@ def test_a_setting_of_any_kind_of_number(prior, settings):
     assert torch.equal(*images)
 
 
-def test_the_default_schedule_follows_the_other_settings(prior):
-    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
-    for model, finer in ((DMILO(prior), FINER), (DMILO(prior, schedule=Levels()), Levels())):
+UNKNOWN = {"gain": Positive(torch.ones(1, 1, 1, 1))}
+EVERY = Levels(skip=False)  # of the levels of a rule
+
+
+def takes(model, sigmas):
+    """Whether these are the noise levels that a model plans."""
+    ((_, plan),) = model.plan(torch.rand(1, 1, 8, 8), Gain()).groups
+    return [stage.levels[0] for stage in plan.stages] == [model.prior.level(2 * sigma) for sigma in sigmas]
+
+
+def test_the_levels_follow_the_other_settings(prior):
+    model = DMILO(prior)
+    for settings in (UNKNOWN, None):
+        model.unknown = settings
+        assert f"schedule={Levels()}" in repr(model)
+        model._check()  # as each call does
+        assert model.schedule == Levels()
+    for model in (DMILO(prior, schedule=EVERY), DMILO(prior, schedule=replace(EVERY, sigmas=SEVEN))):
         model = copy.deepcopy(model)
-        for settings, schedule in ((unknown, finer), (None, Levels())):
+        for settings, sigmas in ((UNKNOWN, FIFTEEN), (None, SEVEN)):
             model.unknown = settings
-            assert f"schedule={schedule}" in repr(model)
-            model._check()  # as each call does
-            assert model.schedule == schedule
+            assert takes(model, model.schedule.sigmas or sigmas)
     model.schedule = None
-    assert f"schedule={Levels()}" in repr(model)
+    model._check()
+    assert model.schedule == Levels()
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s)), lambda s: s])
 def test_a_model_with_some_settings_replaced_is_as_if_made_with_them(prior, copied):
-    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
-    model = replace(copied(DMILO(prior)), unknown=unknown)
-    assert model.schedule == FINER
-    assert replace(copied(model), unknown=None).schedule == Levels()
-    assert replace(copied(DMILO(prior, schedule=FINER)), num_samples=2).schedule == FINER  # which was given
+    model = replace(copied(DMILO(prior, schedule=EVERY)), unknown=UNKNOWN)
+    assert takes(model, FIFTEEN)
+    assert takes(replace(copied(model), unknown=None), SEVEN)
+    given = replace(EVERY, sigmas=FIFTEEN)
+    assert takes(replace(copied(DMILO(prior, schedule=given)), num_samples=2), FIFTEEN)
     coarse = replace(model.schedule, sigmas=(1.0, 0.2))
-    assert replace(DMILO(prior, schedule=coarse), unknown=unknown).schedule == coarse
+    assert takes(replace(DMILO(prior, schedule=coarse), unknown=UNKNOWN), (1.0, 0.2))
 
 
 def test_a_setting_given_to_the_call(prior):

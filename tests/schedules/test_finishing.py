@@ -1,20 +1,24 @@
-"""The last step, from the mode to the mean, where the exact mean is known: Gaussian images of a 1/f spectrum."""
+"""The last step, from the mode to the mean: where the exact mean is known, and how the network is asked."""
 
 import deepinv as dinv
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
+from deepinv.physics import GaussianNoise, Inpainting
 from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
 from deepinv_dmilo.likelihood.wiener import _spectrum
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.schedules.finishing import rounded_down
 from deepinv_dmilo.tools.tasks import make_physics
 
 SIZE = (24, 40)
 
 
 class GaussianImages(dinv.models.Denoiser):
-    """Of mean 0.5 and standard deviation 0.12: draws of them, and as a denoiser their mean given a noisy one."""
+    """Of a 1/f spectrum, mean 0.5 and deviation 0.12: draws of them, and as a denoiser their mean given a noisy one."""
 
     def __init__(self):
         super().__init__()
@@ -64,3 +68,39 @@ def test_the_error_that_is_assumed_does_not_depend_on_the_batch():
     together = reconstruct([0, 1])
     for n in range(2):
         torch.testing.assert_close(reconstruct([n])[0], together[n], rtol=0, atol=1e-9)
+
+
+def test_denoising_is_what_the_network_makes_of_it():
+    """Also where noise takes what is black or white beyond the limits of images: it is not clamped away."""
+    prior, x = DiffusionPrior.from_pretrained("digits"), held_out_images("digits")[248:252]
+    for sigma in (0.005, 0.05):
+        physics = dinv.physics.Denoising(GaussianNoise(sigma, rng=torch.Generator().manual_seed(0)))
+        y = physics(x)
+        one_call = prior.denoiser()(y, sigma).clamp(0, 1)
+        ours = DMILO(prior, max_passes=10)(y, physics)
+        assert (PSNR()(ours, x) > PSNR()(one_call, x) - 0.05).all()
+
+
+def test_images_of_one_mask_end_with_one_call_of_the_network(monkeypatch):
+    """Though rounding makes the noise of each another float, and a denoiser knows all levels."""
+    calls, denoised = [], Posterior.denoised
+    monkeypatch.setattr(Posterior, "denoised", lambda self, z, level: calls.append(len(z)) or denoised(self, z, level))
+
+    class Shrink(dinv.models.Denoiser):
+        def forward(self, x, sigma, **kwargs):
+            return 0.5 + (x - 0.5) * 0.04 / (0.04 + sigma**2)
+
+    noise = GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
+    physics = Inpainting((3, *SIZE), mask=0.3, rng=torch.Generator().manual_seed(0), noise_model=noise)
+    y = torch.cat([physics(torch.rand(1, 3, *SIZE)) for _ in range(16)])
+    DMILO(DiffusionPrior.from_denoiser(Shrink(), max_noise=40.0), max_passes=2, schedule=Levels((0.3,)))(y, physics)
+    assert calls == [16]
+
+
+def test_the_network_is_told_hardly_less_noise_than_there_is():
+    noise = torch.tensor([1e-4, 0.05, 0.05 * (1 + 1e-6), 0.3, 7.0, 0.0])
+    ratios = torch.tensor(rounded_down(noise))[:-1] / noise[:-1]
+    assert ratios.max() <= 1 + 1e-5  # of float32
+    assert ratios.min() >= 2 ** (-1 / 32) - 1e-5
+    assert rounded_down(noise)[1] == rounded_down(noise)[2]
+    assert rounded_down(noise)[-1] == 0

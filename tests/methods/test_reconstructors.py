@@ -260,6 +260,8 @@ def test_progress_bar_is_complete(prior, inpainting, capsys):
     err = capsys.readouterr().err
     assert "18/18" in err  # 2 outer steps x 3 layers x 3 inner steps
     assert re.search(r"outer=2, residual=0\.\d", err)
+    METHODS["dmplug"](prior, verbose=True)(y, physics)
+    assert "3/3" in capsys.readouterr().err  # steps, through all layers each
 
 
 def test_energy_counts_complex_values_and_lists():
@@ -287,7 +289,9 @@ def test_model_moved_late_gives_the_same_image_on_any_device(method, inpainting)
 
 def test_levels_that_the_prior_does_not_tell_apart_are_one():
     prior = DiffusionPrior.from_denoiser(dinv.models.DRUNet(pretrained=None, nc=(4, 4, 4, 4), nb=1), max_noise=0.2)
-    assert [chain[0].sigma for chain in Levels().chains(prior)] == [0.2, 0.17, 0.055]
+    model, physics = DMILO(prior, schedule=Levels(skip=False)), dinv.physics.Denoising()
+    ((_, plan),) = model.plan(torch.rand(1, 3, 16, 24), physics).groups
+    assert [stage.levels[0].sigma for stage in plan.stages] == [0.2, 0.17, 0.055]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -87,7 +87,8 @@ def test_measurements_that_are_far_too_small_are_told(model, name):
     physics.img_size = IMAGE
     y = physics.A(torch.rand(2, *IMAGE))
     y[1] *= 0.9
-    (line,) = told(y / 255 ** (2 if name == "squares" else 1), physics, model)
+    line, *others = told(y / 255 ** (2 if name == "squares" else 1), physics, model)
+    assert ["is more than all that y" in other for other in others] == [True] * (name == "squares")  # its noise
     assert "of a white image" in line
     assert "check that y was not scaled twice" in line
     assert not told(0.2 * y, physics, model)
@@ -122,7 +123,7 @@ def test_an_operator_that_measures_nothing_has_no_scale(model):
 def unexplained(y, images, physics, noise_level=None):
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        warn_if_unexplained(observe(y, physics, noise_level=noise_level), images)
+        warn_if_unexplained([(observe(y, physics, noise_level=noise_level), images)])
     return [str(one.message) for one in given]
 
 

@@ -6,6 +6,7 @@ from deepinv.physics import Blur, Downsampling, Inpainting
 from toys import AffineNet, ConvNet, observe, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug
+from deepinv_dmilo.likelihood.observe import mean_squares
 
 IMAGE = (3, 24, 40)
 LEVELS = [(999, 666), (666, 333), (333, 0)]
@@ -115,7 +116,7 @@ def test_the_paper_computes_the_data_term_in_minus_one_one():
     """For linear A the paper's residual is A u - (2 y - A 1): the factor 4 gives its mean square."""
     physics = Blur(torch.rand(1, 1, 3, 5).double(), padding="circular")
     x, y = torch.rand(2, *IMAGE).double(), torch.rand(2, *IMAGE).double()
-    fit = observe(y, physics).mean_squares()
+    (fit,) = mean_squares(y, observe(y, physics).forward)
     paper = physics.A(2 * x - 1) - (2 * y - physics.A(torch.ones_like(x)))
     torch.testing.assert_close(fit(x), paper.square().mean((1, 2, 3)))
 
@@ -169,6 +170,6 @@ def test_the_step_of_super_resolution_fits_every_factor(factor):
     """The published 16 is 1 / ||A||^2 at 4x; at 2x it would be four times too long."""
     physics = Downsampling(img_size=(3, 24, 40), filter="bicubic", factor=factor)
     y = physics(torch.full((1, 3, 24, 40), 0.7))
-    operator = observe(y, physics).operator
-    assert 1 / (operator.units.scale**2 * operator.squared_norm.item()) == pytest.approx(factor**2, rel=0.15)
+    forward = observe(y, physics).forward
+    assert 1 / (forward.units.scale**2 * forward.squared_norm.item()) == pytest.approx(factor**2, rel=0.15)
     assert DMILOPGD.from_preset("super_resolution", toy_prior(ConvNet())).step_size == "auto"
