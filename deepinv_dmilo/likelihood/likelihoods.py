@@ -149,19 +149,17 @@ class Gaussian(Likelihood):
         return torch.stack([(r.abs().square() / (2 * v)).flatten(1).sum(1) for r, v in pairs]).sum(0)
 
     def mean_variance(self, x: Tensor) -> Tensor:
-        return self.variance
+        return super().mean_variance(x) if self.source == "simulated" else self.variance
 
     def largest_variance(self, x: Tensor) -> Tensor:
-        return self.variance
+        return self.mean_variance(x)
 
     def gaussian_at(self, x: Tensor) -> Gaussian:
         return self
 
     def simulated_at(self, x: Tensor) -> Gaussian:
         """With the variance that the physics' own noise has at images x, unless it was told or estimated."""
-        if self.source != "simulated":
-            return self
-        return replace(self, variance=simulated_variance(x, self.rows, self.forward))
+        return replace(self, variance=self.mean_variance(x))
 
     def std(self, x: Tensor) -> Measurements:
         if self._is_of_each:
