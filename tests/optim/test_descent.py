@@ -150,7 +150,7 @@ def test_the_proximal_point_is_reached_in_few_evaluations_image_by_image():
     torch.testing.assert_close(alone, found[1:].clamp(0, 1))
 
 
-@pytest.mark.parametrize("how", ["gradient steps", "proximal point", "sparse deviation"])
+@pytest.mark.parametrize("how", ["gradient steps", "backtracking", "proximal point", "sparse deviation"])
 def test_a_row_that_has_finished_is_not_evaluated_again(how):
     """The second of three images is explained from the start, by the operator that is its own."""
     slopes = torch.logspace(0, -1, 40).double()
@@ -162,8 +162,9 @@ def test_a_row_that_has_finished_is_not_evaluated_again(how):
     def moved(rows):
         objective = HalfSquares(y, lambda x, rows: gain[rows] * x, rows)
         start, of_row = x[rows], one[rows]
-        if how == "gradient steps":
-            return objective, gradient_steps(start, objective, steps=20, size=of_row / 9, standstill=1e-3)
+        if how in ("gradient steps", "backtracking"):
+            size = of_row / 9 if how == "gradient steps" else None
+            return objective, gradient_steps(start, objective, steps=20, size=size, standstill=1e-3)
         if how == "proximal point":
             return objective, proximal_point(start, objective, penalty=0.01 * of_row, steps=20)
         return objective, start + sparse_deviation(objective, start, 1e-3 * of_row, of_row / 9)
