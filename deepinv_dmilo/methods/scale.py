@@ -108,6 +108,8 @@ def warn_if_unexplained(likelihood: Likelihood, images: Tensor) -> None:
     if not odd.any():
         return
     total = torch.maximum(_given(likelihood), energy(_flat(likelihood, 1 / TOO_FAR)))
+    if isinstance(likelihood, Gaussian):
+        likelihood = likelihood.simulated_at(images)
     is_estimated = isinstance(likelihood, Gaussian) and likelihood.source == "estimated"
     noise = torch.zeros_like(rest) if is_estimated else likelihood.mean_variance(images) * likelihood.observed
     odd = (rest > NO_FIT_OF_ALL**2 * total) | ((rest > MISFIT_OF_ALL**2 * total) & (noise > 0))

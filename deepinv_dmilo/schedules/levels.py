@@ -128,7 +128,7 @@ class Levels:
         if not isinstance(likelihood, Gaussian):
             return likelihood
         if likelihood.source != "estimated":
-            return likelihood.simulated_at(x)
+            return likelihood if stage.is_first else likelihood.simulated_at(x)
         variance, level = likelihood.variance, stage.levels[0]
         if not stage.is_first:
             variance = torch.minimum(likelihood.residual_variance(x), variance)
