@@ -4,9 +4,9 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
-from toys import observe
+from toys import observe, prior_that_believes
 
-from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, Levels
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.noise import simulated_variance
 from deepinv_dmilo.posterior.noise_estimation import estimated_variance
@@ -190,3 +190,19 @@ def test_noise_of_each_image_that_torch_does_or_does_not_know_of(is_known):
     physics = dinv.physics.Denoising(OfTensor(scaled, SIZES.view(3, 1, 1, 1), is_known=is_known))
     x = torch.rand(3, *IMAGE)
     torch.testing.assert_close(noise_variance(x, physics), SIZES.square(), rtol=0.1, atol=0)
+
+
+def of_brightness(size, x):
+    return size * x.mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_noise_that_is_drawn_is_that_of_the_image_so_far(method):
+    """From a white image on, whose noise is five times that of the picture."""
+    physics = dinv.physics.Denoising(OfTensor(of_brightness, torch.tensor(0.5)))
+    x = torch.full((2, *IMAGE), 0.2)
+    model = method(prior_that_believes().float(), max_passes=30, schedule=Levels((1.0, 0.5, 0.2)))
+    _, metrics = model(physics(x), physics, init=torch.ones_like(x), compute_metrics=True)
+    for curve in metrics["noise"]:
+        assert curve[0] == pytest.approx(0.5, rel=0.05)  # of four draws of 2,880 numbers
+        assert curve[-1] == pytest.approx(0.1, rel=0.3)  # the image errs yet
