@@ -158,10 +158,11 @@ class Gaussian(Likelihood):
         return self
 
     def simulated_at(self, x: Tensor) -> Gaussian:
-        """With the variance that the physics' own noise has at images x, unless it was told or estimated."""
+        """With the variance that the physics' own noise has at images x, if any, unless it was told or estimated."""
         if self.source != "simulated":
             return self
-        return replace(self, variance=simulated_variance(x, self.rows, self.forward))
+        variance = simulated_variance(x, self.rows, self.forward)
+        return replace(self, variance=torch.where(variance > 0, variance, self.variance))
 
     def std(self, x: Tensor) -> Measurements:
         if self._is_of_each:

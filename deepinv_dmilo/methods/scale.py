@@ -124,6 +124,8 @@ def _unexplained(likelihood: Likelihood, images: Tensor) -> Tensor:
     if not (rest > MISFIT_OF_ALL**2 * _given(likelihood)).any():
         return torch.zeros_like(rest)
     total = torch.maximum(_given(likelihood), energy(_flat(likelihood, 1 / TOO_FAR)))
+    if isinstance(likelihood, Gaussian):
+        likelihood = likelihood.simulated_at(images)
     is_estimated = isinstance(likelihood, Gaussian) and likelihood.source == "estimated"
     noise = torch.zeros_like(rest) if is_estimated else likelihood.mean_variance(images) * likelihood.observed
     odd = (rest > NO_FIT_OF_ALL**2 * total) | ((rest > MISFIT_OF_ALL**2 * total) & (noise > 0))

@@ -194,21 +194,25 @@ def _backtracking(
     slope = _energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
     unit = (x[0].numel() / slope).sqrt()  # of a root mean square of 1
     step = torch.clamp(2 * value.abs() / slope, STANDSTILL * unit, unit)
-    moving = _energy(gradient) > 0
+    found, rows, moving = x.clone(), torch.arange(len(x), device=x.device), _energy(gradient) > 0
     for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
+        if not moving.all():
+            keep = moving.nonzero()[:, 0]
+            rows, objective = rows[keep], objective.select(keep)
+            x, gradient, value, step = (t[keep] for t in (x, gradient, value, step))
+        if not len(rows):
+            break
         trial = (x - _column(step) * gradient).clamp(*limits)
         trial_value, trial_gradient = value_and_gradient(objective, trial)
         enough = trial_value <= value - DECREASE * (gradient * (x - trial)).flatten(1).sum(1)
         move = trial - x
-        taken, still = moving & enough, enough & (_rms(move) <= standstill)
+        moving = ~enough | (_rms(move) > standstill)
         curvature = (move * (trial_gradient - gradient)).flatten(1).sum(1)
         longer = torch.where(curvature > 0, _energy(move) / curvature, 2 * step)
-        x, gradient = torch.where(_column(taken), trial, x), torch.where(_column(taken), trial_gradient, gradient)
-        value, step = torch.where(taken, trial_value, value), torch.where(enough, longer, step / 2)
-        moving = moving & ~still
-        if not moving.any():
-            break
-    return x
+        x, gradient = torch.where(_column(enough), trial, x), torch.where(_column(enough), trial_gradient, gradient)
+        value, step = torch.where(enough, trial_value, value), torch.where(enough, longer, step / 2)
+        found[rows] = x
+    return found
 
 
 def _soften(t: Tensor, threshold: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Po
     if not isinstance(likelihood, Gaussian):
         return posterior
     if likelihood.source != "estimated":
-        return posterior if again else replace(posterior, likelihood=likelihood.simulated_at(x))
+        return replace(posterior, likelihood=likelihood.simulated_at(x))
     variance = estimated_variance(posterior, x, index=2 * again)
     if again:
         variance = torch.minimum(variance, likelihood.variance)

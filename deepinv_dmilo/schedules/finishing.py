@@ -77,8 +77,10 @@ class SparseDeviation:
         :param torch.Tensor x: images, (n, C, H, W).
         """
         likelihood = posterior.likelihood
-        if isinstance(likelihood, Gaussian) and likelihood.source == "estimated":
-            likelihood = likelihood.gaussian(likelihood.residual_variance(x))
+        if isinstance(likelihood, Gaussian):
+            is_guess = likelihood.source == "estimated"
+            variance = likelihood.residual_variance(x) if is_guess else likelihood.simulated_at(x).variance
+            likelihood = likelihood.gaussian(variance)
         variance = likelihood.largest_variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Noise alone has a gradient of this root mean square, at most, in a pixel.
         slope = (likelihood.squared_norm / variance).sqrt()

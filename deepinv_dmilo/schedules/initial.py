@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ def first_images(posterior: Posterior) -> list[FirstImage]:
         _check_range(posterior.init)
         return [FirstImage(posterior, posterior.init, ("init",))]
     x, how = _prior_mean(posterior)
+    if isinstance(posterior.likelihood, Gaussian):
+        posterior = replace(posterior, likelihood=posterior.likelihood.simulated_at(x))
     by_squares = _by_squares(posterior, x)
     found = []
     for images in (by_squares.nonzero()[:, 0], (~by_squares).nonzero()[:, 0]):

@@ -127,10 +127,12 @@ class Levels:
         return NO_ERROR if posterior.likelihood.has_outliers else min(IMAGE_ERROR, level.sigma / 2)
 
     def likelihood(self, posterior: Posterior, stage: Stage, x: Tensor) -> Likelihood:
-        """That of the posterior; of an estimated noise level, one that falls with the residual."""
+        """That of the posterior, its noise simulated at x, or estimated: then it falls with the residual."""
         likelihood = posterior.likelihood
-        if not isinstance(likelihood, Gaussian) or likelihood.source != "estimated":
+        if not isinstance(likelihood, Gaussian):
             return likelihood
+        if likelihood.source != "estimated":
+            return likelihood if stage.is_first else likelihood.simulated_at(x)
         variance, level = likelihood.variance, stage.levels[0]
         if not stage.is_first:
             variance = torch.minimum(likelihood.residual_variance(x), variance)

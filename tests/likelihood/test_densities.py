@@ -15,7 +15,7 @@ from deepinv.physics import (
 from toys import AffineNet, ConvNet, prior_that_believes, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
-from deepinv_dmilo.likelihood.likelihoods import likelihood_of, likelihoods_of
+from deepinv_dmilo.likelihood.densities import densities_of, density_of
 
 SHAPE = (3, 12, 20)
 ROWS = torch.arange(1)
@@ -23,7 +23,7 @@ ROWS = torch.arange(1)
 
 def told(noise, measured, y):
     """The negative log-likelihood of each measurement."""
-    return likelihood_of(dinv.physics.Denoising(noise), y)(measured[None], y[None], ROWS)[0]
+    return density_of(dinv.physics.Denoising(noise), y)(measured[None], y[None], ROWS)[0]
 
 
 def least(mean):
@@ -71,7 +71,7 @@ def test_parameters_of_the_noise_for_other_images_are_told():
 
 
 def test_no_gain_is_gaussian_noise():
-    assert likelihood_of(dinv.physics.Denoising(PoissonGaussianNoise(0.0, 0.1)), torch.rand(1, *SHAPE)) is None
+    assert density_of(dinv.physics.Denoising(PoissonGaussianNoise(0.0, 0.1)), torch.rand(1, *SHAPE)) is None
 
 
 def test_laplace_noise_is_told_but_for_a_rounded_tip():
@@ -84,7 +84,7 @@ def test_the_standard_deviation_of_a_measurement_is_that_of_draws(noise):
     torch.manual_seed(0)
     a = torch.tensor([0.2, 0.6, 1.0]).repeat(40_000, 1)
     expected = noise(a).std(0)
-    std = likelihood_of(dinv.physics.Denoising(noise), a).std(a[:1], ROWS)[0]
+    std = density_of(dinv.physics.Denoising(noise), a).std(a[:1], ROWS)[0]
     torch.testing.assert_close(std, expected, rtol=0.02, atol=0)  # 1 / sqrt(80,000) is 0.4 %
 
 
@@ -101,9 +101,9 @@ def test_likelihoods_have_gradients_everywhere(noise):
 
 def test_gaussian_noise_counts_and_complex_measurements_keep_the_squares():
     x = torch.rand(1, 1, 4, 4)
-    assert likelihood_of(dinv.physics.Denoising(GaussianNoise(0.1)), x) is None
-    assert likelihood_of(dinv.physics.Denoising(PoissonNoise(0.1, normalize=False)), x) is None
-    assert likelihood_of(dinv.physics.Denoising(PoissonNoise(0.1)), x.to(torch.complex64)) is None
+    assert density_of(dinv.physics.Denoising(GaussianNoise(0.1)), x) is None
+    assert density_of(dinv.physics.Denoising(PoissonNoise(0.1, normalize=False)), x) is None
+    assert density_of(dinv.physics.Denoising(PoissonNoise(0.1)), x.to(torch.complex64)) is None
 
 
 def prior_about_grey(shrink=0.1):
@@ -185,4 +185,4 @@ def test_operators_of_a_stack_have_noise_of_their_own():
     stacked, alone = (model(t, physics, init=start) for t, physics in ((y, both), (y[0], members[0])))
     assert (stacked - x).abs().mean() < 1.05 * (alone - x).abs().mean()
     members[1].noise_model = GaussianNoise(0.02)
-    assert likelihoods_of(dinv.physics.StackedLinearPhysics(members), y) is None  # of one size
+    assert densities_of(dinv.physics.StackedLinearPhysics(members), y) is None  # of one size

@@ -79,10 +79,10 @@ def test_a_step_size_that_is_given_is_of_measurements_as_they_are(step_size):
         assert not torch.equal(image(1.0), moved)
 
 
-def test_residuals_and_noise_levels_of_an_observation_are_counted():
+def test_residuals_and_noise_levels_of_a_likelihood_are_counted():
     x, y = measured()
     plain, small = (observe(u * y, Scaled(u), noise_level=0.1 * u) for u in (1.0, 2.0**-60))
-    assert torch.equal(plain.noise_variance(x), small.noise_variance(x))
-    torch.testing.assert_close(small.data.rms(x), 2.0**-60 * plain.data.rms(x), rtol=0, atol=0)
-    assert torch.equal(plain.operator.squared_norm, small.operator.squared_norm)
-    assert torch.equal(plain.operator.usual_energy, small.operator.usual_energy)
+    assert torch.equal(plain.mean_variance(x), small.mean_variance(x))
+    torch.testing.assert_close(small.rms(x), 2.0**-60 * plain.rms(x), rtol=0, atol=0)
+    assert torch.equal(plain.forward.squared_norm, small.forward.squared_norm)
+    assert torch.equal(plain.forward.usual_energy, small.forward.usual_energy)

@@ -5,28 +5,34 @@ import pytest
 import torch
 from deepinv.loss.metric import PSNR
 from deepinv.physics import GaussianNoise, PoissonNoise
-from deepinv_dmilo.likelihood.data import Data
-from deepinv_dmilo.methods.run import Run
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
-from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, lmmse_amplitude, lmmse_error
+from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
+from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, mean_lmmse_error, worst_lmmse_error
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.schedules.levels import START_STEPS
+from deepinv_dmilo.schedules.initial import START_STEPS, _prior_mean, descend
+from deepinv_dmilo.schedules.planning import SEVEN
 from deepinv_dmilo.tools.tasks import make_physics
 
 IMAGE = (3, 24, 40)
 
 
-def observed(physics, y, images=1, shape=IMAGE):
+def observed(physics, y, noise, images=1, shape=IMAGE):
+    """The likelihood of what y makes of mid-grey images, and these images."""
     x = torch.full((images, *shape), 0.5).double()
-    return Data(y(x), ForwardModel(physics, tuple(x.shape), x, single=images == 1), torch.arange(images)), x
+    forward = forward_model(physics, tuple(x.shape), x, single=images == 1)
+    return Gaussian(forward, y(x), torch.arange(images), torch.full((images,), noise**2).double()), x
 
 
 def leaves_open(physics, *, noise, images=1, shape=IMAGE):
-    data, x = observed(physics, physics.A, images, shape)
-    return lmmse_amplitude(data, x, torch.full((images,), noise**2).double())
+    return worst_lmmse_error(*observed(physics, physics.A, noise, images, shape))
+
+
+def well_determined(plan):
+    """Of each image."""
+    return [facts.well_determined for _, of_group in plan.groups for facts in of_group.facts]
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1])
@@ -38,7 +44,7 @@ def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
     assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
     physics = dinv.physics.Denoising()
-    found = lmmse_error(*observed(physics, physics.A), torch.tensor([noise**2]).double())
+    found = mean_lmmse_error(*observed(physics, physics.A, noise))
     assert found.item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.1)  # of 2,880 random numbers
 
 
@@ -60,18 +66,17 @@ def test_least_squares_of_plain_denoising_are_the_wiener_filter():
     power = 1 / (rows[:, None] ** 2 + columns**2 + 1)
     gain = 1 / (1 + 0.1**2 * power.mean() / (SPREAD**2 * power))
     physics, y = dinv.physics.Denoising(), torch.rand(1, *IMAGE).double()
-    data, x = observed(physics, lambda x: y)
+    likelihood, x = observed(physics, lambda x: y, 0.1)
     expected = x + torch.fft.ifft2(gain * torch.fft.fft2(y - x)).real
     # Conjugate gradients stop after fifteen steps; here the first inverse is the right one and one would do.
-    torch.testing.assert_close(least_squares(data, x, torch.tensor([0.1**2]).double()), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(least_squares(likelihood, x), expected, rtol=0, atol=1e-6)
 
 
 def test_least_squares_fill_a_scratch_from_what_is_around_it():
     ramp = torch.linspace(0.2, 0.8, 24).double().view(1, 1, 24, 1).expand(1, *IMAGE)
     mask = torch.ones(1, *IMAGE).double()
     mask[..., 11:13, :] = 0
-    data, x = observed(dinv.physics.Inpainting(IMAGE, mask=mask), lambda x: mask * ramp)
-    found = least_squares(data, x, torch.tensor([1e-6]).double())
+    found = least_squares(*observed(dinv.physics.Inpainting(IMAGE, mask=mask), lambda x: mask * ramp, 1e-3))
     assert ((found - ramp).abs() < 0.02).all()  # mid-grey is up to 0.04 off there, and what is there 0.5
 
 
@@ -111,10 +116,9 @@ def test_a_nonlinear_operator_is_linearised():
 def test_what_a_camera_clips_is_not_taken_to_be_open():
     """At black the response has no slope, so that nothing seemed to be measured there and all levels were taken."""
     physics = make_physics("nonlinear-deblurring", IMAGE, noise=0.005).double()
-    data, grey = observed(physics, physics.A)
-    variance = torch.tensor([0.005**2]).double()
+    likelihood, grey = observed(physics, physics.A, 0.005)
     dark = torch.where(torch.arange(IMAGE[2]) < 30, 0.0, grey)
-    torch.testing.assert_close(lmmse_amplitude(data, dark, variance), lmmse_amplitude(data, grey, variance))
+    torch.testing.assert_close(worst_lmmse_error(likelihood, dark), worst_lmmse_error(likelihood, grey))
 
 
 def test_complex_measurements_count_by_real_and_imaginary_part():
@@ -162,19 +166,16 @@ def test_what_a_slope_leaves_open_does_not_send_an_image_to_the_top(hidden, is_l
     mask = torch.ones(IMAGE).double()
     mask[..., 12 : 12 + 4 * hidden] = 0
 
-    def observe(x, **_):
+    def A(x, **_):
         small = torch.nn.functional.avg_pool2d(mask * x, 12)
         return small if is_linear else small.square()
 
-    physics = dinv.physics.Physics(A=observe)
+    physics = dinv.physics.Physics(A=A)
     physics.img_size = IMAGE
-    y = observe(torch.full((1, *IMAGE), 0.5).double())
+    y = A(torch.full((1, *IMAGE), 0.5).double())
     model = DMILO(toy_prior(ConvNet()), max_passes=100, noise_level=0.005)
-    with torch.no_grad():
-        run = Run(model, y, physics, (1, *IMAGE), None, None, False)
-        chains = model.schedule.chains(run.prior)
-        first = model.schedule.taken(run, model.schedule.first_image(run), chains).long().argmax().item()
-    assert chains[first][0].sigma == pytest.approx(begins, rel=0.1)
+    ((_, plan),) = model.plan(y, physics).groups
+    assert plan.stages[0].levels[0].sigma == pytest.approx(begins, rel=0.1)
 
 
 def test_a_budget_goes_to_the_levels_that_are_taken():
@@ -183,7 +184,7 @@ def test_a_budget_goes_to_the_levels_that_are_taken():
     _, metrics = model(y, dinv.physics.Denoising(), compute_metrics=True)
     assert metrics["passes"] == [[30]]
     full = DMILO(toy_prior(ConvNet()), max_passes=35, noise_level=0.02, schedule=Levels(skip=False))
-    assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == len(Levels().sigmas)
+    assert len(full(y, dinv.physics.Denoising(), compute_metrics=True)[1]["passes"][0]) == len(SEVEN)
 
 
 def test_a_small_budget_goes_to_few_levels():
@@ -212,12 +213,7 @@ def test_a_nonlinear_blur_is_not_taken_to_determine_the_image():
     """Its gain is that between two images, no norm: strong noise over it may be more than what is left open."""
     prior, x = DiffusionPrior.from_pretrained("photos"), held_out_images("photos")[12:13, :, 96:160, 96:160]
     physics = make_physics("nonlinear-deblurring", (3, 64, 64), noise=0.05)
-    y, model = physics(x), DMILO(prior, max_passes=10)
-    with torch.no_grad():
-        run = Run(model, y, physics, tuple(x.shape), None, None, False)
-        first = model.schedule.first_image(run)
-        model.schedule.taken(run, first, model.schedule.chains(run.prior))
-    assert not run.determined.any()
+    assert well_determined(DMILO(prior, max_passes=10).plan(physics(x), physics)) == [False]
 
 
 @pytest.mark.parametrize(
@@ -227,11 +223,8 @@ def test_strong_noise_does_not_make_an_operator_determine_the_image(task, determ
     """It hides what a blur takes away, as it hides all else; that does not mean that the blur may be undone."""
     physics = make_physics(task, IMAGE, noise=0.3).double()
     x = torch.full((1, *IMAGE), 0.5).double()
-    model = DMILO(toy_prior(ConvNet()), max_passes=10)
-    with torch.no_grad():
-        run = Run(model, physics(x), physics, (1, *IMAGE), None, None, False)
-        model.schedule.taken(run, x, model.schedule.chains(run.prior))
-    assert run.determined.tolist() == [determines]
+    plan = DMILO(toy_prior(ConvNet()), max_passes=10).plan(physics(x), physics, init=x)
+    assert well_determined(plan) == [determines]
 
 
 def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_a_linear_one():
@@ -241,9 +234,8 @@ def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_
     for bend in (lambda v: v, lambda v: v.clamp(min=1e-3) ** 0.8):
         physics = dinv.physics.Physics(A=lambda v, f=bend: f(v)[..., ::2], noise_model=GaussianNoise(0.01))
         physics.img_size = IMAGE
-        run = Run(DMILO(toy_prior(ConvNet()), max_passes=10), physics.A(x), physics, (1, *IMAGE), None, None, False)
-        with torch.no_grad():
-            errors.append((Levels().first_image(run) - x).square().mean().sqrt().item())
+        ((_, plan),) = DMILO(toy_prior(ConvNet()), max_passes=10).plan(physics.A(x), physics).groups
+        errors.append((plan.first_image - x).square().mean().sqrt().item())
     assert errors[1] < 1.2 * errors[0]
 
 
@@ -253,15 +245,16 @@ def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squar
     x = held_out_images("digits")[240:241]
     noise = PoissonNoise(1 / photons, clip_positive=True, rng=torch.Generator().manual_seed(0))
     physics = dinv.physics.Denoising(noise)
-    model = DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=10)
-    with torch.no_grad():
-        run = Run(model, physics(x), physics, tuple(x.shape), None, None, False)
-        first = model.schedule.first_image(run)
-        model.schedule.taken(run, first, model.schedule.chains(run.prior))
-        run.draws.count = 0  # of the same noise again
-        steps = run.descend(model.schedule._mean_image(run), steps=START_STEPS)
-    assert torch.equal(first, steps) is not squares
-    assert not run.determined.any()
+    y, model = physics(x), DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=10)
+    with model._at_work() as working:
+        (posterior,) = working._posteriors(y, physics, None)
+        mean, _ = _prior_mean(posterior)
+        steps = descend(posterior.likelihood, mean, steps=START_STEPS, limits=model.prior.limits)
+    plan = model.plan(y, physics)
+    ((_, of_image),) = plan.groups
+    assert of_image.first[1:] == (("least squares",) if squares else ()) + ("gradient steps",)
+    assert torch.equal(of_image.first_image, steps) is not squares
+    assert well_determined(plan) == [False]
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])
@@ -271,9 +264,8 @@ def test_the_unit_of_the_measurements_does_not_matter(unit):
 
     def at(scale):
         scaled = dinv.physics.LinearPhysics(A=lambda x: scale * physics.A(x), A_adjoint=None)
-        data, x = observed(scaled, lambda x: scaled.A(inner))
-        variance = torch.full((1,), (0.0004 * scale) ** 2).double()
-        return lmmse_amplitude(data, x, variance), least_squares(data, x, variance)
+        likelihood, x = observed(scaled, lambda x: scaled.A(inner), 0.0004 * scale)
+        return worst_lmmse_error(likelihood, x), least_squares(likelihood, x)
 
     torch.testing.assert_close(at(unit), at(1.0), rtol=1e-3, atol=1e-3)
 

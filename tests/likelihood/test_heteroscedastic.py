@@ -37,16 +37,15 @@ def fourier(noise):
     )
 
 
-def relative(observation):
+def relative(likelihood):
     """Sizes of noise that the measurements are counted in, over their mean."""
-    return observation.operator.units.relative
+    return likelihood.forward.units.relative
 
 
 @pytest.mark.parametrize("noise", [GaussianNoise(SIZES), Own(of_halves)])
 def test_each_measurement_is_counted_in_its_own_noise(noise):
     """Told, to the last digit; of 64 draws, to 2 ** 0.5 / 8 in the variance, 9 % in the size, of each."""
-    observation = observe(torch.rand(2, *IMAGE), Denoising(noise))
-    (found,) = relative(observation)
+    (found,) = relative(observe(torch.rand(2, *IMAGE), Denoising(noise)))
     expected = (SIZES / SIZES.square().mean().sqrt()).clamp(min=0.1).expand(2, *IMAGE)
     tolerance = 1e-5 if isinstance(noise, GaussianNoise) else 0.4  # more than four times that: of 1920 measurements
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
@@ -103,9 +102,9 @@ def test_real_and_complex_measurements_have_the_variance_of_their_numbers(is_lev
     members = [Denoising(noise), fourier(noise)][::order]
     physics = dinv.physics.StackedLinearPhysics(members)
     x = torch.rand(2, *IMAGE)
-    observation = observe(physics.A(x), physics, noise_level=0.05 if is_level else None)
-    scale, variance = observation.operator.units.scale, observation.noise_variance(x)
-    found = [(scale**2 * variance.view(2, 1, 1, 1) * t.square()).flatten() for t in relative(observation)][::order]
+    likelihood = observe(physics.A(x), physics, noise_level=0.05 if is_level else None)
+    scale, variance = likelihood.forward.units.scale, likelihood.mean_variance(x)
+    found = [(scale**2 * variance.view(2, 1, 1, 1) * t.square()).flatten() for t in relative(likelihood)][::order]
     for t, expected in zip(found, (0.0025, 0.00125), strict=True):
         torch.testing.assert_close(t, torch.full_like(t, expected))
 
@@ -190,17 +189,17 @@ def test_sizes_that_are_all_one_are_that_one(shape):
     """Though deepinv's noise model, asked for noise of as many dimensions, makes some of another shape."""
     physics = Denoising(GaussianNoise(torch.full(shape, 0.1)))
     x = torch.rand(2, *IMAGE)
-    torch.testing.assert_close(observe(x, physics).noise_variance(x), torch.full((2,), 0.01))
+    torch.testing.assert_close(observe(x, physics).mean_variance(x), torch.full((2,), 0.01))
     stack = dinv.physics.stack(physics, Denoising(GaussianNoise(0.1)))
-    torch.testing.assert_close(observe(TensorList([x, x]), stack).noise_variance(x), torch.full((2,), 0.01))
+    torch.testing.assert_close(observe(TensorList([x, x]), stack).mean_variance(x), torch.full((2,), 0.01))
 
 
 def test_a_stack_of_gaussian_noises_is_weighed():
     physics = dinv.physics.stack(Denoising(GaussianNoise(0.01)), Denoising(GaussianNoise(0.1)))
-    observation = observe(TensorList([torch.rand(1, *IMAGE)] * 2), physics)
-    first, second = relative(observation)
+    likelihood = observe(TensorList([torch.rand(1, *IMAGE)] * 2), physics)
+    first, second = relative(likelihood)
     torch.testing.assert_close(second / first, torch.full_like(first, 10.0))
-    assert observation.is_gaussian
+    assert likelihood.is_gaussian
 
 
 class Scaled(dinv.physics.LinearPhysics):
@@ -253,9 +252,8 @@ def test_a_stack_of_photon_counts_may_have_units_of_its_own():
     for unit in (1.0, 1 / 255):
         noise = dinv.physics.PoissonNoise(torch.tensor(0.001 * unit).double())
         physics = dinv.physics.stack(Scaled(unit, noise), Scaled(1.0, GaussianNoise(0.3)).double())
-        observation = observe(TensorList([unit * (x + 0.02), x + 0.02]), physics)
-        variance = observation.noise_variance(x)
-        seen.append(observation.squares(x, variance)(x) / variance)
+        likelihood = observe(TensorList([unit * (x + 0.02), x + 0.02]), physics)
+        seen.append(likelihood.gaussian_at(x)(x))
     torch.testing.assert_close(*seen)
 
 

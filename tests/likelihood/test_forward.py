@@ -8,9 +8,10 @@ import torch
 from deepinv.physics import GaussianNoise, LinearPhysics
 from toys import ConvNet, observe, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, Levels
-from deepinv_dmilo.likelihood.forward import ForwardModel
+from deepinv_dmilo import DMILO, DMILOPGD
+from deepinv_dmilo.likelihood.forward import PerImageForward, SharedForward, WholeBatchForward, forward_model
 from deepinv_dmilo.likelihood.measurements import energy
+from deepinv_dmilo.schedules.planning import SEVEN
 
 IMAGE = (3, 24, 40)
 GAINS = torch.tensor([0.05, 1.0, 0.5, 1.0]).double()
@@ -48,7 +49,7 @@ def counted(A, counts, x, **kwargs):
     return A(x, **kwargs)
 
 
-KIND = {"shared": (True, True), "hidden": (False, False)}
+KIND = {"shared": SharedForward, "hidden": WholeBatchForward}
 
 
 @pytest.mark.parametrize("name", PHYSICS)
@@ -57,10 +58,11 @@ def test_any_rows_have_the_measurements_of_their_images(name, num_samples):
     physics = PHYSICS[name]()
     x = torch.rand(4 * num_samples, *IMAGE).double()
     whole = [physics.A(part) for part in x.split(4)]
-    operator = observe(whole[0], physics, num_samples).operator
-    assert (operator.is_shared, operator.is_split) == KIND.get(name, (False, True))
+    forward = observe(whole[0], physics, num_samples).forward
+    assert type(forward) is KIND.get(name, PerImageForward)
+    assert forward.is_split is (name != "hidden")
     for rows in (torch.arange(4 * num_samples), torch.tensor([2]), torch.tensor([3, 0]).repeat(1)):
-        measured = operator.units.as_made(operator(x[rows], rows), rows)
+        measured = forward.units.as_made(forward(x[rows], rows), rows)
         for k, row in enumerate(rows.tolist()):
             expected = (
                 dinv.utils.TensorList([t[row % 4] for t in whole[row // 4]])
@@ -129,7 +131,7 @@ def test_the_operator_is_seldom_asked(method, name):
     physics.A = partial(counted, physics.A, counts)
     _, metrics = method(toy_prior(ConvNet()))(y, physics, compute_metrics=True)
     passes = sum(curve[-1] for curve in metrics["passes"]) / 2
-    looks = len(Levels().sigmas)  # of the metrics
+    looks = len(SEVEN)  # of the metrics
     assert sum(counts) / 2 - looks <= 1.5 * passes + (255 if name == "nonlinear" else 120)
 
 
@@ -146,7 +148,7 @@ def test_the_operator_is_seldom_asked(method, name):
 )
 def test_an_operator_that_does_not_say_so_is_found_to_be_linear(A, linear):
     x = torch.rand(2, 3, 8, 10)
-    assert ForwardModel(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear
+    assert forward_model(dinv.physics.Physics(A=A), tuple(x.shape), x, single=False).is_linear is linear
 
 
 @pytest.fixture
@@ -176,11 +178,11 @@ def blur_by_the_batch(kernel):
 def test_rounding_that_depends_on_the_batch_is_no_other_operator(kernel, tf32):
     kernels = {"box": torch.ones(3, 3) / 9, "Laplacian": torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])}
     physics, x = blur_by_the_batch(kernels[kernel].expand(3, 1, 3, 3)), torch.rand(4, *IMAGE)
-    operator = ForwardModel(physics, tuple(x.shape), x, single=False)
-    assert operator.is_shared
-    assert operator.is_linear
+    forward = forward_model(physics, tuple(x.shape), x, single=False)
+    assert isinstance(forward, SharedForward)
+    assert forward.is_linear
     torch.set_float32_matmul_precision("highest")
-    assert not ForwardModel(physics, tuple(x.shape), x, single=False).is_shared
+    assert not isinstance(forward_model(physics, tuple(x.shape), x, single=False), SharedForward)
 
 
 @pytest.mark.parametrize("difference", ["gain", "pixel", "kernel"])
@@ -201,4 +203,4 @@ def test_another_operator_for_each_image_is_none_of_rounding(difference, tf32):
             ),
             A_adjoint=lambda y: y,
         )
-    assert not ForwardModel(physics, tuple(x.shape), x, single=False).is_shared
+    assert not isinstance(forward_model(physics, tuple(x.shape), x, single=False), SharedForward)

@@ -4,20 +4,30 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise, Inpainting, PoissonNoise
-from deepinv_dmilo.methods.run import Run
-from toys import observe
+from toys import observe, prior_that_believes
 
-from deepinv_dmilo import DMILO, DiffusionPrior
+from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, Levels
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
+from deepinv_dmilo.likelihood.noise import simulated_variance
 from deepinv_dmilo.posterior.noise_estimation import estimated_variance
+from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.utils.draws import Draws
 
 IMAGE = (3, 24, 40)
 
 
 def noise_variance(x, physics, noise_level=None):
     """The variance that a reconstruction takes the noise of a measurement to have near x."""
-    observation = observe(physics.A(x), physics, noise_level=noise_level)
-    return observation.operator.units.scale**2 * observation.noise_variance(x)
+    likelihood = observe(physics.A(x), physics, noise_level=noise_level)
+    return likelihood.forward.units.scale**2 * variance_at(x, likelihood)
+
+
+def variance_at(x, likelihood):
+    """The same in its units; 0: nobody told."""
+    if not isinstance(likelihood, Gaussian):
+        return likelihood.mean_variance(x)
+    return likelihood.simulated_at(x).variance * (likelihood.source != "estimated")
 
 
 def test_noise_of_measurements_that_are_mostly_left_alone_is_averaged_over_all():
@@ -39,9 +49,12 @@ def test_a_noise_model_that_refuses_the_image_is_no_reason_to_stop():
     class Speckle(dinv.physics.GammaNoise):
         """Wants positive values."""
 
-    physics = dinv.physics.Denoising(Speckle(3.0))
+    x, black = torch.rand(1, *IMAGE), torch.zeros(1, *IMAGE)
+    likelihood = observe(x, dinv.physics.Denoising(Speckle(3.0)))
     with pytest.warns(RuntimeWarning, match="type noise_level="):
-        assert noise_variance(torch.zeros(1, *IMAGE), physics).tolist() == [0]
+        assert simulated_variance(black, likelihood.rows, likelihood.forward).tolist() == [0]
+    assert torch.equal(likelihood.simulated_at(black).variance, likelihood.variance)  # that of another image
+    assert likelihood.variance > 0
 
 
 @pytest.mark.parametrize("model", [GaussianNoise(0.03), PoissonNoise(0.01)])
@@ -74,7 +87,7 @@ def test_noise_that_is_given_or_not_there():
     assert noise_variance(x, physics, 0.1).tolist() == pytest.approx([0.01, 0.01])
     assert noise_variance(x, physics).tolist() == [0, 0]
     y = physics.A(x + 0.1)  # masked pixels agree by themselves and must not count
-    torch.testing.assert_close(observe(y, physics).variance(x), torch.full((2,), 0.01))
+    torch.testing.assert_close(observe(y, physics).residual_variance(x), torch.full((2,), 0.01))
 
 
 def test_what_the_network_sees_of_noise_that_nobody_told():
@@ -86,9 +99,9 @@ def test_what_the_network_sees_of_noise_that_nobody_told():
 
     def seen(rows):
         y_rows, physics = y[rows], Inpainting((1, 32, 32), mask)
+        posterior = Posterior(prior, observe(y_rows, physics), Draws(0))
         with torch.no_grad():
-            run = Run(DMILO(prior, rng=0), y_rows, physics, tuple(y_rows.shape), None, None, False)
-            return estimated_variance(run, x[rows], 0.1).sqrt()
+            return posterior.likelihood.forward.units.scale * estimated_variance(posterior, x[rows], most=0.1).sqrt()
 
     together = seen([0, 1, 2])
     torch.testing.assert_close(together, sigma, rtol=0.3, atol=0)
@@ -118,7 +131,7 @@ def test_noise_where_the_image_does_not_reach_does_not_count():
     torch.testing.assert_close(noise_variance(x, masked), torch.full((2,), 0.0025), rtol=0.2, atol=0)
     y = masked.A(x) + 0.1
     silent = dinv.physics.LinearPhysics(A=masked.A, A_adjoint=lambda y: y)
-    torch.testing.assert_close(observe(y, silent).variance(x), torch.full((2,), 0.01))
+    torch.testing.assert_close(observe(y, silent).residual_variance(x), torch.full((2,), 0.01))
     complex_valued = dinv.physics.LinearPhysics(
         A=lambda x: x.to(torch.complex64), A_adjoint=lambda y: y.real, noise_model=GaussianNoise(0.05)
     )
@@ -162,9 +175,9 @@ def test_tensors_of_noise_that_are_as_many_as_the_images_may_be_of_all(noise, te
 
     def found(rows):
         physics = dinv.physics.Denoising(OfTensor(noise, tensor))
-        observation = observe(x[rows], physics)
-        (sizes,) = observation.operator.units.relative or (torch.ones_like(x[rows]),)  # one at mid-grey, by a table
-        return sizes, observation.noise_variance(x[rows])
+        likelihood = observe(x[rows], physics)
+        (sizes,) = likelihood.forward.units.relative or (torch.ones_like(x[rows]),)  # one at mid-grey, by a table
+        return sizes, variance_at(x[rows], likelihood)
 
     together, alone = found([0, 1, 2]), [found([row]) for row in range(3)]
     for whole, ones in zip(together, zip(*alone, strict=True), strict=True):
@@ -177,3 +190,19 @@ def test_noise_of_each_image_that_torch_does_or_does_not_know_of(is_known):
     physics = dinv.physics.Denoising(OfTensor(scaled, SIZES.view(3, 1, 1, 1), is_known=is_known))
     x = torch.rand(3, *IMAGE)
     torch.testing.assert_close(noise_variance(x, physics), SIZES.square(), rtol=0.1, atol=0)
+
+
+def of_brightness(size, x):
+    return size * x.mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_noise_that_is_drawn_is_that_of_the_image_so_far(method):
+    """From a white image on, whose noise is five times that of the picture."""
+    physics = dinv.physics.Denoising(OfTensor(of_brightness, torch.tensor(0.5)))
+    x = torch.full((2, *IMAGE), 0.2)
+    model = method(prior_that_believes().float(), max_passes=30, schedule=Levels((1.0, 0.5, 0.2)))
+    _, metrics = model(physics(x), physics, init=torch.ones_like(x), compute_metrics=True)
+    for curve in metrics["noise"]:
+        assert curve[0] == pytest.approx(0.5, rel=0.05)  # of four draws of 2,880 numbers
+        assert curve[-1] == pytest.approx(0.1, rel=0.3)  # the image errs yet
