@@ -43,6 +43,11 @@ class Facts:
     lmmse_error: float
     well_determined: bool
 
+    @property
+    def nonlinear(self) -> bool:
+        """A is not linear, or not known."""
+        return not self.linear
+
 
 def facts_of(posterior: Posterior, x: Tensor, *, with_error: bool = True) -> list[Facts]:
     """

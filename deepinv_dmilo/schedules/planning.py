@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import torch
@@ -47,14 +48,15 @@ class Rule:
     evidence: str = ""
 
 
-def _much_noise(f: Facts) -> bool:
-    return f.blind and f.fully_observed and f.relative_noise > MUCH_NOISE
+def hold(facts: Facts, *, names: tuple[str, ...], noise_above: float = -inf) -> bool:
+    """Whether all facts of these names hold, and the relative noise is above so much."""
+    return all(getattr(facts, name) for name in names) and not facts.relative_noise <= noise_above
 
 
 RULES = (
     Rule(
         "blind, camera, much noise",
-        lambda f: f.open_boundary and _much_noise(f),
+        partial(hold, names=("blind", "open_boundary", "fully_observed"), noise_above=MUCH_NOISE),
         FIFTY_FIVE,
         start_below=0.35,
         max_levels=10,
@@ -63,20 +65,20 @@ RULES = (
     ),
     Rule(
         "blind, camera",
-        lambda f: f.open_boundary and f.fully_observed,
+        partial(hold, names=("blind", "open_boundary", "fully_observed")),
         FIFTY_FIVE,
         start_below=0.195,
         evidence="from above the image is made anew and the kernel explains it: motion blur 27.6 in place of 30.8 dB",
     ),
     Rule(
         "blind, camera, masked",
-        lambda f: f.open_boundary,
+        partial(hold, names=("blind", "open_boundary")),
         FIFTY_FIVE,
         evidence="masked pixels need the levels above: 19.8 in place of 24.9 dB with 70 % missing",
     ),
     Rule(
         "blind, much noise",
-        _much_noise,
+        partial(hold, names=("blind", "fully_observed"), noise_above=MUCH_NOISE),
         FIFTEEN,
         start_below=0.35,
         max_levels=10,
@@ -85,26 +87,26 @@ RULES = (
     ),
     Rule(
         "blind",
-        lambda f: f.blind and f.fully_observed,
+        partial(hold, names=("blind", "fully_observed")),
         FIFTEEN,
         start_below=0.35,
         evidence="images and parameters take turns more often than on seven levels: 9 dB for motion blur (trials)",
     ),
     Rule(
         "blind, masked",
-        lambda f: f.blind,
+        partial(hold, names=("blind",)),
         FIFTEEN,
         evidence="as above",
     ),
     Rule(
         "nonlinear",
-        lambda f: not f.linear and f.fully_observed,
+        partial(hold, names=("nonlinear", "fully_observed")),
         start_below=0.6,
         evidence="the slope of A at the first image says that more is open than is: docs/defaults.md",
     ),
     Rule(
         "linear, or masked",
-        lambda f: True,
+        partial(hold, names=()),
         evidence="seven levels, the best of those tried on ten problems: docs/defaults.md",
     ),
 )

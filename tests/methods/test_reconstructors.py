@@ -261,7 +261,7 @@ def test_progress_bar_is_complete(prior, inpainting, capsys):
     assert "18/18" in err  # 2 outer steps x 3 layers x 3 inner steps
     assert re.search(r"outer=2, residual=0\.\d", err)
     METHODS["dmplug"](prior, verbose=True)(y, physics)
-    assert "3/3" in capsys.readouterr().err  # steps, through all layers each
+    assert "9/9" in capsys.readouterr().err  # 3 steps, through 3 layers each
 
 
 def test_energy_counts_complex_values_and_lists():
@@ -299,5 +299,5 @@ def test_printing_shows_every_setting(method, prior):
     text = repr(METHODS[method](prior, num_samples=3, micro_batch=2, rng=7))
     assert all(part in text for part in ("num_samples=3", "micro_batch=2", "rng=7", "verbose=False", "max_passes=None"))
     if method == "dmilo-pgd":
-        assert "schedule=Levels(sigmas=(1.0, 0.2), skip=True, mean=True, deviation_threshold=5.0)" in text
+        assert "schedule=Levels(sigmas=(1.0, 0.2), skip=True, mean=True, deviation_threshold=5.0, finishing=())" in text
         assert "step_size='auto', gradient_steps=10, normalize_gradient=False" in text

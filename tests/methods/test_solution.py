@@ -84,7 +84,7 @@ def test_what_was_planned_is_what_is_done(method, masked):
     assert solution.plan.groups == planned.groups  # numbers, rules, stages, facts
     for (images, plan), (_, done) in zip(planned.groups, solution.plan.groups, strict=True):
         assert torch.equal(plan.first_image, done.first_image)
-        points = len(plan.stages) if method != "dmplug" else 1 + plan.steps
+        points = len(plan.stages) if method != "dmplug" else 1 + plan.stages[0].steps
         layers = len(plan.stages[0].levels) - 1 if method == "published" else 1
         for image in images:
             assert {len(curves[image]) for curves in solution.metrics.values()} == {points}
