@@ -10,10 +10,8 @@ steps). Prints tables as those of ``docs/deviations.md``; about three hours on o
 """
 
 from deepinv.loss.metric import PSNR
-from deepinv_dmilo.likelihood.observation import Observation
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
-from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.tasks import make_physics
 
