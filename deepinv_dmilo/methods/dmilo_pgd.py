@@ -15,7 +15,7 @@ from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.schedules.initial import descend
 from deepinv_dmilo.schedules.schedule import Plan, Stage
-from deepinv_dmilo.utils.settings import check_choice, check_settings
+from deepinv_dmilo.utils.settings import check_settings
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -104,7 +104,8 @@ class DMILOPGD(DMILO):
 
     def _check(self) -> None:
         if isinstance(self.step_size, str):
-            check_choice("step_size", self.step_size, ("auto",), "a positive number")
+            if self.step_size != "auto":
+                raise ValueError(f"step_size={self.step_size!r}: type 'auto' or a positive number")
             if self.normalize_gradient:
                 raise ValueError("normalize_gradient=True needs a number: type step_size=1.0, as published")
         rates = {} if isinstance(self.step_size, str) else {"step_size": self.step_size}
