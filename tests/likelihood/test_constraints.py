@@ -68,7 +68,7 @@ def test_what_names_no_parameter_is_told(unknown):
         (
             {"sigma": Free(torch.ones(1, 1))},
             ValueError,
-            "noise that is not known is left out of the physics",
+            "leave unknown noise out of the physics",
         ),
         ({}, TypeError, r"unknown is \{\}; pass first guesses by the names"),
         (torch.ones(1, 1), TypeError, "unknown is a Tensor; pass first guesses by the names"),
