@@ -67,9 +67,9 @@ def check_noise(y: Measurements, forward: ForwardModel) -> None:
         raise other
     if made is not None:
         raise ValueError(
-            f"the noise model of the physics makes {made} of measurements of shape {shapes(y)}; pass one that keeps "
-            "their shape, such as GaussianNoise(sigma) of one sigma, of (B,) or of (1, C, H, W), or type "
-            "noise_level=0.05 or what it is"
+            f"the noise model of the physics changes the shape of measurements from {shapes(y)} to {made}; pass one "
+            "that keeps their shape, such as GaussianNoise(sigma) with a sigma that is a number or of shape (B,) or "
+            "(1, C, H, W), or type noise_level=0.05, say"
         )
 
 

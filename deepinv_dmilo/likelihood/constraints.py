@@ -143,17 +143,18 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
         if isinstance(given, Tensor):
             entries = _entries(start)
             if entries.shape[-1] == 1 or (start < 0).any() or (entries.sum(-1) - 1).abs().max() > 1e-3:
-                what = "no entries of at least 0 that add to one" + (" in each row" if start.ndim == 2 else "")
+                where = " in each row" if start.ndim == 2 else ""
                 raise ValueError(
-                    f"unknown[{name!r}] is a tensor, and {what}; say what it may be: "
-                    "Simplex(tensor.clamp(min=0)) for a kernel, of shape (1, 1, h, w), Positive(tensor), Free(tensor)"
+                    f"unknown[{name!r}] is a tensor without nonnegative entries that sum to one{where}; pass its "
+                    "constraint: Simplex(tensor.clamp(min=0)) for a kernel, of shape (1, 1, h, w), Positive(tensor) or "
+                    "Free(tensor)"
                 )
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():
             raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
         if isinstance(guess, Simplex) and not ((start >= 0).all() and (_entries(start).sum(-1) > 0).all()):
             raise ValueError(
-                f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish; clamp(min=0) it"
+                f"unknown[{name!r}]: a Simplex starts at entries of at least 0, not all 0; pass tensor.clamp(min=0)"
             )
         if isinstance(guess, Custom) and not callable(guess.function):
             what = f"a {type(guess.function).__name__}"

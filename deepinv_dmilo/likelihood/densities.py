@@ -203,6 +203,12 @@ def _normal_of(physics: Physics, y: Tensor) -> Normal | None:
     return Normal((sigma.detach(),))
 
 
+def has_outliers(densities: tuple[Density, ...], y: Measurements) -> bool:
+    """Whether the standard deviation of the noise is not defined for a part of y."""
+    row = torch.zeros(1, dtype=torch.long, device=parts(y)[0].device)
+    return any(one.std(t[:1], row) is None for one, t in zip(densities, parts(y), strict=True))
+
+
 def _poisson(counts: Tensor, more: Tensor) -> Tensor:
     """
     ``rate - counts log(rate)`` minus its minimum, for ``rate = counts + more``.

@@ -61,7 +61,7 @@ def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
                 "data_fidelity of a stack that differs between images in a hidden way; leave data_fidelity out"
             )
         if forward.nuisance is not None:
-            raise ValueError("data_fidelity of a stack does not go with unknown parameters; leave data_fidelity out")
+            raise ValueError("data_fidelity of a stack excludes unknown parameters; leave data_fidelity out")
     name, twice = type(likelihood.fidelity).__name__, torch.zeros(2, dtype=torch.long, device=x.device)
     try:
         with torch.enable_grad():
@@ -71,8 +71,8 @@ def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise_out_of_memory(error)
         raise ValueError(
-            f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}; pass one that takes what the "
-            "physics measures"
+            f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}; pass one for the "
+            "measurements of this physics"
         ) from error
     if not two.requires_grad:
         raise ValueError(f"data_fidelity {name} has no gradient; pass one that is written in torch, such as L2(sigma)")
@@ -82,7 +82,7 @@ def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
             "value for each image, (B,)"
         )
     if not torch.isfinite(two).all():
-        raise ValueError(f"data_fidelity {name} is {two[0].item()} for a grey image; check that y is what it takes")
+        raise ValueError(f"data_fidelity {name} is {two[0].item()} for a grey image; check that y is valid for it")
     if not torch.allclose(two, one.expand(2), rtol=1e-4):
         raise ValueError(
             f"data_fidelity {name} is {two.tolist()} for an image given twice and {one.tolist()} for it alone: it "

@@ -224,8 +224,8 @@ def forward_model(
         return forward
     if nuisance is not None:
         raise ValueError(
-            "unknown goes with a physics that is the same for all images but for what is unknown; reconstruct the "
-            "images one by one"
+            "unknown needs a physics that is the same for all images except for the unknown parameters; reconstruct "
+            "the images one by one"
         )
     per_image = PerImageForward(*arguments)
     per_image.tensors = _tensors_of_images(forward, of_noise=False)

@@ -61,10 +61,6 @@ class Likelihood:
         """``||A(x) - y||^2``, (n,)."""
         return energy(self.residual(x))
 
-    def physical_energy(self, x: Tensor) -> Tensor:
-        """``||A(x) - y||^2`` in the units of the physics, (n,)."""
-        return energy(self.forward.units.physical(self.residual(x), self.rows))
-
     def residual_variance(self, x: Tensor) -> Tensor:
         """Mean square of A(x) - y over the observed (real) measurements, (n,)."""
         return self.forward.observed_energy(self.residual(x), self.rows) / self.observed
@@ -126,7 +122,7 @@ class Likelihood:
         """
         std = self.std(x)
         if std is None:
-            raise TypeError(f"a likelihood of {type(self).__name__} does not say how large the noise is")
+            raise TypeError(f"a likelihood of {type(self).__name__} does not define a noise level")
         noisy = [t + s * e for t, s, e in zip(parts(self.y), parts(std), parts(draw(self.y)), strict=True)]
         return replace(self, y=like_parts(self.y, noisy))
 
@@ -178,9 +174,11 @@ class Gaussian(Likelihood):
 
 @dataclass(frozen=True)
 class NoiseModel(Likelihood):
-    """The likelihood of a noise model that is not Gaussian."""
+    """The likelihood of a noise model with outliers, which has no noise level."""
 
-    densities: tuple[Density, ...] = ()  # of the parts of y
+    has_noise = False
+    has_outliers = True
+    densities: tuple[Density, ...]  # of the parts of y
 
     def __call__(self, x: Tensor) -> Tensor:
         physical = self.forward.units.physical
@@ -188,64 +186,39 @@ class NoiseModel(Likelihood):
         terms = [one(a, t, self.rows) for one, a, t in zip(self.densities, measured, y, strict=True)]
         return torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
 
-    @property
-    def has_outliers(self) -> bool:  # type: ignore[override]
-        return any(one.std(t, self.rows) is None for one, t in zip(self.densities, parts(self.y), strict=True))
 
-    @property
-    def has_noise(self) -> bool:  # type: ignore[override]
-        return not self.has_outliers
+@dataclass(frozen=True)
+class SignalDependent(NoiseModel):
+    """The likelihood of a noise model that is not Gaussian, with a standard deviation at each image."""
 
-    def std(self, x: Tensor) -> Measurements | None:
-        if self.has_outliers:
-            return None
+    has_noise = True
+    has_outliers = False
+
+    def std(self, x: Tensor) -> Measurements:
         units = self.forward.units
         measured = units.physical(self.forward(x, self.rows), self.rows)
-        pairs = zip(self.densities, parts(measured), strict=True)
-        stds = [std for one, t in pairs if (std := one.std(t, self.rows)) is not None]
+        stds: Any = [one.std(t, self.rows) for one, t in zip(self.densities, parts(measured), strict=True)]
         return units.normalized(like_parts(measured, stds), self.rows)
 
     def mean_variance(self, x: Tensor) -> Tensor:
-        std = self.std(x)
-        if std is None:
-            return super().mean_variance(x)
-        return self.forward.observed_energy(std, self.rows) / self.observed
+        return self.forward.observed_energy(self.std(x), self.rows) / self.observed
 
     def largest_variance(self, x: Tensor) -> Tensor:
-        std = self.std(x)
-        if std is None:
-            return super().largest_variance(x)
-        return torch.stack([t.flatten(1).amax(1) for t in parts(std)]).amax(0).square()
+        return torch.stack([t.flatten(1).amax(1) for t in parts(self.std(x))]).amax(0).square()
 
     def gaussian_at(self, x: Tensor) -> Gaussian:
-        std = self.std(x)
-        if std is None:
-            return super().gaussian_at(x)
-        squares = [t.square() for t in parts(std)]
+        squares = [t.square() for t in parts(self.std(x))]
         least = least_variances(squares, self.forward, self.rows)
         floored = [torch.maximum(t, floor) for t, floor in zip(squares, least, strict=True)]
         return self.gaussian(like_parts(self.y, floored))
 
 
 @dataclass(frozen=True)
-class HalfSquares(Likelihood):
-    """``||A(x) - y||^2 / 2`` in the units of the physics, for which published step sizes are meant."""
+class Squares(Likelihood):
+    """``weight |A(x) - y|^2`` in the units of the physics, without a noise level."""
 
     has_noise = False
+    weight: float = 0.5
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.physical_energy(x) / 2
-
-
-@dataclass(frozen=True)
-class MeanSquares(Likelihood):
-    r"""
-    The paper's data term, :math:`4 \, \mathrm{mean} |A(x) - y|^2`, in the units of the physics.
-
-    The factor gives its value for images in [-1, 1].
-    """
-
-    has_noise = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return 4 / sum(t[0].numel() for t in parts(self.y)) * self.physical_energy(x)
+        return self.weight * energy(self.forward.units.physical(self.residual(x), self.rows))

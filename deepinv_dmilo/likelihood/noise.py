@@ -48,20 +48,15 @@ def simulated_at_probe(forward: ForwardModel) -> Tensor:
 
 def _simulated(x: Tensor, clean: Measurements, images: Tensor, forward: ForwardModel) -> Tensor:
     """The variance for one row of each image, (n,); ``clean`` is A(x) in the units of the physics."""
-    failure: Exception | None = None
-    for size in (1 if forward.noise_is_split else len(images), len(images)):
-        try:
-            each = torch.arange(len(images), device=x.device).split(size)
-            energies = [_noise_energies(x[some], take(clean, some), images[some], forward) for some in each]
-            break
-        except SHAPE_ERRORS as error:  # such as a noise model that differs between images in a hidden way
-            raise_out_of_memory(error)
-            failure = error
-    else:
+    each = torch.arange(len(images), device=x.device).split(1 if forward.noise_is_split else len(images))
+    try:
+        energies = [_noise_energies(x[some], take(clean, some), images[some], forward) for some in each]
+    except SHAPE_ERRORS as error:
+        raise_out_of_memory(error)
         _warn_once(
             forward,
-            f"the noise of the physics could not be drawn ({failure}); the residual stands in for it. If you know the "
-            "noise, type noise_level=0.05 or what it is",
+            f"the noise of the physics could not be drawn ({error}); the residual variance is used instead. If you "
+            "know the noise level, type noise_level=0.05, say",
         )
         return torch.zeros_like(x[:, 0, 0, 0])
     mean_energy, energy_of_mean = (torch.cat(columns) for columns in zip(*energies, strict=True))
@@ -69,8 +64,8 @@ def _simulated(x: Tensor, clean: Measurements, images: Tensor, forward: ForwardM
     if (energy_of_mean > 0.75 * mean_energy).any():
         _warn_once(
             forward,
-            "the noise model of the physics moves the mean of the measurements away from A(x), which is what is "
-            "fitted; use one that does not, such as PoissonNoise(gain, normalize=True)",
+            "the noise model of the physics shifts the mean of the measurements away from A(x), which is fitted; use "
+            "unbiased noise, such as PoissonNoise(gain, normalize=True)",
         )
     return mean_energy / forward.observed[images]
 

@@ -42,7 +42,6 @@ class Nuisance:
         self.raw: dict[str, Tensor] = {}
         #: whether a blur with an open boundary is unknown, as of a camera: measurements are its valid pixels alone
         self.open_boundary = False
-        self._trial: tuple[Tensor, dict[str, Tensor]] | None = None  # rows, and their raw parameters
         for name, guess in given.items():
             raw = guess.raw().to(like)
             own_tensors = [t for o in operators(physics) if isinstance(t := getattr(o, name, None), Tensor)]
@@ -102,8 +101,8 @@ class Nuisance:
         for name, gradient in zip(raw, gradients, strict=False):
             if gradient is None:
                 raise ValueError(
-                    f"unknown[{name!r}]: physics.A(x, {name}=...) does not depend on it; let A take it, and begin with "
-                    f"self.update({name}={name}), or name a parameter that changes A"
+                    f"unknown[{name!r}]: physics.A(x, {name}=...) does not depend on it; A must take it as an "
+                    f"argument and call self.update({name}={name}) first; or name a parameter that changes A"
                 )
         self._update_physics()
 
@@ -113,17 +112,13 @@ class Nuisance:
 
     def values(self, rows: Tensor) -> dict[str, Tensor]:
         """The current parameters of some rows, (n, ...) each."""
-        raw = self.raw
-        if self._trial is not None:
-            trial_rows, raw = self._trial
-            rows = (rows.to(trial_rows.device)[:, None] == trial_rows).long().argmax(1)
-        return {name: guess.value(raw[name][rows]) for name, guess in self.guesses.items()}
+        return {name: guess.value(self.raw[name][rows]) for name, guess in self.guesses.items()}
 
     def packed(self, rows: Tensor) -> Tensor:
         """The raw parameters of some rows as one matrix, (n, d)."""
         return pack({name: t[rows] for name, t in self.raw.items()})
 
-    def store(self, rows: Tensor, flat: Tensor) -> None:
+    def keep(self, rows: Tensor, flat: Tensor) -> None:
         """Set the raw parameters of some rows, (n, d)."""
         for name, part in unpack(flat, self.raw).items():
             self.raw[name][rows] = part
@@ -135,12 +130,13 @@ class Nuisance:
 
     @contextmanager
     def at(self, rows: Tensor, raw: dict[str, Tensor]) -> Iterator[None]:
-        """Within this context, ``values`` are those of other raw parameters of some rows, (n, ...) each."""
-        self._trial = rows, raw
+        """Within this context, some rows have other raw parameters, (n, ...) each, which may require gradients."""
+        stored = self.raw
+        self.raw = {name: t.index_copy(0, rows, raw[name]) for name, t in stored.items()}
         try:
             yield
         finally:
-            self._trial = None
+            self.raw = stored
 
 
 def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
@@ -151,10 +147,10 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
         raise_out_of_memory(error)
         raise ValueError(f"unknown[{name!r}]: its function does not take two rows of start: {error}") from error
     if not isinstance(made, Tensor) or not made.ndim or len(made) != 2 or not torch.isfinite(made).all():
-        given = f"of shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        given = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
         raise ValueError(
-            f"unknown[{name!r}]: its function makes {given} of two rows of start; it takes a batch, (n, ...), and "
-            "returns finite parameters, one for each of n images"
+            f"unknown[{name!r}]: its function maps two rows of start to {given}; it must take a batch, (n, ...), and "
+            "return finite parameters, (n, ...)"
         )
     return (len(raw), *made.shape[1:])
 
@@ -170,15 +166,16 @@ def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:
     if height > image[0] or width > image[1]:
         raise ValueError(
             f"unknown[{name!r}] has {height} x {width} pixels, and the images {image[0]} x {image[1]}; type a guess "
-            "that is no larger than the blur may be"
+            "as large as the support of the blur"
         )
     spread = (_variance(kernels.sum(3)) + _variance(kernels.sum(2))).div(2).sqrt()
     is_point = height * width > 1 and bool((spread < _LEAST_SPREAD).any())
     is_flat = height * width > 9 and bool((kernels.amax((2, 3)) < _LEAST_PEAK * kernels.mean((2, 3))).any())
     if is_point or is_flat:
         warn(
-            f"unknown[{name!r}] is almost {'flat' if is_flat else 'a single point'}, from where the search may not "
-            "find the blur; guess a kernel about as wide, as deepinv.physics.functional.gaussian_blur(sigma=(2, 2)) is"
+            f"unknown[{name!r}] is almost {'flat' if is_flat else 'a single point'}, from which the search may not "
+            "find the blur; pass a kernel of about its width, such as "
+            "deepinv.physics.functional.gaussian_blur(sigma=(2, 2))"
         )
 
 

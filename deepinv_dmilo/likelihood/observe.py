@@ -9,11 +9,11 @@ from deepinv.optim import DataFidelity
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import check_noise
-from deepinv_dmilo.likelihood.densities import densities_of
+from deepinv_dmilo.likelihood.densities import densities_of, has_outliers
 from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import given_stds, mean_square, relative, simulated_stds
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, MeanSquares, NoiseModel, Source
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel, SignalDependent, Source, Squares
 from deepinv_dmilo.likelihood.measurements import Measurements, Units, parts, take
 from deepinv_dmilo.likelihood.noise import simulated_at_probe
 
@@ -49,7 +49,8 @@ def observe(
         check_noise(y, forward)
         densities = densities_of(forward.physics, y)
         if densities is not None:
-            return [NoiseModel(forward, _normalized(y, forward, rows), rows, densities)]
+            kind = NoiseModel if has_outliers(densities, y) else SignalDependent
+            return [kind(forward, _normalized(y, forward, rows), rows, densities)]
     variance, source = _gaussian_noise(y, forward, noise_level)  # may change the units
     likelihood = Gaussian(forward, _normalized(y, forward, rows), rows, variance[rows % forward.batch], source)
     unknown = likelihood.variance == 0
@@ -59,9 +60,14 @@ def observe(
 
 
 def mean_squares(y: Measurements, forward: ForwardModel, *, num_samples: int = 1) -> list[Likelihood]:
-    """The paper's data term, which does not use the noise level, for S samples of each image."""
+    r"""
+    The paper's data term :math:`4 \, \mathrm{mean} |A(x) - y|^2`, for S samples of each image.
+
+    The factor gives its value for images in [-1, 1].
+    """
     rows = _scaled_rows(forward, num_samples)
-    return [MeanSquares(forward, _normalized(y, forward, rows), rows)]
+    weight = 4 / sum(t[0].numel() for t in parts(y))
+    return [Squares(forward, _normalized(y, forward, rows), rows, weight)]
 
 
 def _scaled_rows(forward: ForwardModel, num_samples: int) -> Tensor:

@@ -45,8 +45,8 @@ class Probe(NamedTuple):
         one, other = (like_parts(y, [t.detach() for t in parts(y)]) for y in (measured, other))
         if not agree(one, measure(x, physics)):
             raise ValueError(
-                "physics.A measures the same image twice and not alike; pass a physics whose A is the one that made y: "
-                "store what it draws as a tensor, and put noise into its noise_model"
+                "physics.A gives two results for the same image; pass a physics with the A that made y: store "
+                "what it draws as a tensor, and put noise into its noise_model"
             )
         observed = [real(t.detach()) != 0 for t in parts(change)]
         if any(mask.any() for mask in observed) and not gradient.any():

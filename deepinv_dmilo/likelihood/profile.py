@@ -34,7 +34,7 @@ class ProfileLikelihood:
         start = nuisance.packed(rows)
         objective = _OfParameters(self.inner, nuisance, x.detach())
         best, value, _ = lbfgs.minimize(objective, start, steps=_STEPS, tolerance=_TOLERANCE, unit=start.shape[1] / 2)
-        nuisance.store(rows, torch.where(torch.isfinite(value)[:, None], best, start))
+        nuisance.keep(rows, torch.where(torch.isfinite(value)[:, None], best, start))
         return self.inner(x)
 
     def select(self, rows: Tensor) -> ProfileLikelihood:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, HalfSquares, Likelihood
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, Squares
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
@@ -133,7 +133,7 @@ class DMILOPGD(DMILO):
             return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
             return descend(likelihood.gaussian(one), x, **how)
-        squares: Likelihood = HalfSquares(likelihood.forward, likelihood.y, likelihood.rows)
+        squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)
         if stage.image_error is None:
             penalty = None
         elif isinstance(likelihood, Gaussian):  # in the squared units of the measurements

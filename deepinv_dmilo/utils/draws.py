@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from numbers import Integral
+from traceback import walk_stack
 
 import numpy as np
 import torch
@@ -66,18 +67,11 @@ def check_rng(rng: torch.Generator | int) -> None:
 
 def check_new_draws(rng: torch.Generator | int) -> None:
     """Refuse a seed within deepinv's ``DiffusionSampler``, whose samples would all be equal."""
-    if not isinstance(rng, torch.Generator) and _is_sampled():
+    is_sampled = any(frame.f_code is DiffusionIterator.forward.__code__ for frame, _ in walk_stack(sys._getframe()))
+    if is_sampled and not isinstance(rng, torch.Generator):
         raise ValueError(
             f"rng={rng} is a seed, which gives the same image at every call, and deepinv's DiffusionSampler takes each "
             f"call for a new sample; pass rng=torch.Generator().manual_seed({rng}), also where a module sets "
             "another seed before each call, or in place of the sampler type num_samples=8 and model(y, physics, "
             "return_std=True)"
         )
-
-
-def _is_sampled() -> bool:
-    """Whether deepinv's ``DiffusionSampler`` is on the call stack."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code is not DiffusionIterator.forward.__code__:
-        frame = frame.f_back
-    return frame.f_code is DiffusionIterator.forward.__code__
