@@ -105,9 +105,13 @@ class Likelihood:
         """The Gaussian likelihood of the same y with a variance (n,), or one for each measurement, (n, ...)."""
         return Gaussian(self.forward, self.y, self.rows, variance)
 
-    def std(self, x: Tensor) -> Measurements | None:
-        """The standard deviation of the noise of each measurement at images x, (n, ...); None: unknown."""
-        return None
+    def std(self, x: Tensor) -> Measurements:
+        """
+        The standard deviation of the noise of each measurement at images x, (n, ...).
+
+        :raises TypeError: the noise level is not defined.
+        """
+        raise TypeError(f"a likelihood of {type(self).__name__} does not define a noise level")
 
     def gaussian_at(self, x: Tensor) -> Gaussian:
         """The Gaussian likelihood with the variances of the noise at images x."""
@@ -118,12 +122,9 @@ class Likelihood:
         The likelihood of y plus fresh noise of the standard deviation at images x.
 
         :param draw: draws standard normal noise like the measurements it is given.
-        :raises TypeError: the noise level is not defined.
         """
-        std = self.std(x)
-        if std is None:
-            raise TypeError(f"a likelihood of {type(self).__name__} does not define a noise level")
-        noisy = [t + s * e for t, s, e in zip(parts(self.y), parts(std), parts(draw(self.y)), strict=True)]
+        std = parts(self.std(x))
+        noisy = [t + s * e for t, s, e in zip(parts(self.y), std, parts(draw(self.y)), strict=True)]
         return replace(self, y=like_parts(self.y, noisy))
 
     def of_clean(self: _Likelihood, x: Tensor) -> _Likelihood:

@@ -94,7 +94,9 @@ class Nuisance:
             )
         image, measured = tuple(like.shape[2:]), expected[0][2:]
         for name, value in self.values(rows[:1]).items():
-            is_open = value.ndim == 4 and _is_open_boundary(tuple(value.shape[2:]), image, measured)
+            # The valid pixels of a blur, which do not depend on its boundary conditions.
+            valid = tuple(a - b + 1 for a, b in zip(image, value.shape[2:], strict=False))
+            is_open = value.ndim == 4 and measured != image and measured == valid
             self.open_boundary |= is_open
             if isinstance(guess := self.guesses[name], Simplex) and guess.start.ndim == 4:
                 _check_kernel(name, guess.start, measured if is_open else image)
@@ -153,11 +155,6 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
             "return finite parameters, (n, ...)"
         )
     return (len(raw), *made.shape[1:])
-
-
-def _is_open_boundary(kernel: tuple[int, ...], image: tuple[int, ...], measured: tuple[int, ...]) -> bool:
-    """Whether measurements are the valid pixels of a blur, which do not depend on its boundary conditions."""
-    return measured != image and measured == tuple(a - b + 1 for a, b in zip(image, kernel, strict=True))
 
 
 def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:

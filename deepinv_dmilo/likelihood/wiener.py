@@ -69,7 +69,7 @@ def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
     squares = _LeastSquares(likelihood, x)
     residual = [-r for r in parts(likelihood.residual(x))]
     right = squares.right(residual)
-    solutions = torch.stack(squares.solutions(residual))
+    solutions = torch.stack(squares.solutions(right))
     values = torch.stack([dot(v, squares.normal(v) - 2 * right) for v in solutions])
     return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
 
@@ -80,7 +80,7 @@ def _errors(likelihood: Gaussian, x: Tensor) -> list[Tensor]:
     image = _filtered(_white(x, seed=0), squares.spectrum.sqrt())
     noise = parts(same_noise(likelihood.y, squares.std))
     noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
-    return [estimate - image for estimate in squares.solutions(noisy)]
+    return [estimate - image for estimate in squares.solutions(squares.right(noisy))]
 
 
 class _LeastSquares:
@@ -104,10 +104,10 @@ class _LeastSquares:
         gradient = self.tangent.adjoint(r)
         return gradient / column(self.std.square(), gradient)
 
-    def solutions(self, r: list[Tensor]) -> list[Tensor]:
-        """Approximate minimisers for each preconditioner, (n, C, H, W) each."""
+    def solutions(self, right: Tensor) -> list[Tensor]:
+        """Approximate solutions of the normal equations for each preconditioner, (n, C, H, W) each."""
         return [
-            conjugate_gradients(self.normal, self.right(r), partial(_filtered, gain=gain), steps=STEPS)
+            conjugate_gradients(self.normal, right, partial(_filtered, gain=gain), steps=STEPS)
             for gain in self.preconditioners
         ]
 

@@ -103,17 +103,15 @@ class Seeded(TorchDispatchMode):
         if given or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         device = next((value.device for value in args if isinstance(value, Tensor)), kwargs.get("device"))
-        rng = self._rng(torch.device(device or "cpu"))
+        device = torch.device(device or "cpu")
+        if device not in self.rngs:
+            self.rngs[device] = torch.Generator(device).manual_seed(self.seed)
+        rng = self.rngs[device]
         name = func.overloadpacket.__name__
         if name in ("randn_like", "rand_like"):  # no generator argument before torch 2.10
             empty = torch.empty_like(*args, **kwargs)
             return empty.normal_(generator=rng) if name == "randn_like" else empty.uniform_(generator=rng)
         return func.overloadpacket(*args, **{**kwargs, "generator": rng})
-
-    def _rng(self, device: torch.device) -> torch.Generator:
-        if device not in self.rngs:
-            self.rngs[device] = torch.Generator(device).manual_seed(self.seed)
-        return self.rngs[device]
 
 
 def _copied(thing: Any, memo: dict[int, Any], *, own: bool = False) -> Any:
