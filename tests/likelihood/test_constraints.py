@@ -75,7 +75,7 @@ def test_what_names_no_parameter_is_told(unknown):
             ValueError,
             "maps two rows of start to a int; it must",
         ),
-        ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "returns finite parameters"),
+        ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "return finite parameters"),
         ({"gain": Free(torch.ones(3, 3))}, ValueError, r"of a kernel of two dimensions kernel\[None, None\]"),
         (
             {"sigma": Free(torch.ones(1, 1))},
@@ -127,7 +127,7 @@ def test_a_kernel_that_the_search_may_not_leave_is_told(guess, told):
         model.check(y, physics)
     messages = [str(w.message) for w in caught if "the search may not find the blur" in str(w.message)]
     assert len(messages) == (told is not None)
-    assert all(f"unknown['filter'] is {told}, from where" in message for message in messages)
+    assert all(f"unknown['filter'] is {told}, from which" in message for message in messages)
 
 
 def test_a_kernel_of_other_channels_is_told():
