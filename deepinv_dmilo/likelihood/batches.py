@@ -43,11 +43,11 @@ def check_noise(y: Measurements, forward: ForwardModel) -> None:
         are negative or not finite.
     """
     members = operators_of_parts(forward.physics, y)
-    pairs = list(zip(members, parts(y), strict=False))
-    for number, (member, t) in enumerate(pairs):
-        _check_numbers(member, f"physics[{number}]" if members[0] is not members[-1] else "physics")
-        _check_dimensions(member, t)
-    if all(_is_given(member, t) for member, t in pairs):
+    pairs = [(getattr(member, "noise_model", None), t) for member, t in zip(members, parts(y), strict=False)]
+    for number, (noise, t) in enumerate(pairs):
+        _check_numbers(noise, f"physics[{number}]" if members[0] is not members[-1] else "physics")
+        _check_dimensions(noise, t)
+    if all(_is_given(noise, t) for noise, t in pairs):
         return
     find_noise_tensors(forward)
     rows, x, clean = forward.images, forward.probe.x, forward.probe.measured[0]
@@ -73,17 +73,15 @@ def check_noise(y: Measurements, forward: ForwardModel) -> None:
         )
 
 
-def _is_given(member: Physics, y: Tensor) -> bool:
+def _is_given(noise: Any, y: Tensor) -> bool:
     """Whether the noise is Gaussian with one sigma, one for each image, or one for each measurement."""
-    noise: Any = getattr(member, "noise_model", None)
-    if noise is None or type(noise) is not GaussianNoise:
+    if type(noise) is not GaussianNoise:
         return False
     return is_elementwise(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
 
 
-def _check_numbers(member: Physics, whose: str) -> None:
+def _check_numbers(noise: Any, whose: str) -> None:
     """Check that the parameters of a deepinv noise model are finite and at least 0."""
-    noise: Any = getattr(member, "noise_model", None)
     if not type(noise).__module__.startswith("deepinv.physics"):
         return
     for name, t in (*noise.named_parameters(), *noise.named_buffers()):
@@ -95,9 +93,8 @@ def _check_numbers(member: Physics, whose: str) -> None:
             )
 
 
-def _check_dimensions(member: Physics, y: Tensor) -> None:
+def _check_dimensions(noise: Any, y: Tensor) -> None:
     """Check that a sigma for each measurement has all dimensions of y."""
-    noise: Any = getattr(member, "noise_model", None)
     if type(noise) is not GaussianNoise or not 1 < noise.sigma.ndim < y.ndim:
         return
     lacking = (None,) * (y.ndim - noise.sigma.ndim)
