@@ -1,4 +1,4 @@
-"""Tensors of a physics that are those of another batch: which they are, found by taking one row of each."""
+"""Errors for a physics whose parameters or noise model are those of another batch than y."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from deepinv.physics import GaussianNoise, Physics
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.heteroscedastic import is_one_of_each, noisy_members
-from deepinv_dmilo.likelihood.measurements import Measurements, parts, shapes
-from deepinv_dmilo.likelihood.members import Members
-from deepinv_dmilo.likelihood.noise import draws, settle
+from deepinv_dmilo.likelihood.forward import ForwardModel, Members
+from deepinv_dmilo.likelihood.heteroscedastic import is_elementwise
+from deepinv_dmilo.likelihood.measurements import Measurements, operators_of_parts, parts, shapes
+from deepinv_dmilo.likelihood.noise import draws, find_noise_tensors
 from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 
-def of_another_batch(physics: Physics, batch: int, fits: Callable[[], bool]) -> ValueError | None:
+def batch_size_error(physics: Physics, batch: int, fits: Callable[[], bool]) -> ValueError | None:
     """
-    What to say where tensors of a physics, its noise model among them, are for another number of images than y.
+    The error for tensors of a physics, noise model included, with another number of rows than y; None: none is found.
 
     :param int batch: number of images of y.
-    :param fits: whether the physics goes with y. It does not; does it with one row of these tensors in place of all?
+    :param fits: whether the physics fits y: it does not now, but may with the first row of such tensors alone.
     """
     members = Members(physics)
     named = [*members.named_parameters(), *members.named_buffers()]
@@ -31,27 +30,26 @@ def of_another_batch(physics: Physics, batch: int, fits: Callable[[], bool]) -> 
     alone = [[one] for one in several]
     together = [[(n, t) for n, t in several if len(t) == size] for size in sorted({len(t) for _, t in several})]
     for tensors in [*alone, *together]:
-        if _holds(members, {name: t[:1].detach() for name, t in tensors}, fits):
+        if _fits_with(members, {name: t[:1].detach() for name, t in tensors}, fits):
             return rows_error([name for name, _ in tensors], len(tensors[0][1]), batch)
     return None
 
 
 def check_noise(y: Measurements, forward: ForwardModel) -> None:
     """
-    Refuse a physics whose noise is for other measurements than y.
+    Check that the noise model of the physics fits y.
 
-    :raises ValueError: its noise model is for another number of images, gives something of another shape, or has
-        parameters that are negative or no numbers.
+    :raises ValueError: it is for another number of images, changes the shape of measurements, or has parameters that
+        are negative or not finite.
     """
-    members = noisy_members(forward.physics)
-    for number, member in enumerate(members):
-        _check_numbers(member, f"physics[{number}]" if len(members) > 1 else "physics")
-    members = members * len(parts(y)) if len(members) == 1 else members
-    for member, t in zip(members, parts(y), strict=False):
-        _check_dimensions(member, t)
-    if all(_is_told(member, t) for member, t in zip(members, parts(y), strict=False)):
+    members = operators_of_parts(forward.physics, y)
+    pairs = [(getattr(member, "noise_model", None), t) for member, t in zip(members, parts(y), strict=False)]
+    for number, (noise, t) in enumerate(pairs):
+        _check_numbers(noise, f"physics[{number}]" if members[0] is not members[-1] else "physics")
+        _check_dimensions(noise, t)
+    if all(_is_given(noise, t) for noise, t in pairs):
         return
-    settle(forward)
+    find_noise_tensors(forward)
     rows, x, clean = forward.images, forward.probe.x, forward.probe.measured[0]
 
     def drawn() -> list[tuple[int, ...]]:
@@ -59,33 +57,31 @@ def check_noise(y: Measurements, forward: ForwardModel) -> None:
 
     try:
         made = drawn()
-    except SHAPE_ERRORS as error:  # such as that of a model that refuses the image
+    except SHAPE_ERRORS as error:  # such as a noise model that does not take the measurements
         raise_out_of_memory(error)
         made = None
     if made == shapes(y):
         return
-    other = of_another_batch(forward.physics, forward.batch, lambda: drawn() == shapes(y))
+    other = batch_size_error(forward.physics, forward.batch, lambda: drawn() == shapes(y))
     if other is not None:
         raise other
     if made is not None:
         raise ValueError(
-            f"the noise model of the physics makes {made} of measurements of shape {shapes(y)}; pass one that keeps "
-            "their shape, such as GaussianNoise(sigma) of one sigma, of (B,) or of (1, C, H, W), or type "
-            "noise_level=0.05 or what it is"
+            f"the noise model of the physics changes the shape of measurements from {shapes(y)} to {made}; pass one "
+            "that keeps their shape, such as GaussianNoise(sigma) with a sigma that is a number or of shape (B,) or "
+            "(1, C, H, W), or type noise_level=0.05, say"
         )
 
 
-def _is_told(member: Physics, y: Tensor) -> bool:
-    """Whether it has Gaussian noise of one size, of one for each image, or of one for each measurement."""
-    noise: Any = getattr(member, "noise_model", None)
-    if noise is None or type(noise) is not GaussianNoise:
+def _is_given(noise: Any, y: Tensor) -> bool:
+    """Whether the noise is Gaussian with one sigma, one for each image, or one for each measurement."""
+    if type(noise) is not GaussianNoise:
         return False
-    return is_one_of_each(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
+    return is_elementwise(noise.sigma, y) or (noise.sigma.ndim < 2 and noise.sigma.numel() in (1, len(y)))
 
 
-def _check_numbers(member: Physics, whose: str) -> None:
-    """Refuse parameters of deepinv's noise models that are negative, infinite or no numbers."""
-    noise: Any = getattr(member, "noise_model", None)
+def _check_numbers(noise: Any, whose: str) -> None:
+    """Check that the parameters of a deepinv noise model are finite and at least 0."""
     if not type(noise).__module__.startswith("deepinv.physics"):
         return
     for name, t in (*noise.named_parameters(), *noise.named_buffers()):
@@ -97,15 +93,14 @@ def _check_numbers(member: Physics, whose: str) -> None:
             )
 
 
-def _check_dimensions(member: Physics, y: Tensor) -> None:
-    """Refuse Gaussian noise of a standard deviation for each measurement that lacks the batch dimension, or another."""
-    noise: Any = getattr(member, "noise_model", None)
+def _check_dimensions(noise: Any, y: Tensor) -> None:
+    """Check that a sigma for each measurement has all dimensions of y."""
     if type(noise) is not GaussianNoise or not 1 < noise.sigma.ndim < y.ndim:
         return
-    lacking = y.ndim - noise.sigma.ndim
-    all_alike, each = (None,) * lacking, (slice(None), *(None,) * lacking)
-    for index, typed in ((all_alike, ", ".join(["None"] * lacking)), (each, ", ".join([":"] + ["None"] * lacking))):
-        if is_one_of_each(noise.sigma[index], y):
+    lacking = (None,) * (y.ndim - noise.sigma.ndim)
+    for index in (lacking, (slice(None), *lacking)):  # the same for all images; one for each
+        if is_elementwise(noise.sigma[index], y):
+            typed = ", ".join("None" if i is None else ":" for i in index)
             raise ValueError(
                 f"sigma of GaussianNoise has shape {tuple(noise.sigma.shape)}, and the measurements {tuple(y.shape)}; "
                 f"type GaussianNoise(sigma[{typed}]), of shape {tuple(noise.sigma[index].shape)}"
@@ -113,7 +108,7 @@ def _check_dimensions(member: Physics, y: Tensor) -> None:
 
 
 def rows_error(names: list[str], rows: int, batch: int) -> ValueError:
-    """What to say of parameters "members.0.noise_model.sigma", say; the members of a stack come after itself."""
+    """The error for parameters of ``Members``, such as "members.0.noise_model.sigma"; member 0 is the stack itself."""
     short = [name.rpartition(".")[2] for name in names]
     member = int(names[0].split(".")[1])
     whose = f"physics[{member - 1}]" if member else "physics"
@@ -124,7 +119,7 @@ def rows_error(names: list[str], rows: int, batch: int) -> ValueError:
     )
 
 
-def _holds(members: nn.Module, tensors: dict[str, Tensor], fits: Callable[[], bool]) -> bool:
+def _fits_with(members: nn.Module, tensors: dict[str, Tensor], fits: Callable[[], bool]) -> bool:
     try:
         return functional_call(members, tensors, (fits,))
     except SHAPE_ERRORS as error:

@@ -1,4 +1,4 @@
-"""Constraints that an unknown parameter of a physics keeps, with its first guess."""
+"""First guesses of the unknown parameters of a physics, and the constraints on them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-_LEAST = 1e-4  # of an entry of a simplex, times their mean: logarithms of nothing do not move; ours
+_LEAST = 1e-4  # floor of an entry of a simplex relative to the mean, for its logarithm: ours
 
 
 @dataclass(frozen=True, repr=False)
 class Guess:
     """
-    A first guess of a parameter of a physics, with what it may be: a map from raw numbers, which are optimised.
+    A first guess of a parameter of a physics, and its constraint: a map from the raw parameter that is optimised.
 
-    :param torch.Tensor start: the first guess, one for all images or one for each: shape (1, ...) or (B, ...), as
+    :param torch.Tensor start: the first guess, one for all images, (1, ...), or one for each, (B, ...), as
         ``physics.update`` takes it.
     """
 
@@ -28,22 +28,22 @@ class Guess:
         return _kind(self)
 
     def raw(self) -> Tensor:
-        """The raw numbers of the first guess."""
+        """The raw parameter of the first guess."""
         return self.start
 
     def value(self, raw: Tensor) -> Tensor:
-        """The parameter that raw numbers stand for; the rows of a batch first."""
+        """The parameter of a raw one, (n, ...) -> (n, ...)."""
         return raw
 
     def loosened(self, raw: Tensor) -> Tensor:
-        """The raw numbers to go on from at a new level, of those that were found on a noisier one."""
+        """The raw parameter to start a less noisy level from."""
         return raw
 
 
 @dataclass(frozen=True, repr=False)
 class Free(Guess):
     """
-    A parameter of a physics that may be any number.
+    A parameter without a constraint.
 
     :param torch.Tensor start: the first guess, (1, ...) or (B, ...), as ``physics.update`` takes it.
     """
@@ -52,7 +52,7 @@ class Free(Guess):
 @dataclass(frozen=True, repr=False)
 class Positive(Guess):
     """
-    A parameter above 0, such as a gain or the width of a blur.
+    A positive parameter, such as a gain or the width of a blur.
 
     :param torch.Tensor start: the first guess, (1, ...) or (B, ...), above 0.
     """
@@ -67,10 +67,10 @@ class Positive(Guess):
 @dataclass(frozen=True, repr=False)
 class Simplex(Guess):
     """
-    A parameter whose entries are at least 0 and add to one for each image, and each channel, such as a blur kernel.
+    A parameter with nonnegative entries that sum to one for each image and channel, such as a blur kernel.
 
-    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), of channels (1, C, H, W); it is divided by its
-        sum. Of a blur a wide kernel, and not a single point, which a search may not leave.
+    :param torch.Tensor start: the first guess, (1, ...) or (B, ...), with channels (1, C, H, W); it is divided by its
+        sum. For a blur, a wide kernel: the search may not leave a single point.
     """
 
     def raw(self) -> Tensor:
@@ -81,7 +81,7 @@ class Simplex(Guess):
         return _entries(raw).softmax(-1).view_as(raw)
 
     def loosened(self, raw: Tensor) -> Tensor:
-        """Each entry of a kernel shared with its neighbours: spikes that a noisier level believed in do not last."""
+        """A kernel is smoothed, so that spurious peaks of a noisier level do not persist."""
         if raw.ndim != 4:
             return raw
         return replace(self, start=avg_pool2d(self.value(raw), kernel_size=3, stride=1, padding=1)).raw()
@@ -90,10 +90,10 @@ class Simplex(Guess):
 @dataclass(frozen=True, repr=False)
 class Custom(Guess):
     """
-    A parameter that a function makes of free numbers, such as the kernel of a blur of unknown width.
+    A function of unconstrained numbers, such as the kernel of a blur of unknown width.
 
-    :param torch.Tensor start: the free numbers of the first guess, (1, ...) or (B, ...).
-    :param function: differentiable, of (n, ...) such numbers to n parameters.
+    :param torch.Tensor start: the first guess of these numbers, (1, ...) or (B, ...).
+    :param function: differentiable, maps (n, ...) such numbers to n parameters.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -103,7 +103,7 @@ class Custom(Guess):
 
 
 def _entries(t: Tensor) -> Tensor:
-    """What of a simplex adds to one, as the last dimension."""
+    """The entries that sum to one, as the last dimension."""
     return t.flatten(2) if t.ndim == 4 else t.flatten(1)
 
 
@@ -111,15 +111,15 @@ def _kind(given: object) -> str:
     if not isinstance(given, Guess):
         return f"a {type(given).__name__}"
     start: object = given.start
-    told = f"tensor of shape {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
-    return f"{type(given).__name__}(<{told}>)"
+    shown = f"tensor of shape {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
+    return f"{type(given).__name__}(<{shown}>)"
 
 
 Parameters: TypeAlias = "Mapping[str, Guess | Tensor]"
 
 
 def check_unknown(unknown: Parameters) -> dict[str, Guess]:
-    """The parameters with their constraints: of bare tensors that add to one and have nothing below 0, a simplex."""
+    """The first guesses with their constraints; a plain tensor is a simplex, and must be one."""
     if not isinstance(unknown, Mapping) or not unknown or not all(isinstance(name, str) for name in unknown):
         what = repr(unknown) if isinstance(unknown, Mapping) else f"a {type(unknown).__name__}"
         raise TypeError(
@@ -143,17 +143,18 @@ def check_unknown(unknown: Parameters) -> dict[str, Guess]:
         if isinstance(given, Tensor):
             entries = _entries(start)
             if entries.shape[-1] == 1 or (start < 0).any() or (entries.sum(-1) - 1).abs().max() > 1e-3:
-                what = "no entries of at least 0 that add to one" + (" in each row" if start.ndim == 2 else "")
+                where = " in each row" if start.ndim == 2 else ""
                 raise ValueError(
-                    f"unknown[{name!r}] is a tensor, and {what}; say what it may be: "
-                    "Simplex(tensor.clamp(min=0)) for a kernel, of shape (1, 1, h, w), Positive(tensor), Free(tensor)"
+                    f"unknown[{name!r}] is a tensor without nonnegative entries that sum to one{where}; pass its "
+                    "constraint: Simplex(tensor.clamp(min=0)) for a kernel, of shape (1, 1, h, w), Positive(tensor) or "
+                    "Free(tensor)"
                 )
             guess = Simplex(start)
         if isinstance(guess, Positive) and not (start > 0).all():
             raise ValueError(f"unknown[{name!r}]: Positive starts above 0; its least entry is {start.min().item():.3g}")
         if isinstance(guess, Simplex) and not ((start >= 0).all() and (_entries(start).sum(-1) > 0).all()):
             raise ValueError(
-                f"unknown[{name!r}]: a Simplex starts at entries of at least 0 that do not all vanish; clamp(min=0) it"
+                f"unknown[{name!r}]: a Simplex starts at entries of at least 0, not all 0; pass tensor.clamp(min=0)"
             )
         if isinstance(guess, Custom) and not callable(guess.function):
             what = f"a {type(guess.function).__name__}"

@@ -1,4 +1,4 @@
-"""What the noise model of a physics says of a measurement, where that is not Gaussian noise of one size."""
+"""Negative log-likelihoods of single measurements for the noise models of deepinv that are not Gaussian."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from deepinv.physics import (
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import rows_error
-from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, operators, parts
+from deepinv_dmilo.likelihood.measurements import Measurements, operators_of_parts, parts
+from deepinv_dmilo.utils.rows import column
 
-LEAST_PHOTONS = 0.1  # of a measurement that the logarithm of a Poisson likelihood takes: ours
 # All ours.
-LEAST_VARIANCE, MANY_PHOTONS = 0.03, 1000.0  # of the variance of counts, and photons where all count alike
-LEAST_SIGNAL = 1e-3  # of A(x), that speckle multiplies
-OUTLIER_SCALE = 0.1  # of the residuals' absolute values where some are outliers: the best of 0.1, 0.15, 0.2
-ROUND = 1e-2  # of the scale of Laplace noise, where the absolute value is rounded off
+LEAST_PHOTONS = 0.1  # rate below which the logarithm of the Poisson likelihood is replaced by a parabola
+LEAST_VARIANCE, MANY_PHOTONS = 0.03, 1000.0  # floor of the variance relative to that of the mean count; see Poisson
+LEAST_SIGNAL = 1e-3  # of A(x), in the speckle likelihood
+OUTLIER_SCALE = 0.1  # of absolute residuals with outliers: the best of 0.1, 0.15, 0.2
+ROUND = 1e-2  # smoothing of the absolute value, relative to the scale of Laplace noise
 
-
-#: the density of each noise model, by its class: one that subclasses name takes the place of the one before
+#: the density of each noise model, by its class; a later subclass of Density replaces an earlier one
 DENSITIES: dict[type[NoiseModel], type[Density]] = {}
 
 
 @dataclass(frozen=True)
 class Density:
     """
-    The negative log-likelihood of each measurement; subclasses write it, and the standard deviation of the noise.
+    The negative log-likelihood of each measurement, and the standard deviation of its noise.
 
-    ``class Cauchy(Density, of=CauchyNoise, names=("scale",))`` is from then on the likelihood of a physics with such a
-    noise model, the parameters of which are its attributes of these names.
+    ``class Cauchy(Density, of=CauchyNoise, names=("scale",))`` registers the likelihood of a noise model; its
+    parameters are the attributes of the noise model with these names.
 
-    :param tuple[torch.Tensor] parameters: of the noise model; one number, or one for each image, (B, ...).
+    :param tuple[torch.Tensor] parameters: of the noise model: one number, or one for each image, (B, ...).
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -55,30 +55,29 @@ class Density:
 
     @classmethod
     def of_noise(cls, noise: NoiseModel) -> Density | None:
-        """That of a noise model; None: that of Gaussian noise must do."""
+        """The density of a noise model; None: none is known for its parameters, and Gaussian noise is assumed."""
         return cls(tuple(getattr(noise, name).detach() for name in cls.names))
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """
-        The terms that depend on A(x), 0 where they are least.
+        The terms that depend on A(x), minus their minimum, (n, ...).
 
-        :param torch.Tensor measured: A(x) of n images, (n, ...), as is y.
-        :param torch.Tensor rows: (n,) which of the S * B rows they are.
+        :param torch.Tensor measured: A(x), in the units of the physics, (n, ...), as y.
+        :param torch.Tensor rows: their numbers among the S * B reconstructions, (n,).
         """
         raise NotImplementedError
 
     def std(self, measured: Tensor, rows: Tensor) -> Tensor | None:
-        """Standard deviation of the noise of each measurement, (n, ...); None: it says little, there are outliers."""
+        """Standard deviation of the noise of each measurement, (n, ...); None: not defined, because of outliers."""
         raise NotImplementedError
 
     def of_rows(self, rows: Tensor, like: Tensor) -> list[Tensor]:
-        """The parameters of some rows, each with the dimensions of ``like``."""
-        ones = [1] * (like.ndim - 1)
-        return [t.to(like).view(-1, *ones)[rows % t.numel()] for t in self.parameters]
+        """The parameters of some rows, with the dimensions of ``like``."""
+        return [column(t.to(like), like)[rows % t.numel()] for t in self.parameters]
 
 
 class Normal(Density):
-    """Noise of a size of its own, of one of several operators: sigma."""
+    """Gaussian noise of one of several operators: sigma."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         (sigma,) = self.of_rows(rows, measured)
@@ -91,18 +90,18 @@ class Normal(Density):
 
 class Poisson(Density, of=PoissonNoise, names=("gain",)):
     r"""
-    Photon counts, with Gaussian noise of standard deviation :math:`\sigma` on top: gain :math:`\gamma`, :math:`\sigma`.
+    Photon counts of gain :math:`\gamma`, plus Gaussian noise of standard deviation :math:`\sigma`.
 
-    :math:`y / \gamma + (\sigma / \gamma)^2` has about the Poisson distribution of the rate
-    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. To the Gaussian noise is added what
-    keeps dark measurements from outweighing all others, the more the more photons there are.
+    :math:`y / \gamma + (\sigma / \gamma)^2` approximately has the Poisson distribution of rate
+    :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. A floor is added to the Gaussian
+    variance, so that dark measurements do not outweigh all others; it grows with the mean count.
     """
 
     @classmethod
     def of_noise(cls, noise: NoiseModel) -> Poisson | None:
         gain = noise.gain.detach()
         if not getattr(noise, "normalize", True) or (gain <= 0).any():
-            return None  # counts, of another size than A(x), or no photons are counted
+            return None  # unnormalized counts, or no noise
         return cls((gain, noise.sigma.detach() if "sigma" in cls.names else torch.zeros_like(gain)))
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ class Poisson(Density, of=PoissonNoise, names=("gain",)):
         counts = (y / gain).clamp(min=0).flatten(1)
         mean = counts.sum(1) / (counts > 0).sum(1).clamp(min=1)
         least = mean * (LEAST_VARIANCE + mean / MANY_PHOTONS).clamp(max=1)
-        extra = (sigma / gain).square() + least.view(-1, *[1] * (y.ndim - 1))
+        extra = (sigma / gain).square() + column(least, y)
         return _poisson(y / gain + extra, (measured - y) / gain)
 
     def std(self, measured: Tensor, rows: Tensor) -> Tensor:
@@ -119,11 +118,11 @@ class Poisson(Density, of=PoissonNoise, names=("gain",)):
 
 
 class PoissonGaussian(Poisson, of=PoissonGaussianNoise, names=("gain", "sigma")):
-    """The same, where the noise model has Gaussian noise on top."""
+    """The same, with the sigma of the noise model."""
 
 
 class LogPoisson(Density, of=LogPoissonNoise, names=("N0", "mu")):
-    """Counts of a beam that A(x) attenuates, as deepinv's ``LogPoissonNoise``: N0 and mu."""
+    """Log counts of a beam that is attenuated by A(x), as in tomography: N0 and mu."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         most, mu = self.of_rows(rows, measured)
@@ -136,7 +135,7 @@ class LogPoisson(Density, of=LogPoissonNoise, names=("N0", "mu")):
 
 
 class Gamma(Density, of=GammaNoise, names=("l",)):
-    """Speckle: l."""
+    """Multiplicative speckle: number of looks l."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         (looks,) = self.of_rows(rows, measured)
@@ -149,7 +148,7 @@ class Gamma(Density, of=GammaNoise, names=("l",)):
 
 
 class Laplace(Density, of=LaplaceNoise, names=("b",)):
-    """Noise of heavy tails: b."""
+    """Laplace noise: scale b."""
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         (b,) = self.of_rows(rows, measured)
@@ -162,7 +161,7 @@ class Laplace(Density, of=LaplaceNoise, names=("b",)):
 
 
 class Outliers(Laplace, of=SaltPepperNoise):
-    """Salt and pepper, dead pixels: measurements in [0, 1] of which some say nothing; convex, so that none is lost."""
+    """Salt and pepper, dead pixels: measurements in [0, 1] with outliers; convex."""
 
     @classmethod
     def of_noise(cls, noise: NoiseModel) -> Outliers:
@@ -173,22 +172,17 @@ class Outliers(Laplace, of=SaltPepperNoise):
 
 
 def densities_of(physics: Physics, y: Measurements) -> tuple[Density, ...] | None:
-    """The likelihoods of the parts of y; None: that of Gaussian noise of one size will do, or must."""
-    members = [member for member in operators(physics) if not hasattr(member, "physics_list")]
-    if len(members) == 1:
-        one = density_of(physics, y)
-        return None if one is None else (one,) * len(parts(y))
+    """The densities of the parts of y; None: Gaussian noise for all of them, or no density known for one."""
+    members = operators_of_parts(physics, y)
     if len(members) != len(parts(y)):
         return None
     found = [density_of(m, t) or _normal_of(m, t) for m, t in zip(members, parts(y), strict=True)]
     known = tuple(one for one in found if one is not None)
-    if len(known) < len(found):
-        return None
-    return None if all(isinstance(one, Normal) for one in known) else known
+    return None if len(known) < len(found) or all(isinstance(one, Normal) for one in known) else known
 
 
 def density_of(physics: Physics, y: Measurements) -> Density | None:
-    """The likelihood of the noise model of one operator; None: that of Gaussian noise will do, or must."""
+    """The density of the noise model of one operator; None: Gaussian noise, or no density known."""
     noise, batch = getattr(physics, "noise_model", None), len(parts(y)[0])
     kind = DENSITIES.get(type(noise))  # type: ignore[arg-type]
     if kind is None or any(t.is_complex() for t in parts(y)):
@@ -200,32 +194,31 @@ def density_of(physics: Physics, y: Measurements) -> Density | None:
     return found
 
 
-def _normal_of(physics: Physics, y: Measurements) -> Normal | None:
-    """Gaussian noise of a size that is told, for all images or each."""
+def _normal_of(physics: Physics, y: Tensor) -> Normal | None:
+    """Gaussian noise of a given sigma, one for all images or for each."""
     noise = getattr(physics, "noise_model", None)
     sigma = getattr(noise, "sigma", None) if type(noise) is GaussianNoise else None
-    if sigma is None or sigma.numel() not in (1, len(parts(y)[0])) or not (sigma > 0).all() or parts(y)[0].is_complex():
+    if sigma is None or sigma.numel() not in (1, len(y)) or not (sigma > 0).all() or y.is_complex():
         return None
     return Normal((sigma.detach(),))
 
 
-def noise_std(densities: tuple[Density, ...], measured: Measurements, rows: Tensor) -> Measurements | None:
-    """The standard deviation of the noise of each measurement, (n, ...); None where there are outliers."""
-    stds = [one.std(t, rows) for one, t in zip(densities, parts(measured), strict=True)]
-    tensors = [t for t in stds if t is not None]
-    return like_parts(measured, tensors) if len(tensors) == len(stds) else None
+def has_outliers(densities: tuple[Density, ...], y: Measurements) -> bool:
+    """Whether the standard deviation of the noise is not defined for a part of y."""
+    row = torch.zeros(1, dtype=torch.long, device=parts(y)[0].device)
+    return any(one.std(t[:1], row) is None for one, t in zip(densities, parts(y), strict=True))
 
 
 def _poisson(counts: Tensor, more: Tensor) -> Tensor:
     """
-    ``rate - counts log(rate)`` of a rate so much above the counts, less its minimum.
+    ``rate - counts log(rate)`` minus its minimum, for ``rate = counts + more``.
 
-    Below a tenth of a photon the logarithm is a parabola. The difference is given: many counts leave it no digits.
+    The difference is an argument because it cancels at high counts. Below LEAST_PHOTONS the logarithm is a parabola.
     """
-    rate, held = counts + more, counts.clamp(min=0)
+    rate, clamped = counts + more, counts.clamp(min=0)
     more = torch.where(counts < 0, rate, more)
-    some, bright = held.clamp(min=1e-6), rate.clamp(min=LEAST_PHOTONS)
+    positive, bright = clamped.clamp(min=1e-6), rate.clamp(min=LEAST_PHOTONS)
     below = (rate - bright) / LEAST_PHOTONS
-    parabola = bright.log() - some.log() + below - below.square() / 2
-    relative = torch.where(rate > LEAST_PHOTONS, torch.log1p((more / some).clamp(min=-0.999999)), parabola)
-    return more - held * relative
+    parabola = bright.log() - positive.log() + below - below.square() / 2
+    relative = torch.where(rate > LEAST_PHOTONS, torch.log1p((more / positive).clamp(min=-0.999999)), parabola)
+    return more - clamped * relative

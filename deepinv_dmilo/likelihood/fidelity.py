@@ -1,4 +1,4 @@
-"""A data fidelity of deepinv in place of the likelihood of the noise model."""
+"""A deepinv data fidelity in place of the likelihood of the noise model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from deepinv_dmilo.utils.memory import raise_out_of_memory
 
 @dataclass(frozen=True)
 class Fidelity(Likelihood):
-    """A data fidelity of deepinv, as the negative log-likelihood; how large the noise is it does not say."""
+    """A deepinv data fidelity as the negative log-likelihood; it does not define a noise level."""
 
     has_noise = False
     fidelity: DataFidelity
 
     def __call__(self, x: Tensor) -> Tensor:
         forward, rows = self.forward, self.rows
-        y = forward.units.as_made(self.y, rows)
+        y = forward.units.physical(self.y, rows)
         members = (self.fidelity, *getattr(self.fidelity, "data_fidelity_list", ()))
         if len(x) > 1 and any(isinstance(member, PoissonLikelihood) for member in members):
-            # deepinv 0.5's adds one of its two terms over the whole batch
+            # deepinv 0.5 sums one of its two terms over the whole batch
             each = torch.arange(len(x), device=x.device).split(1)
             return torch.cat([self.select(row)(x[row]) for row in each])
         physics = forward.physics
@@ -45,7 +45,7 @@ class Fidelity(Likelihood):
 
 
 def _floored(fidelity: DataFidelity, operator: Callable[..., Measurements]) -> Physics:
-    """A as a physics; for deepinv's Poisson likelihood, which takes logarithms, of a tenth of a photon at least."""
+    """A as a physics; for deepinv's Poisson likelihood, which takes its logarithm, with a floor."""
     if not isinstance(fidelity, PoissonLikelihood):
         return Physics(A=operator)
     darkest = LEAST_PHOTONS * float(fidelity.gain)
@@ -53,15 +53,15 @@ def _floored(fidelity: DataFidelity, operator: Callable[..., Measurements]) -> P
 
 
 def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
-    """Refuse a data fidelity that is not one finite value for each image, whatever the others are."""
+    """Check that a data fidelity is differentiable, and gives one finite value for each image, whatever the others."""
     forward = likelihood.forward
     if isinstance(forward.physics, StackedPhysics):
         if not forward.is_split:
             raise ValueError(
-                "data_fidelity of a stack that hides what differs between its images; leave data_fidelity out"
+                "data_fidelity of a stack that differs between images in a hidden way; leave data_fidelity out"
             )
         if forward.nuisance is not None:
-            raise ValueError("data_fidelity of a stack does not go with unknown parameters; leave data_fidelity out")
+            raise ValueError("data_fidelity of a stack excludes unknown parameters; leave data_fidelity out")
     name, twice = type(likelihood.fidelity).__name__, torch.zeros(2, dtype=torch.long, device=x.device)
     try:
         with torch.enable_grad():
@@ -71,8 +71,8 @@ def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise_out_of_memory(error)
         raise ValueError(
-            f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}; pass one that takes what the "
-            "physics measures"
+            f"data_fidelity {name} cannot be called as fidelity(x, y, physics): {error}; pass one for the "
+            "measurements of this physics"
         ) from error
     if not two.requires_grad:
         raise ValueError(f"data_fidelity {name} has no gradient; pass one that is written in torch, such as L2(sigma)")
@@ -82,7 +82,7 @@ def check_fidelity(likelihood: Fidelity, x: Tensor) -> None:
             "value for each image, (B,)"
         )
     if not torch.isfinite(two).all():
-        raise ValueError(f"data_fidelity {name} is {two[0].item()} for a grey image; check that y is what it takes")
+        raise ValueError(f"data_fidelity {name} is {two[0].item()} for a grey image; check that y is valid for it")
     if not torch.allclose(two, one.expand(2), rtol=1e-4):
         raise ValueError(
             f"data_fidelity {name} is {two.tolist()} for an image given twice and {one.tolist()} for it alone: it "

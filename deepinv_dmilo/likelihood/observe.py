@@ -1,4 +1,4 @@
-"""Which likelihood goes with measurements and a physics: chosen once, with its noise and its units."""
+"""The likelihood of measurements of a physics: chosen once, with its noise level and units."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from deepinv.optim import DataFidelity
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.batches import check_noise
-from deepinv_dmilo.likelihood.densities import densities_of
+from deepinv_dmilo.likelihood.densities import densities_of, has_outliers
 from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel
-from deepinv_dmilo.likelihood.heteroscedastic import drawn_sizes, mean_square, relative, sizes_of_level, told_sizes
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, MeanSquares, NoiseModel, Source
-from deepinv_dmilo.likelihood.measurements import Measurements, parts, take
+from deepinv_dmilo.likelihood.heteroscedastic import given_stds, mean_square, relative, simulated_stds
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel, SignalDependent, Source, Squares
+from deepinv_dmilo.likelihood.measurements import Measurements, Units, parts, take
 from deepinv_dmilo.likelihood.noise import simulated_at_probe
-from deepinv_dmilo.likelihood.units import Units
 
-GUESSED_NOISE = 0.05  # standard deviation, in [0, 1], of noise that nobody told, until it is estimated: ours
+GUESSED_NOISE = 0.05  # standard deviation of unknown noise, in [0, 1], until it is estimated: ours
 
 
 def observe(
@@ -30,61 +29,70 @@ def observe(
     data_fidelity: DataFidelity | None = None,
 ) -> list[Likelihood]:
     """
-    The likelihood of measurements, for S reconstructions of each image, those of the first sample first.
+    The likelihood of measurements, for S samples of each image; all images of the first sample come first.
 
-    More than one, of some images each, where the noise of some is told and that of others is not.
+    There are two likelihoods, of some images each, if the noise level of some is known and that of others is not.
 
-    :param y: measurements of B images, as the physics has them.
-    :param ForwardModel forward: their physics; it counts in units of its own from now on.
+    :param y: measurements of B images, in the units of the physics.
+    :param ForwardModel forward: the forward model, whose units are set.
     :param int num_samples: S.
-    :param float noise_level: standard deviation of Gaussian noise as deepinv's noise models take it (that of a complex
-        measurement's real and imaginary part together); None: the noise model of the physics tells.
-    :param deepinv.optim.DataFidelity data_fidelity: the negative log-likelihood in place of that of the noise model.
+    :param float noise_level: standard deviation of Gaussian noise as in deepinv's noise models (of a complex number as
+        a whole); None: that of the noise model of the physics.
+    :param deepinv.optim.DataFidelity data_fidelity: the negative log-likelihood; None: that of the noise model.
     """
-    forward.count_in(Units.of_size(forward.probe.largest))
-    rows = torch.arange(num_samples * forward.batch, device=parts(y)[0].device)
+    rows = _scaled_rows(forward, num_samples)
     if data_fidelity is not None:
-        fidelity = Fidelity(forward, _counted(y, forward, rows), rows, data_fidelity)
+        fidelity = Fidelity(forward, _normalized(y, forward, rows), rows, data_fidelity)
         check_fidelity(fidelity, torch.full_like(forward.like, 0.5))
         return [fidelity]
     if noise_level is None:
         check_noise(y, forward)
         densities = densities_of(forward.physics, y)
         if densities is not None:
-            return [NoiseModel(forward, _counted(y, forward, rows), rows, densities)]
-    variance, source = _gaussian_noise(y, forward, noise_level)
-    variance, measured = variance[rows % forward.batch], _counted(y, forward, rows)  # in the units of now
-    likelihood = Gaussian(forward, measured, rows, variance, source)
-    unknown = variance == 0
+            kind = NoiseModel if has_outliers(densities, y) else SignalDependent
+            return [kind(forward, _normalized(y, forward, rows), rows, densities)]
+    variance, source = _gaussian_noise(y, forward, noise_level)  # may change the units
+    likelihood = Gaussian(forward, _normalized(y, forward, rows), rows, variance[rows % forward.batch], source)
+    unknown = likelihood.variance == 0
     guess = replace(likelihood, variance=GUESSED_NOISE**2 * likelihood.squared_norm, source="estimated")
     groups = [(likelihood, ~unknown), (guess, unknown)]
     return [one.select(chosen.nonzero()[:, 0]) for one, chosen in groups if chosen.any()]
 
 
 def mean_squares(y: Measurements, forward: ForwardModel, *, num_samples: int = 1) -> list[Likelihood]:
-    """The paper's misfit, which asks for no noise, for S reconstructions of each image."""
-    forward.count_in(Units.of_size(forward.probe.largest))
-    rows = torch.arange(num_samples * forward.batch, device=parts(y)[0].device)
-    return [MeanSquares(forward, _counted(y, forward, rows), rows)]
+    r"""
+    The paper's data term :math:`4 \, \mathrm{mean} |A(x) - y|^2`, for S samples of each image.
+
+    The factor gives its value for images in [-1, 1].
+    """
+    rows = _scaled_rows(forward, num_samples)
+    weight = 4 / sum(t[0].numel() for t in parts(y))
+    return [Squares(forward, _normalized(y, forward, rows), rows, weight)]
 
 
-def _counted(y: Measurements, forward: ForwardModel, rows: Tensor) -> Measurements:
-    return take(forward.units.counted(y, forward.images), rows % forward.batch)
+def _scaled_rows(forward: ForwardModel, num_samples: int) -> Tensor:
+    """Set units in which measurements are about 1; returns the rows of all samples, (S * B,)."""
+    forward.set_units(Units.of_size(forward.probe.largest_change))
+    return torch.arange(num_samples * forward.batch, device=forward.like.device)
+
+
+def _normalized(y: Measurements, forward: ForwardModel, rows: Tensor) -> Measurements:
+    return take(forward.units.normalized(y, forward.images), rows % forward.batch)
 
 
 def _gaussian_noise(y: Measurements, forward: ForwardModel, noise_level: float | None) -> tuple[Tensor, Source]:
     """
-    The variance of a (real) measurement of each image, (B,), and who tells; 0 where nobody does.
+    The noise variance of a (real) measurement of each image, (B,), 0 where it is unknown; and its source.
 
-    Where the noise is of unlike size in the measurements of an image, each is counted in units of its own from now on.
+    Heteroscedastic noise is whitened: the units become those in which all measurements have this variance.
     """
-    told = told_sizes(forward.physics, y) if noise_level is None else sizes_of_level(noise_level, y)
-    sizes = told or (drawn_sizes(forward) if noise_level is None else None)
-    if sizes is not None:
-        forward.count_in(replace(forward.units, relative=relative(sizes, forward)))
-    if told is not None:
-        return mean_square(told, forward) / forward.units.scale**2, "told"
+    given = given_stds(forward.physics, y, noise_level)
+    stds = simulated_stds(forward) if given is None and noise_level is None else given
+    if stds is not None:
+        forward.set_units(replace(forward.units, relative=relative(stds, forward)))
+    if given is not None:
+        return mean_square(given, forward) / forward.units.scale**2, "given"
     if noise_level is not None:
         halves = 2 if parts(y)[0].is_complex() else 1
-        return torch.full_like(forward.like[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves), "told"
+        return torch.full_like(forward.like[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves), "given"
     return simulated_at_probe(forward), "simulated"

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, HalfSquares, Likelihood
+from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, Squares
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.schedules.initial import descend
 from deepinv_dmilo.schedules.schedule import Plan, Stage
-from deepinv_dmilo.utils.settings import check_choice, check_settings
+from deepinv_dmilo.utils.settings import check_settings
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -104,7 +104,8 @@ class DMILOPGD(DMILO):
 
     def _check(self) -> None:
         if isinstance(self.step_size, str):
-            check_choice("step_size", self.step_size, ("auto",), "a positive number")
+            if self.step_size != "auto":
+                raise ValueError(f"step_size={self.step_size!r}: type 'auto' or a positive number")
             if self.normalize_gradient:
                 raise ValueError("normalize_gradient=True needs a number: type step_size=1.0, as published")
         rates = {} if isinstance(self.step_size, str) else {"step_size": self.step_size}
@@ -132,7 +133,7 @@ class DMILOPGD(DMILO):
             return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
             return descend(likelihood.gaussian(one), x, **how)
-        squares: Likelihood = HalfSquares(likelihood.forward, likelihood.y, likelihood.rows)
+        squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)
         if stage.image_error is None:
             penalty = None
         elif isinstance(likelihood, Gaussian):  # in the squared units of the measurements

@@ -9,7 +9,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.batches import of_another_batch
+from deepinv_dmilo.likelihood.batches import batch_size_error
 from deepinv_dmilo.likelihood.measurements import (
     Measurements,
     like_parts,
@@ -41,7 +41,7 @@ def image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[tuple[
     if shape is not None:
         return shape, tried[shape]  # type: ignore[return-value]
     batch = len(parts(y)[0])
-    other = of_another_batch(physics, batch, lambda: _first_that_fits(y, physics, prior, {})[0] is not None)
+    other = batch_size_error(physics, batch, lambda: _first_that_fits(y, physics, prior, {})[0] is not None)
     if other is not None:
         raise other from failure
     if isinstance(y, Tensor) and y.ndim == 4 and y.shape[-1] in (1, 3) and y.shape[1] not in (1, 3):

@@ -66,8 +66,8 @@ def _warn_if_too_small(likelihood: Likelihood, white: Measurements) -> None:
         least = [torch.minimum(size(of_white) / TOO_FAR, size(of_dark)) for size in (_largest, _rms)]
         small = (_largest(y) < least[0]) & (_rms(y) < least[1])
         if (small | (_largest(y) == 0)).all() and small.any() and (y != 0).any():
-            as_made = [parts(forward.units.as_made(t, rows))[number].abs() for t in (likelihood.y, white)]
-            brightest, most = (t.max().item() for t in as_made)
+            physical = [parts(forward.units.physical(t, rows))[number].abs() for t in (likelihood.y, white)]
+            brightest, most = (t.max().item() for t in physical)
             warn(
                 f"y is {brightest:.3g} at most, and of a white image {most:.3g}; check that y was not scaled twice, "
                 "and that a kernel adds to one"
@@ -91,7 +91,7 @@ def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
     odd = (variance * likelihood.observed > 4 * given) & (given > 0)
     if odd.any():
         std = likelihood.forward.units.scale * variance[odd].max().sqrt().item()
-        whose = "" if likelihood.source == "told" else ", of the noise model (0.1 in a plain Denoising()),"
+        whose = "" if likelihood.source == "given" else ", of the noise model (0.1 in a plain Denoising()),"
         warn(
             f"noise of {std:.3g}{whose} is more than all that y measures; give the standard deviation in the units of "
             f"y, of 8-bit levels {std:.3g} / 255"

@@ -9,7 +9,7 @@ from deepinv.physics import Physics
 from deepinv.utils import TensorList
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.batches import of_another_batch
+from deepinv_dmilo.likelihood.batches import batch_size_error
 from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, parts, shapes
 from deepinv_dmilo.methods.image_shape import image_shape, lacking, measured_of_black, tensors
 from deepinv_dmilo.priors.prior import Prior
@@ -82,7 +82,7 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements
         if produced == shapes(lifted := like_parts(y, [t[None] for t in parts(y)])):
             raise lacking(y, lifted, "[None]")
         size, batch = tuple(init.shape), len(parts(y)[0])
-        other = of_another_batch(physics, batch, lambda: shapes(measured_of_black(size, y, physics)) == shapes(y))
+        other = batch_size_error(physics, batch, lambda: shapes(measured_of_black(size, y, physics)) == shapes(y))
         if other is not None:
             raise other from failure
         what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"

@@ -1,1 +1,1 @@
-"""What minimises: L-BFGS, Adam, gradient and proximal steps."""
+"""Optimisation: L-BFGS, Adam, conjugate gradients, gradient and proximal steps."""

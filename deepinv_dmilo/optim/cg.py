@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients, for every image of a batch on its own."""
+"""Preconditioned conjugate gradients, independent for each image of a batch."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DONE = 1e-10  # of the squared residual, at which an image is done: ours
+from deepinv_dmilo.utils.rows import column, dot
+
+DONE = 1e-10  # relative decrease of the squared preconditioned residual at which an image stops: ours
 
 
 def conjugate_gradients(
     normal: Callable[[Tensor], Tensor], right: Tensor, precondition: Callable[[Tensor], Tensor], *, steps: int
 ) -> Tensor:
     """
-    About the solutions v of ``normal(v) = right``, shape (n, C, H, W).
+    Approximate solutions v of ``normal(v) = right``, (n, C, H, W).
 
-    :param normal: a symmetric and positive linear map of each image.
+    :param normal: a symmetric positive definite linear map of each image.
     :param torch.Tensor right: the right-hand sides, (n, C, H, W).
-    :param precondition: about the inverse of ``normal``.
-    :param int steps: at most.
+    :param precondition: an approximate inverse of ``normal``.
+    :param int steps: maximum number of iterations.
     """
     solution, residual = torch.zeros_like(right), right
     direction = preconditioned = precondition(residual)
-    size = first = _dot(residual, preconditioned)
+    size = first = dot(residual, preconditioned)
     for _ in range(steps):
         moving = size > DONE * first
         if not moving.any():
             break
         image = normal(direction)
-        length = torch.where(moving, size / _dot(direction, image), 0).view(-1, 1, 1, 1)
+        length = column(torch.where(moving, size / dot(direction, image), 0), right)
         solution, residual = solution + length * direction, residual - length * image
         preconditioned = precondition(residual)
-        size, before = _dot(residual, preconditioned), size
-        direction = preconditioned + torch.where(moving, size / before, 0).view(-1, 1, 1, 1) * direction
+        size, before = dot(residual, preconditioned), size
+        direction = preconditioned + column(torch.where(moving, size / before, 0), right) * direction
     return solution
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""What moves images without the network: gradient steps on the measurements, and sparse deviations."""
+"""Descent of images on an objective without the network: gradient, proximal and soft-thresholding steps."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.optim import lbfgs
+from deepinv_dmilo.utils.rows import column, dot, sum_of_squares
 
 # All ours.
-POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is a hundredth too long descends as well
-STANDSTILL = 1e-3  # root mean square of a step that moves an image in [0, 1] no more
-PROXIMAL_STEPS, HALVINGS = 100, 30  # of a sparse deviation, and of one of its steps
-ACCURACY = 1e-5  # of the objective, that a step towards a proximal point must gain
-DECREASE = 1e-4  # of the value, along the gradient, that is enough (Armijo)
+POWER_STEPS, POWER_ACCURACY = 30, 1e-2  # a step that is 1 % too long still descends
+STANDSTILL = 1e-3  # root mean square of a step at which an image in [0, 1] has converged
+PROXIMAL_STEPS, HALVINGS = 100, 30  # of a sparse deviation; of the length of one step
+ACCURACY = 1e-5  # relative decrease of the objective at which a proximal point has converged
+DECREASE = 1e-4  # sufficient decrease (Armijo)
 
-#: images (n, C, H, W) to a value of each, (n,)
+#: maps images (n, C, H, W) to one value each, (n,)
 Values: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Potential(Protocol):
-    """A negative log-density of each of n images, up to a constant, such as that of measurements."""
+    """A negative log-density of each of n images, up to a constant, such as a likelihood."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """Images (n, C, H, W) to values, (n,), differentiable."""
+        """The values of images, (n, C, H, W) -> (n,), differentiable."""
 
     def select(self, rows: Tensor) -> Potential:
         """The same for some of the images."""
@@ -34,20 +35,20 @@ class Potential(Protocol):
 
 @dataclass(frozen=True)
 class Penalised:
-    """``objective(x) + p |x - c|^2 / 2``: proximal points of the objective at c minimise it."""
+    """``objective(x) + p |x - c|^2 / 2``, whose minimiser is the proximal point of the objective at c."""
 
     objective: Potential
     center: Tensor  # c, (n, C, H, W)
     penalty: Tensor  # p, (n,)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.objective(x) + self.penalty * (x - self.center).square().flatten(1).sum(1) / 2
+        return self.objective(x) + self.penalty * sum_of_squares(x - self.center) / 2
 
     def select(self, rows: Tensor) -> Penalised:
         return Penalised(self.objective.select(rows), self.center[rows], self.penalty[rows])
 
     def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of images as the rows of a matrix, (n, d), with gradients."""
+        """Values and gradients for images as the rows of a matrix, (n, d)."""
         value, gradient = value_and_gradient(self, z.view_as(self.center))
         return value, gradient.flatten(1)
 
@@ -64,26 +65,25 @@ def gradient_steps(
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     r"""
-    Gradient steps of images on an objective, clamped to ``limits`` after each.
+    Gradient descent of images on an objective, clamped to ``limits`` after each step.
 
-    :param torch.Tensor x: images, (n, C, H, W).
+    :param torch.Tensor x: initial images :math:`x_0`, (n, C, H, W).
     :param objective: such as :math:`\|A(x) - y\|^2 / 2`.
-    :param int steps: at most.
-    :param torch.Tensor size: of a step, (n,); None: found by backtracking.
+    :param int steps: maximum number of steps.
+    :param torch.Tensor size: step size of each image, (n,); None: by backtracking.
     :param bool normalize: descend the square root of twice the objective, :math:`\|A(x) - y\|`.
-    :param torch.Tensor penalty: p of each image, (n,): the steps go towards the proximal point at the x that was given,
-        the minimiser of the objective :math:`+ \, p \|x - x_0\|^2 / 2`.
-    :param float standstill: an image whose step had a root mean square of at most so much is left as it is, and A is
-        not asked for it again.
+    :param torch.Tensor penalty: p of each image, (n,): adds :math:`p \|x - x_0\|^2 / 2` to the objective, whose
+        minimiser is then the proximal point at :math:`x_0`.
+    :param float standstill: an image stops at a step whose root mean square is at most this.
     """
     target = Penalised(objective, x, torch.zeros_like(x[:, 0, 0, 0]) if penalty is None else penalty)
     if size is None:
         return _backtracking(target, x, steps, standstill, limits)
-    x, rows, step = x.clone(), torch.arange(len(x), device=x.device), _column(size / (1 + size * target.penalty))
+    x, rows, step = x.clone(), torch.arange(len(x), device=x.device), column(size / (1 + size * target.penalty), x)
     for _ in range(steps):
         value, gradient = value_and_gradient(target, x[rows])
         if normalize:
-            gradient = gradient / _column(2 * value).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+            gradient = gradient / column(2 * value, x).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
         moved = (x[rows] - step * gradient).clamp(*limits)
         moving = (_rms(moved - x[rows]) > standstill).nonzero()[:, 0]
         x[rows[moving]] = moved[moving]
@@ -102,10 +102,10 @@ def proximal_point(
     steps: int,
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """About the minimiser of ``objective(x) + p |x - x_0|^2 / 2``, by L-BFGS in so many evaluations, then clamped."""
+    """An approximate minimiser of ``objective(x) + p |x - x_0|^2 / 2``: ``steps`` evaluations of L-BFGS, clamped."""
     target = Penalised(objective, x, penalty)
     moved, value, _ = lbfgs.minimize(target, x.flatten(1), steps=steps, tolerance=ACCURACY)
-    return torch.where(_column(torch.isfinite(value)), moved.view_as(x), x).clamp(*limits)
+    return torch.where(column(torch.isfinite(value), x), moved.view_as(x), x).clamp(*limits)
 
 
 def sparse_deviation(
@@ -118,29 +118,31 @@ def sparse_deviation(
     standstill: float = STANDSTILL,
 ) -> Tensor:
     r"""
-    The :math:`\nu` that minimises an objective of :math:`x + \nu` plus :math:`w \|\nu\|_1`; no network pass.
+    The :math:`\nu` that minimises ``objective`` :math:`(x + \nu) + w \|\nu\|_1`.
 
-    Proximal gradient descent (soft thresholding), with a step of each row that is halved where it is too long, until
-    no pixel of a row moves by more than ``standstill``.
+    Proximal gradient descent (soft thresholding). The step size of a row is halved where it is too long; a row stops
+    when no pixel moves by more than ``standstill``.
 
-    :param torch.Tensor x: shape (n, C, H, W).
+    :param torch.Tensor x: images, (n, C, H, W).
     :param torch.Tensor weight: w of each row, (n,).
-    :param torch.Tensor step: first step of each row, (n,): the inverse of the objective's curvature, or more.
-    :return: the deviation, most of it exactly 0.
+    :param torch.Tensor step: initial step size of each row, (n,): at least the inverse curvature of the objective.
+    :return: the deviation, (n, C, H, W), sparse.
     """
     found, rows, nu = torch.zeros_like(x), torch.arange(len(x), device=x.device), torch.zeros_like(x)
     value, gradient = value_and_gradient(objective, x)
     for _ in range(steps):
         for _ in range(HALVINGS):
-            trial = _soften(nu - _column(step) * gradient, _column(step * weight))
+            trial = nu - column(step, x) * gradient
+            trial = trial.sign() * (trial.abs() - column(step * weight, x)).clamp(min=0)  # soft thresholding
             move = trial - nu
             trial_value, trial_gradient = value_and_gradient(objective, x + trial)
-            bound = value + (gradient * move).flatten(1).sum(1) + move.square().flatten(1).sum(1) / (2 * step)
-            good = trial_value <= bound + 1e-6 * value.abs()  # not so where it is NaN
+            bound = value + dot(gradient, move) + sum_of_squares(move) / (2 * step)
+            good = trial_value <= bound + 1e-6 * value.abs()  # False for NaN
             if good.all():
                 break
             step = torch.where(good, step, step / 2)
-        nu, gradient = torch.where(_column(good), trial, nu), torch.where(_column(good), trial_gradient, gradient)
+        mask = column(good, x)
+        nu, gradient = torch.where(mask, trial, nu), torch.where(mask, trial_gradient, gradient)
         value, found[rows] = torch.where(good, trial_value, value), nu
         moving = (good & (move.abs().flatten(1).amax(1) > standstill)).nonzero()[:, 0]
         if not len(moving):
@@ -153,19 +155,19 @@ def sparse_deviation(
 
 def squared_norm(energy: Values, like: Tensor) -> Tensor:
     """
-    ``||A||^2`` of each image, (n,), by a power method, to a hundredth; ``energy`` is ``||A x||^2`` of images, (n,).
+    ``||A||^2`` of each image, (n,), to 1 %, by power iterations; ``energy`` maps images to ``||A x||^2``, (n,).
 
-    Our own: deepinv's takes one norm for the whole batch, and draws from the global random state. Like the steps, it
-    asks autograd for the adjoint, so that an ``A_adjoint`` that is missing or scaled otherwise does no harm.
+    deepinv's own computes one norm for the whole batch and draws from the global random state. The adjoint comes from
+    autograd, so that ``A_adjoint`` may be missing or scaled differently.
     """
     rng = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(like.shape[1:], generator=rng, device="cpu", dtype=torch.float32).to(like).expand(like.shape)
-    norm, moving = _energy(probe).sqrt(), torch.ones_like(like[:, 0, 0, 0], dtype=torch.bool)
+    norm, moving = sum_of_squares(probe).sqrt(), torch.ones_like(like[:, 0, 0, 0], dtype=torch.bool)
     for _ in range(POWER_STEPS):
-        _, image = value_and_gradient(lambda x: energy(x) / 2, probe / _column(norm))
-        larger = _energy(image).sqrt().clamp(min=torch.finfo(like.dtype).tiny)
+        _, image = value_and_gradient(lambda x: energy(x) / 2, probe / column(norm, probe))
+        larger = sum_of_squares(image).sqrt().clamp(min=torch.finfo(like.dtype).tiny)
         still = (larger - norm).abs() > POWER_ACCURACY * larger
-        norm, probe = torch.where(moving, larger, norm), torch.where(_column(moving), image, probe)
+        norm, probe = torch.where(moving, larger, norm), torch.where(column(moving, probe), image, probe)
         moving = moving & still
         if not moving.any():
             break
@@ -173,7 +175,7 @@ def squared_norm(energy: Values, like: Tensor) -> Tensor:
 
 
 def value_and_gradient(objective: Values, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A value of each image, (n,), and its gradient."""
+    """The values of images, (n,), and their gradients."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = objective(x)
@@ -185,48 +187,36 @@ def _backtracking(
     objective: Penalised, x: Tensor, steps: int, standstill: float, limits: tuple[float, float]
 ) -> Tensor:
     """
-    Tries at a step of each image: one that does not decrease the objective enough is halved.
+    Gradient descent with a backtracking line search: a step without sufficient decrease is halved.
 
-    The others have the length that the last one's change of the gradient asks for (Barzilai and Borwein, 1988).
+    After an accepted step, the size is that of Barzilai and Borwein (1988).
     """
     value, gradient = value_and_gradient(objective, x)
-    # The first goes to zero, were A linear and 1-d, and neither hardly anywhere nor through all of [0, 1].
-    slope = _energy(gradient).clamp(min=torch.finfo(x.dtype).tiny)
-    unit = (x[0].numel() / slope).sqrt()  # of a root mean square of 1
+    # The first step reaches zero of a one-dimensional quadratic; its root mean square is between STANDSTILL and 1.
+    slope = sum_of_squares(gradient).clamp(min=torch.finfo(x.dtype).tiny)
+    unit = (x[0].numel() / slope).sqrt()
     step = torch.clamp(2 * value.abs() / slope, STANDSTILL * unit, unit)
-    found, rows, moving = x.clone(), torch.arange(len(x), device=x.device), _energy(gradient) > 0
-    for _ in range(max(1, steps - 1)):  # as many evaluations as steps of a given size take
+    found, rows, moving = x.clone(), torch.arange(len(x), device=x.device), sum_of_squares(gradient) > 0
+    for _ in range(max(1, steps - 1)):  # as many evaluations as with a given size
         if not moving.all():
             keep = moving.nonzero()[:, 0]
             rows, objective = rows[keep], objective.select(keep)
             x, gradient, value, step = (t[keep] for t in (x, gradient, value, step))
         if not len(rows):
             break
-        trial = (x - _column(step) * gradient).clamp(*limits)
+        trial = (x - column(step, x) * gradient).clamp(*limits)
         trial_value, trial_gradient = value_and_gradient(objective, trial)
-        enough = trial_value <= value - DECREASE * (gradient * (x - trial)).flatten(1).sum(1)
+        enough = trial_value <= value - DECREASE * dot(gradient, x - trial)
         move = trial - x
         moving = ~enough | (_rms(move) > standstill)
-        curvature = (move * (trial_gradient - gradient)).flatten(1).sum(1)
-        longer = torch.where(curvature > 0, _energy(move) / curvature, 2 * step)
-        x, gradient = torch.where(_column(enough), trial, x), torch.where(_column(enough), trial_gradient, gradient)
+        curvature = dot(move, trial_gradient - gradient)
+        longer = torch.where(curvature > 0, sum_of_squares(move) / curvature, 2 * step)
+        mask = column(enough, x)
+        x, gradient = torch.where(mask, trial, x), torch.where(mask, trial_gradient, gradient)
         value, step = torch.where(enough, trial_value, value), torch.where(enough, longer, step / 2)
         found[rows] = x
     return found
 
 
-def _soften(t: Tensor, threshold: Tensor) -> Tensor:
-    return t.sign() * (t.abs() - threshold).clamp(min=0)
-
-
-def _energy(x: Tensor) -> Tensor:
-    return x.square().flatten(1).sum(1)
-
-
 def _rms(x: Tensor) -> Tensor:
     return x.square().flatten(1).mean(1).sqrt()
-
-
-def _column(t: Tensor) -> Tensor:
-    """(n,) -> (n, 1, 1, 1)."""
-    return t.view(-1, 1, 1, 1)

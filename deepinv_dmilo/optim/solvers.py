@@ -1,4 +1,4 @@
-"""What solves the problem of a layer: Adam, as published, and the batched L-BFGS."""
+"""Solvers of the problem of a layer: Adam, as published, and a batched L-BFGS."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.optim import lbfgs
+from deepinv_dmilo.utils.rows import pack, unpack
 from deepinv_dmilo.utils.settings import check_settings
 
 SLOWER = "lower latent_lr (or lr, step_size), or use float32 weights"
 FLOOR = "physics.A or its gradient may be infinite there: give a power or logarithm a floor, such as x.clamp(min=1e-3)"
-STEPS_BETWEEN_CHECKS = 50  # of the objective: a look at the device costs a GPU its queue of work
+STEPS_BETWEEN_CHECKS = 50  # of the objective; each one synchronises with a GPU
 #: the paper's learning rate of the deviations
 DEVIATION_LR = 1e-3
 
-
-#: what a problem is solved for, by name, the rows of a batch first: ``latent``, ``deviation``
+#: the variables of a problem by name, (n, ...) each: ``latent``, ``deviation``
 Variables: TypeAlias = "dict[str, Tensor]"
 
 
@@ -28,48 +28,49 @@ class Minimisable(Protocol):
 
     @property
     def unit(self) -> float | None:
-        """Change of the objective that counts as one; None: as large as the objective itself."""
+        """Scale of the objective, for tolerances; None: the objective itself."""
 
     def gradients(self, v: Variables) -> tuple[Tensor, Variables]:
-        """The objective of each row, (n,), and its gradients; one pass of the network."""
+        """The objective of each row, (n,), and its gradients: one pass of the network."""
 
     def select(self, rows: Tensor) -> Minimisable:
         """The same for some of the rows."""
 
 
 class Minimum(NamedTuple):
-    """What a solver found for each of n rows."""
+    """The result of a solver for each of n rows."""
 
     variables: Variables
-    value: Tensor  # (n,) the objective, with Adam before its last step
+    value: Tensor  # (n,) of the objective; with Adam before its last step
     passes: Tensor  # (n,) of the network
 
 
-#: called at each step with the variables and the objectives before it, where a solver has them
+#: called before each step with the variables and the objectives, None where a solver does not have them
 Watch = Callable[["Variables | None", "Tensor | None"], object]
 
 
 @runtime_checkable
 class Solver(Protocol):
-    """Minimises an objective from a start."""
+    """Minimises the objective of each row."""
 
     @property
     def steps(self) -> int | None:
-        """Passes that a problem may take; None: what the reconstructor grants it."""
+        """Passes for a problem; None: set by the reconstructor."""
 
     def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
-        """At most ``steps`` passes of the network for a row."""
+        """Minimise in at most ``steps`` passes of the network for each row."""
 
 
 @dataclass(frozen=True)
 class LBFGS:
     """
-    A batched L-BFGS: every row has its own curvature, step length and end.
+    A batched L-BFGS: each row has its own curvature pairs, step length and stopping.
 
-    :param int steps: passes that a problem may take; None: its share of ``max_passes``, or where that is not given
-        either, of 100 for a sample (200 with unknown parameters).
-    :param float tolerance: a row is done when a step lowers its objective by less than this fraction of what one
-        standard deviation of every unknown is worth (with ``Chain``: of the objective itself). Default ours.
+    :param int steps: maximum number of passes for a problem; None: its share of ``max_passes``, by default 100 for a
+        sample (200 with unknown parameters).
+    :param float tolerance: a row stops when a step lowers its objective by less than this fraction of the scale of the
+        objective: its change for one standard deviation of every unknown (with ``Chain``: the objective itself).
+        Default ours.
     """
 
     steps: int | None = None
@@ -80,48 +81,38 @@ class LBFGS:
         check_settings(steps=steps, rates={}, weights={"tolerance": self.tolerance})
 
     def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
-        flat = _Flat(problem, {name: t.shape[1:] for name, t in start.items()}, watch)
         z, value, passes = lbfgs.minimize(
-            flat, flat.pack(start), steps=steps, tolerance=self.tolerance, unit=problem.unit
+            _Flat(problem, start, watch), pack(start), steps=steps, tolerance=self.tolerance, unit=problem.unit
         )
         if not torch.isfinite(value).all():
             row = int((~torch.isfinite(value)).nonzero()[0])
             raise FloatingPointError(f"the objective of row {row} is nowhere finite, from the first step on; {FLOOR}")
-        return Minimum(flat.unpack(z), value, passes)
+        return Minimum(unpack(z, start), value, passes)
 
 
 @dataclass(frozen=True)
 class _Flat:
-    """A problem whose variables are the columns of one matrix."""
+    """A problem whose variables, named and shaped like ``like``, are the columns of one matrix."""
 
     problem: Minimisable
-    shapes: dict[str, torch.Size]
+    like: Variables
     watch: Watch
-
-    def pack(self, v: Variables) -> Tensor:
-        """(n, ...) each, to (n, d)."""
-        return torch.cat([v[name].flatten(1) for name in self.shapes], 1)
-
-    def unpack(self, z: Tensor) -> Variables:
-        """(n, d) to (n, ...) each."""
-        columns = z.split([shape.numel() for shape in self.shapes.values()], 1)
-        return {name: c.reshape(len(z), *self.shapes[name]) for name, c in zip(self.shapes, columns, strict=True)}
 
     def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.watch(None, None)
-        value, gradients = self.problem.gradients(self.unpack(z))
-        return value, self.pack(gradients)
+        value, gradients = self.problem.gradients(unpack(z, self.like))
+        return value, pack({name: gradients[name] for name in self.like})
 
     def select(self, rows: Tensor) -> _Flat:
-        return _Flat(self.problem.select(rows), self.shapes, self.watch)
+        return _Flat(self.problem.select(rows), self.like, self.watch)
 
 
 @dataclass(frozen=True)
 class Adam:
     """
-    Adam with a fresh state, as published: entry by entry, so that rows do not see one another.
+    Adam with a fresh state, as published; it works entry by entry, so that rows are independent.
 
-    :param int steps: passes that a problem takes (paper: 200 to 1000).
+    :param int steps: number of passes for a problem (paper: 200 to 1000).
     :param float latent_lr: learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: learning rate of the deviations (paper and None: 1e-3).
     """
@@ -156,7 +147,7 @@ class Adam:
 
 
 def check_finite(values: Tensor, step: int) -> None:
-    """Stop where objectives of the last steps, (k, n), are not finite; ``step`` is the last of them."""
+    """Check that the objectives of the k steps up to ``step``, (k, n), are finite."""
     bad = ~torch.isfinite(values)
     if bad.any():
         k, row = (int(i) for i in bad.nonzero()[0])

@@ -38,7 +38,7 @@ def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Po
     if again:
         variance = torch.minimum(variance, likelihood.variance)
     else:
-        variance = torch.minimum(variance, likelihood.most_noise)
+        variance = torch.minimum(variance, likelihood.variance_bound)
         if posterior.nuisance is not None:  # a guess of A errs, too, and that is no noise
             variance = torch.minimum(variance, finest_variance(likelihood).clamp(min=LEAST_OF_FIRST * variance))
     return replace(posterior, likelihood=replace(likelihood, variance=variance))

@@ -57,7 +57,7 @@ class Chain:
 
     def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
         """DMILO-PGD fits the measurements of its iterate."""
-        return likelihood.of_measurements_of(x)
+        return likelihood.of_clean(x)
 
     def start(self, posterior: Posterior, stage: Stage, x: Tensor, layers: Layers | None) -> Layers:
         """Where the outer step before left off; the first from pure noise, run through the chain once."""

@@ -1,4 +1,4 @@
-"""Private copies of modules: a call works on its own, so that nothing of the caller's is changed, even for a while."""
+"""Private copies of modules, so that a call never changes those of the caller, not even temporarily."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _T = TypeVar("_T")
 _Module = TypeVar("_Module", bound=nn.Module)
-#: what a module keeps its tensors and members in, which ``functional_call`` and ``setattr`` write to
+#: dictionaries of a module's tensors and submodules, which ``functional_call`` and ``setattr`` write to
 _OWN = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _LIBRARIES = Lock()
@@ -28,7 +28,7 @@ _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
 
 def frozen(module: _Module, *, shared: tuple[object, ...] = ()) -> _Module:
-    """A private copy in evaluation mode, whatever its ``eval`` does."""
+    """A private copy in evaluation mode, also of a module that overrides ``eval``."""
     copy = private(module, shared=shared)
     for part in copy.modules():
         part.training = False
@@ -37,14 +37,14 @@ def frozen(module: _Module, *, shared: tuple[object, ...] = ()) -> _Module:
 
 def private(thing: _T, *, shared: tuple[object, ...] = ()) -> _T:
     """
-    A copy with modules and generators of its own, and with the same tensors, of which no gradient is taken.
+    A copy with new modules and generators that shares the tensors of the original, detached from the graph.
 
-    What is set on the copy (a mode, a parameter of a physics, the state of a generator) is not set on the original, so
-    that several threads may use one model and one physics. Neither weights nor hooks are copied, as by ``deepcopy``,
-    nor objects that are no modules: a module that only such an object holds is the original.
+    Setting a mode, a parameter of a physics or the state of a generator on the copy leaves the original as it is, so
+    that several threads can share one model and one physics. Unlike ``deepcopy``, it copies neither weights nor hooks,
+    nor objects other than modules: a module that only such an object holds is shared.
 
     :param thing: a module, or a container of modules.
-    :param shared: what is not copied.
+    :param shared: objects that are not copied.
     """
     return _copied(thing, {id(one): one for one in shared})
 
@@ -52,7 +52,7 @@ def private(thing: _T, *, shared: tuple[object, ...] = ()) -> _T:
 @contextmanager
 def seeded(physics: _T, seed: int) -> Iterator[_T]:
     """
-    A private copy of a physics whose generators start at a seed, as does all that draws without one inside.
+    A private copy of a physics whose generators start at a seed, as do draws without a generator in this context.
 
     The global random state is neither read nor changed.
     """
@@ -62,7 +62,7 @@ def seeded(physics: _T, seed: int) -> Iterator[_T]:
 
 
 def seeded_copy(physics: _T, seed: int) -> tuple[_T, Seeded]:
-    """That copy, and what it is to be called in; each time the next numbers come."""
+    """That copy, and the context to call it in, which may be entered again: the draws continue."""
     memo: dict[int, Any] = {}
     copy = _copied(physics, memo)
     for made in memo.values():
@@ -74,9 +74,9 @@ def seeded_copy(physics: _T, seed: int) -> tuple[_T, Seeded]:
 @contextmanager
 def seeded_libraries(seed: int) -> Iterator[None]:
     """
-    The global random states of numpy, Python and torch start at a seed, and are afterwards as before.
+    Seed the global random states of numpy, Python and torch, and restore them afterwards.
 
-    For code of others, which draws from them. They are the process's: one thread at a time.
+    For third-party code that draws from them. They belong to the process, so that one thread at a time holds them.
     """
     with _LIBRARIES, torch.random.fork_rng(devices=[]):
         states = np.random.get_state(), python_random.getstate()  # noqa: NPY002
@@ -90,7 +90,7 @@ def seeded_libraries(seed: int) -> Iterator[None]:
 
 
 class Seeded(TorchDispatchMode):
-    """Gives every operation of this thread that draws from the global random state a generator of its own."""
+    """Gives each operation of this thread that draws from the global random state a private generator instead."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -103,24 +103,22 @@ class Seeded(TorchDispatchMode):
         if given or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         device = next((value.device for value in args if isinstance(value, Tensor)), kwargs.get("device"))
-        rng = self._rng(torch.device(device or "cpu"))
+        device = torch.device(device or "cpu")
+        if device not in self.rngs:
+            self.rngs[device] = torch.Generator(device).manual_seed(self.seed)
+        rng = self.rngs[device]
         name = func.overloadpacket.__name__
-        if name in ("randn_like", "rand_like"):  # which take no generator before torch 2.10
+        if name in ("randn_like", "rand_like"):  # no generator argument before torch 2.10
             empty = torch.empty_like(*args, **kwargs)
             return empty.normal_(generator=rng) if name == "randn_like" else empty.uniform_(generator=rng)
         return func.overloadpacket(*args, **{**kwargs, "generator": rng})
 
-    def _rng(self, device: torch.device) -> torch.Generator:
-        if device not in self.rngs:
-            self.rngs[device] = torch.Generator(device).manual_seed(self.seed)
-        return self.rngs[device]
-
 
 def _copied(thing: Any, memo: dict[int, Any], *, own: bool = False) -> Any:
     """
-    The copy of a thing and of what it holds; what holds nothing to be copied is its own copy.
+    The copy of an object and its contents; the object itself where nothing in it needs a copy.
 
-    :param bool own: containers are copied in any case, those of a module, which it may write into.
+    :param bool own: copy containers in any case: those of a module, which may write into them.
     """
     if id(thing) in memo:
         return memo[id(thing)]
@@ -153,7 +151,7 @@ def _copied(thing: Any, memo: dict[int, Any], *, own: bool = False) -> Any:
 
 
 def _container(thing: Any, memo: dict[int, Any], own: bool) -> Any:
-    """A list or dictionary of copies; not looked through where it holds but numbers and words."""
+    """A list or dictionary of copies; lists of plain numbers and strings are not searched."""
     copy = memo[id(thing)] = type(thing)()
     if isinstance(thing, list):
         plain = all(type(part) in _PLAIN for part in thing)
@@ -168,12 +166,12 @@ def _container(thing: Any, memo: dict[int, Any], own: bool) -> Any:
 
 
 def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A function that encloses copies, such as a forward that was put in the place of a network's."""
+    """A function whose closure holds copies, such as a ``forward`` that was patched into a network."""
     memo[id(function)] = function
     names, cells = function.__code__.co_freevars, function.__closure__ or ()
     enclosed = {}
     for name, cell in zip(names, cells, strict=True):
-        with suppress(ValueError):  # of a cell that is empty yet
+        with suppress(ValueError):  # the cell is still empty
             enclosed[name] = cell.cell_contents
     copies = {name: _copied(value, memo) for name, value in enclosed.items()}
     defaults, keywords = (_copied(part, memo) for part in (function.__defaults__, function.__kwdefaults__))
@@ -188,22 +186,22 @@ def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
 
 
 def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A module of its own dictionary, with copies of what is in it."""
+    """A new module with copies of all attributes."""
     copy: nn.Module
-    if isinstance(module, torch.jit.ScriptModule):  # whose mode and tensors are of the compiled one inside
+    if isinstance(module, torch.jit.ScriptModule):  # mode and tensors live in the compiled module
         copy = memo[id(module)] = deepcopy(module)
         return copy
-    if hasattr(module, "_orig_mod") and hasattr(module, "dynamo_ctx"):  # of torch.compile, bound to the module inside
+    if hasattr(module, "_orig_mod") and hasattr(module, "dynamo_ctx"):  # torch.compile, bound to its module
         copy = memo[id(module)] = type(module)(_copied(module._orig_mod, memo), module.dynamo_ctx)
         return copy
     copy = memo[id(module)] = object.__new__(type(module))
     for name, value in vars(module).items():
         if name in _OWN:
             value = {key: _copied(part, memo) for key, part in value.items()}
-        elif name.endswith(_HOOKS) and isinstance(value, dict):  # of functions, which are called as they are
+        elif name.endswith(_HOOKS) and isinstance(value, dict):  # hooks are not copied
             value = value.copy()
         else:
             value = _copied(value, memo, own=True)
         copy.__dict__[name] = value
-    copy.__dict__["_compiled_call_impl"] = None  # of Module.compile, bound to the original
+    copy.__dict__["_compiled_call_impl"] = None  # Module.compile, bound to the original
     return copy

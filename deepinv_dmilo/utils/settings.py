@@ -1,4 +1,4 @@
-"""Checks of settings: numbers, flags, choices."""
+"""Checks of settings: numbers and flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: dict[str, float]) -> None:
-    """Refuse step numbers that are not whole and positive, rates that are not positive, weights that are negative."""
+    """Check that steps are positive whole numbers, rates positive numbers, and weights numbers of at least 0."""
     for name, value in steps.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: type a whole number of at least 1")
@@ -22,14 +22,7 @@ def check_settings(*, steps: dict[str, int], rates: dict[str, float], weights: d
 
 
 def check_flags(**flags: object) -> None:
-    """Refuse what is neither True nor False."""
+    """Check that flags are True or False."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}={value!r}: type True or False")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...], other: str = "") -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        options = [repr(choice) for choice in choices] + ([other] if other else [])
-        raise ValueError(f"{name}={value!r}: type {' or '.join(options)}")

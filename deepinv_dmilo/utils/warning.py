@@ -1,4 +1,4 @@
-"""Who called this package; warnings that point to the line of a user's that led to them."""
+"""Warnings that point to the line of user code that caused them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INSIDE = tuple(join(folder, "") for folder in (dirname(dirname(__file__)), dirn
 
 
 def caller() -> tuple[FrameType, int]:
-    """The nearest frame outside this package and torch, which calls models for users, and how far up it is."""
+    """The nearest frame outside this package and torch, and how many levels up it is."""
     frame, level = sys._getframe(), 0
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1
@@ -21,5 +21,5 @@ def caller() -> tuple[FrameType, int]:
 
 
 def warn(message: str) -> None:
-    """A ``RuntimeWarning`` of the nearest caller outside this package and torch."""
+    """Issue a ``RuntimeWarning`` at the nearest caller outside this package and torch."""
     warnings.warn(message, RuntimeWarning, stacklevel=caller()[1])

@@ -100,7 +100,10 @@ def test_noise_that_changes_the_shape_of_measurements(prior):
             return x[..., 1:]
 
     refused(
-        torch.rand(1, *IMAGE), Denoising(Cropping()), "noise model of the physics makes .* keeps their shape", prior
+        torch.rand(1, *IMAGE),
+        Denoising(Cropping()),
+        "noise model of the physics changes .* keeps their shape",
+        prior,
     )
 
 

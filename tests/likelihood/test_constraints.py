@@ -43,10 +43,18 @@ def test_what_names_no_parameter_is_told(unknown):
         (
             {"idle": Free(torch.ones(1, 1))},
             ValueError,
-            r"physics\.A\(x, idle=\.\.\.\) does not depend on it; let A take it",
+            r"physics\.A\(x, idle=\.\.\.\) does not depend on it; A must take it",
         ),
-        ({"gain": torch.ones(1, 1, 1, 1)}, ValueError, r"say what it may be: Simplex\(.*, Positive\(tensor\), Free\("),
-        ({"gain": torch.ones(1, 1, 2, 2)}, ValueError, "no entries of at least 0 that add to one; say what it may be"),
+        (
+            {"gain": torch.ones(1, 1, 1, 1)},
+            ValueError,
+            r"constraint: Simplex\(.*, Positive\(tensor\) or Free\(",
+        ),
+        (
+            {"gain": torch.ones(1, 1, 2, 2)},
+            ValueError,
+            "without nonnegative entries that sum to one; pass its con",
+        ),
         ({"gain": Free(torch.ones(1, 3, 3))}, ValueError, r"\(1, 3, 3\) where that of the physics has four dimensions"),
         ({"gain": Custom(torch.ones(1, 1), 3)}, TypeError, "takes a function, not a int"),
         ({"gain": Free(None)}, TypeError, r"is Free\(<NoneType>\); pass a first guess as a tensor"),
@@ -57,18 +65,22 @@ def test_what_names_no_parameter_is_told(unknown):
         ),
         ({"gain": torch.full((3, 3), 1 / 9)}, ValueError, r"in each row; .* kernel, of shape \(1, 1, h, w\)"),
         ({"gain": Custom(torch.ones(1, 1), lambda t: t.reshape(3, 7))}, ValueError, "does not take two rows of start"),
-        ({"gain": Custom(torch.ones(1, 1), lambda t: t.sum())}, ValueError, r"makes of shape \(\) of two rows"),
+        (
+            {"gain": Custom(torch.ones(1, 1), lambda t: t.sum())},
+            ValueError,
+            r"maps two rows of start to shape \(\)",
+        ),
         (
             {"gain": Custom(torch.ones(1, 1), lambda t: 3)},
             ValueError,
-            "makes a int of two rows of start; it takes",
+            "maps two rows of start to a int; it must",
         ),
-        ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "returns finite parameters"),
+        ({"gain": Custom(torch.ones(1, 1), lambda t: t[..., None, None] / 0)}, ValueError, "return finite parameters"),
         ({"gain": Free(torch.ones(3, 3))}, ValueError, r"of a kernel of two dimensions kernel\[None, None\]"),
         (
             {"sigma": Free(torch.ones(1, 1))},
             ValueError,
-            "noise that is not known is left out of the physics",
+            "leave unknown noise out of the physics",
         ),
         ({}, TypeError, r"unknown is \{\}; pass first guesses by the names"),
         (torch.ones(1, 1), TypeError, "unknown is a Tensor; pass first guesses by the names"),
@@ -115,7 +127,7 @@ def test_a_kernel_that_the_search_may_not_leave_is_told(guess, told):
         model.check(y, physics)
     messages = [str(w.message) for w in caught if "the search may not find the blur" in str(w.message)]
     assert len(messages) == (told is not None)
-    assert all(f"unknown['filter'] is {told}, from where" in message for message in messages)
+    assert all(f"unknown['filter'] is {told}, from which" in message for message in messages)
 
 
 def test_a_kernel_of_other_channels_is_told():

@@ -62,7 +62,7 @@ def test_any_rows_have_the_measurements_of_their_images(name, num_samples):
     assert type(forward) is KIND.get(name, PerImageForward)
     assert forward.is_split is (name != "hidden")
     for rows in (torch.arange(4 * num_samples), torch.tensor([2]), torch.tensor([3, 0]).repeat(1)):
-        measured = forward.units.as_made(forward(x[rows], rows), rows)
+        measured = forward.units.physical(forward(x[rows], rows), rows)
         for k, row in enumerate(rows.tolist()):
             expected = (
                 dinv.utils.TensorList([t[row % 4] for t in whole[row // 4]])

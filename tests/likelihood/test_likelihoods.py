@@ -90,7 +90,7 @@ def test_a_likelihood_that_knows_no_noise_has_none_on_top():
     for noise, settings in ((SaltPepperNoise(0.1, 0.1), {}), (GaussianNoise(0.1), fidelity)):
         likelihood = observe(y, Denoising(noise), **settings)
         assert not likelihood.has_noise
-        with pytest.raises(TypeError, match="does not say how large the noise is"):
+        with pytest.raises(TypeError, match="does not define a noise level"):
             likelihood.perturbed(y, torch.ones_like)
 
 

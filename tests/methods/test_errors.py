@@ -157,7 +157,7 @@ def test_an_operator_that_is_another_at_each_call(model, batch):
     dropout = torch.nn.Dropout(0.1)
     for physics in (masks, flickering, dinv.physics.Physics(A=dropout)):
         for call in (model.check, model):
-            with pytest.raises(ValueError, match=r"physics\.A measures the same image twice and not alike; pass a phy"):
+            with pytest.raises(ValueError, match=r"physics\.A gives two results for the same image; pass a physics"):
                 call(y, physics)
     assert model.check(y, dinv.physics.Physics(A=dropout.eval())) == (batch, *IMAGE)
 
