@@ -311,7 +311,7 @@ class PriorReconstructor(Configured):
 
     def _check_budget(self) -> None:
         """Refuse a budget that is no step for each problem that must be solved."""
-        problems = self.schedule.least_problems(self.prior)
+        problems = self.schedule.least_problems
         if self.max_passes is not None and self._budget().steps(problems) < 1:
             raise ValueError(
                 f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "

@@ -179,7 +179,7 @@ class DMILO(PriorReconstructor):
         """Algorithm 1."""
         x, layers = plan.first_image, None
         for stage in plan.stages:
-            likelihood = self.schedule.likelihood(posterior, stage, x)
+            likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             layers = self.schedule.start(posterior, stage, x, layers)
             x, cost = self.fit(posterior, stage, layers, likelihood, monitor)
             for finish in stage.finishing:
@@ -209,7 +209,7 @@ class DMILO(PriorReconstructor):
         """
         if posterior.nuisance is None or posterior.num_samples == 1 or isinstance(self.schedule, Chain):
             return cost
-        likelihood, n = self.schedule.likelihood(posterior, plan.stages[-1], x), posterior.num_samples
+        likelihood, n = self.schedule.likelihood(posterior, plan, plan.stages[-1], x), posterior.num_samples
         if isinstance(likelihood, Gaussian):
             likelihood = likelihood.gaussian(posterior.mean(likelihood.variance).repeat(n))
             return likelihood(x).clamp(min=likelihood.observed / 2) + negative_elbo(posterior, x)

@@ -115,7 +115,7 @@ class DMILOPGD(DMILO):
         """Algorithm 2."""
         x, layers = plan.first_image, None
         for stage in plan.stages:
-            likelihood = self.schedule.likelihood(posterior, stage, x)
+            likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             x = self.descend(posterior, stage, likelihood, x)
             layers = self.schedule.start(posterior, stage, x, layers)
             x, cost = self.fit(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)

@@ -59,10 +59,10 @@ class Posterior:
         init = None if self.init is None else self.init[rows]
         return replace(self, prior=self.prior.select(rows), likelihood=self.likelihood.select(rows), init=init)
 
-    def of_images(self, images: Tensor) -> Posterior:
-        """The posterior of all samples of some of the images, given by their positions, (k,)."""
+    def rows_of(self, images: Tensor) -> Tensor:
+        """The positions of the rows of all samples of some images, given by their own positions, (k,) -> (S * k,)."""
         each = len(self) // self.num_samples
-        return self.select(torch.cat([images + sample * each for sample in range(self.num_samples)]))
+        return torch.cat([images + sample * each for sample in range(self.num_samples)])
 
     @property
     def first_samples(self) -> Posterior:

@@ -41,7 +41,7 @@ class LastTwo(Levels):
         groups = []
         for group, plan in super().plan(posterior, budget):
             first, last = (replace(stage, steps=2 * stage.steps) for stage in plan.stages[-2:])
-            groups.append((group, replace(plan, stages=(replace(first, is_first=True), last))))
+            groups.append((group, replace(plan, stages=(first, last))))
         return groups
 
 
