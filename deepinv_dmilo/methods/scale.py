@@ -37,8 +37,8 @@ def check_scale(likelihood: Likelihood) -> None:
         ratio = (given / usual.clamp(min=torch.finfo(usual.dtype).tiny)).sqrt().max().item()
         if ratio > TOO_FAR_WITH_NOISE:
             raise ValueError(
-                f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255, say, photon "
-                "counts times their gain, or a physics of the scale of y"
+                f"y is {ratio:.3g} times as large as measurements of images in [0, 1]; pass y / 255 for 8-bit "
+                "data, photon counts times the gain, or a physics with the scale of y"
             )
     _warn_if_noise_is_all(likelihood)
 
@@ -66,8 +66,8 @@ def _warn_if_too_small(likelihood: Likelihood, white: Measurements) -> None:
             as_made = [parts(forward.units.as_made(t, rows))[number].abs() for t in (likelihood.y, white)]
             brightest, most = (t.max().item() for t in as_made)
             warn(
-                f"y is {brightest:.3g} at most, and of a white image {most:.3g}; check that y was not scaled twice, "
-                "and that a kernel adds to one"
+                f"y is {brightest:.3g} at most, and {most:.3g} in measurements of a white image; check that y was not "
+                "scaled twice, and that the kernel sums to one"
             )
             return
 
@@ -90,8 +90,8 @@ def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
         std = likelihood.forward.units.scale * variance[odd].max().sqrt().item()
         whose = "" if likelihood.source == "told" else ", of the noise model (0.1 in a plain Denoising()),"
         warn(
-            f"noise of {std:.3g}{whose} is more than all that y measures; give the standard deviation in the units of "
-            f"y, of 8-bit levels {std:.3g} / 255"
+            f"noise of {std:.3g}{whose} exceeds y itself; give the standard deviation in the units of y, e.g. "
+            f"{std:.3g} / 255 for 8-bit data"
         )
 
 
@@ -105,9 +105,9 @@ def warn_if_unexplained(found: Iterable[tuple[Likelihood, Tensor]]) -> None:
     odd = shares > 0
     if odd.any():
         warn(
-            f"{int(odd.sum())} of {len(shares)} images leave {shares[odd].mean().item():.0%} of y unexplained, and its "
-            "noise is less; check that physics(x) of images x in [0, 1] is like y, in scale and at the edges (a "
-            'camera\'s blur has padding="valid"), or give more passes'
+            f"{int(odd.sum())} of {len(shares)} images leave {shares[odd].mean().item():.0%} of y unexplained, "
+            "more than its noise; check that physics(x) of images x in [0, 1] matches y in scale and at the edges "
+            '(for the blur of a camera, padding="valid"), or increase max_passes'
         )
 
 
