@@ -55,13 +55,13 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
 def check_latent(shape: tuple[int, ...], prior: Prior, num_samples: int) -> None:
     """Refuse an ``init`` of this shape for a chain that cannot start from it."""
     if num_samples > 1:
-        raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
+        raise ValueError("init is one start, and samples need different ones; type num_samples=1, or leave init out")
     if not prior.affine:
         raise ValueError("init as a latent of an autoencoder is not supported; leave it out, the noise follows rng")
     if prior.for_images(*shape[2:]) is not prior:
         raise ValueError(
-            f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
-            "crop the images"
+            f"init has shape {shape}, which the prior's network does not take without padding; leave init out, or pad "
+            "or crop the images"
         )
 
 
@@ -98,7 +98,7 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements
             "one for each of the measurements' images"
         ) from failure
     if not torch.isfinite(init).all():
-        raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+        raise ValueError("init has NaN or infinite values; replace them, or leave init out")
     return made
 
 
