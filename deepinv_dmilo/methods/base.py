@@ -13,7 +13,7 @@ from deepinv.models import Denoiser
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.constraints import Guess
+from deepinv_dmilo.likelihood.constraints import Parameters
 from deepinv_dmilo.likelihood.forward import ForwardModel, forward_model
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, working_dtype
@@ -75,6 +75,11 @@ class PriorReconstructor(Configured):
         """The solver of the layer problems."""
         raise NotImplementedError
 
+    @property
+    def unknown(self) -> Parameters | None:
+        """First guesses of the nuisance parameters, for methods that solve blind problems."""
+        return None
+
     def _check(self) -> None:
         """Check the settings, at construction and at each call, since they can be changed in between."""
         if isinstance(unwrapped(self.prior), Denoiser):
@@ -91,7 +96,7 @@ class PriorReconstructor(Configured):
         problems = self.schedule.least_problems
         if self.max_passes is not None and self._budget().steps(problems) < 1:
             raise ValueError(
-                f"max_passes={self.max_passes} is not a pass for each layer problem and sample; type at least "
+                f"max_passes={self.max_passes} is less than a pass per layer problem and sample; type at least "
                 f"{self.num_samples * problems}, or fewer layers, outer steps or samples"
             )
 
@@ -99,7 +104,7 @@ class PriorReconstructor(Configured):
         """The budget of one sample."""
         if self.max_passes is not None:
             return Budget(self.max_passes // self.num_samples, self.solver.steps)
-        default = PASSES_IF_BLIND if self._unknown() else PASSES_OF_A_SAMPLE
+        default = PASSES_IF_BLIND if self.unknown else PASSES_OF_A_SAMPLE
         return Budget(default if self.solver.steps is None else None, self.solver.steps)
 
     def check(self, y: Measurements, physics: Physics, init: Tensor | None = None) -> tuple[int, ...]:
@@ -116,11 +121,9 @@ class PriorReconstructor(Configured):
         """
         The plan of a call, without running it; ``print`` it.
 
-        Computes the first image, estimates the noise level if it is not given, and times one pass of the network.
+        Computes the first image, estimates the noise level if it is not given, and times one pass of the network. The
+        parameters are those of :meth:`forward`.
 
-        :param torch.Tensor, deepinv.utils.TensorList y: measurements of B images.
-        :param deepinv.physics.Physics physics: forward operator.
-        :param torch.Tensor init: see :meth:`forward`.
         :return: the plan of each group of images, and an estimate of the run time in seconds.
         """
         with self._at_work() as model:
@@ -149,7 +152,7 @@ class PriorReconstructor(Configured):
         shape = check_inputs(y, physics, self.prior, init)
         if init is not None and self.schedule.starts_from_latent:
             check_latent(shape, self.prior, self.num_samples)
-        unknown = self._unknown()
+        unknown: Any = self.unknown  # checked: Guess by name
         like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None
         forward = forward_model(physics, shape, like, single=shape[0] * self.num_samples == 1, nuisance=nuisance)
@@ -165,10 +168,6 @@ class PriorReconstructor(Configured):
     def _likelihoods(self, y: Measurements, forward: ForwardModel) -> list[Likelihood]:
         """The likelihood of y; several, of some images each, if the noise level of some is known."""
         return mean_squares(y, forward, num_samples=self.num_samples)
-
-    def _unknown(self) -> dict[str, Guess] | None:
-        """First guesses of the nuisance parameters, for methods that have any."""
-        return None
 
     def forward(
         self,
@@ -211,10 +210,8 @@ class PriorReconstructor(Configured):
             )
         if return_std and self.num_samples == 1:
             raise ValueError("return_std=True needs several samples; type num_samples=4")
-        if return_unknown and not self._unknown():
-            raise ValueError(
-                'return_unknown=True needs unknown parameters: DMILO(prior, unknown={"filter": kernel}), say'
-            )
+        if return_unknown and not self.unknown:
+            raise ValueError('return_unknown=True needs a blind problem; type DMILO(prior, unknown={"filter": kernel})')
         solution = self.solve(y, physics, init=init, x_gt=x_gt, compute_metrics=compute_metrics)
         result: list[Any] = [solution.images]
         if return_std:
@@ -240,7 +237,7 @@ class PriorReconstructor(Configured):
         :return: images, samples, nuisance parameters, metrics, the plan, and how each layer problem ended.
         """
         if x_gt is not None and not compute_metrics:
-            raise ValueError("x_gt is for a metric alone; type compute_metrics=True, or leave it out")
+            raise ValueError("x_gt is only used for the metric psnr; type compute_metrics=True, or leave it out")
         check_new_draws(self.rng)
         with self._at_work() as model:
             return model._solution(model._posteriors(y, physics, init), x_gt, compute_metrics)

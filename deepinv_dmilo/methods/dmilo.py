@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from deepinv.optim import DataFidelity
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.constraints import Guess, Parameters, check_unknown
+from deepinv_dmilo.likelihood.constraints import Parameters, check_unknown
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements
@@ -149,12 +149,12 @@ class DMILO(PriorReconstructor):
                 "schedule=Levels(), or leave them out"
             )
         if self.noise_level is not None and self.data_fidelity is not None:
-            raise ValueError("noise_level is that of Gaussian noise, data_fidelity of any; type one of them")
+            raise ValueError("noise_level and data_fidelity both define the likelihood; type one of them")
         has_deviations = self.schedule.sparsity is not None
         if has_deviations and isinstance(self.solver, LBFGS):
             raise ValueError("L-BFGS solves smooth problems; type solver=Adam(), or schedule=Chain(sparsity=None)")
         if not has_deviations and isinstance(self.solver, Adam) and self.solver.deviation_lr is not None:
-            raise ValueError("deviation_lr has no deviations to learn; leave it out, or type Chain(sparsity=0.1)")
+            raise ValueError("deviation_lr has no effect without deviations; leave it out, or type Chain(sparsity=0.1)")
 
     @classmethod
     def _from_flat(cls: type[_Method], prior: Prior, settings: dict[str, Any]) -> _Method:
@@ -212,9 +212,6 @@ class DMILO(PriorReconstructor):
             return super()._likelihoods(y, forward)
         noise_level, data_fidelity = self.noise_level, self.data_fidelity
         return observe(y, forward, num_samples=self.num_samples, noise_level=noise_level, data_fidelity=data_fidelity)
-
-    def _unknown(self) -> dict[str, Guess] | None:
-        return self.unknown  # type: ignore[return-value]
 
 
 def _one_number(noise_level: float) -> float:

@@ -74,7 +74,7 @@ class Monitor:
         except FloatingPointError as error:
             cause = str(error)
             if diverged := not_finite(problem.prior):
-                cause = f"the prior has NaN or infinite weights, such as {diverged[0]}; give those of a finite training"
+                cause = f"the prior has NaN or infinite weights, such as {diverged[0]}; load finite ones"
             raise FloatingPointError(f"{problem.name}, outer step {stage.index + 1}: {cause}") from error
         self.bar.update(before + each * stage.steps - self.bar.n)  # including unused steps
         self._count(each * minimum.passes.cpu(), each * stage.steps, posterior, stage)

@@ -54,10 +54,6 @@ class Chain(Schedule):
         stages = tuple(Stage(k, levels, steps) for k in range(self.outer_steps))
         return [(posterior, Plan("as published", stages, posterior.grey(), first=("mid-grey",)))]
 
-    def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
-        """The paper's mean squares, without a noise level."""
-        return posterior.likelihood
-
     def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
         """The layers of DMILO-PGD fit A(x) instead of y."""
         return likelihood.of_measurements_of(x)

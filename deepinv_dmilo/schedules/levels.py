@@ -159,5 +159,5 @@ def _falling(given: object) -> tuple[float, ...]:
     check_settings(steps={}, rates={f"sigmas[{i}]": s for i, s in enumerate(sigmas)}, weights={})
     if any(after >= before for before, after in pairwise(sigmas)):
         falling = tuple(sorted(set(sigmas), reverse=True))
-        raise ValueError(f"sigmas={sigmas} go from coarse to fine; type {falling}")
+        raise ValueError(f"sigmas={sigmas} must decrease; type {falling}")
     return sigmas

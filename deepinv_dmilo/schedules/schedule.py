@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -36,10 +37,8 @@ class Budget:
         return share if self.solver_steps is None else min(self.solver_steps, share)
 
 
-class Finish(Protocol):
-    """A finishing step: it maps the images of the last stage, (n, C, H, W), to images."""
-
-    def __call__(self, posterior: Posterior, x: Tensor, /) -> Tensor: ...
+#: a finishing step: it maps the images of the last stage, (n, C, H, W), to images
+Finish: TypeAlias = Callable[[Posterior, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,8 @@ class Schedule(Protocol):
         """The plan of each group of images."""
 
     def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
-        """The likelihood at a stage of the plan, given the current images x."""
+        """The likelihood at a stage of the plan, given the current images x; by default always the same."""
+        return posterior.likelihood
 
     def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
         """The likelihood that the layers of DMILO-PGD fit after the gradient steps to x."""
