@@ -149,9 +149,9 @@ class PriorReconstructor(Configured):
         """Check the input; one posterior for the images of known noise level, one for those of estimated noise."""
         self._check()
         physics = private(physics)
-        shape = check_inputs(y, physics, self.prior, init)
         if init is not None and self.schedule.starts_from_latent:
-            check_latent(shape, self.prior, self.num_samples)
+            check_latent(init, self.prior, self.num_samples)
+        shape = check_inputs(y, physics, self.prior, init)
         unknown: Any = self.unknown  # checked: Guess by name
         like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None

@@ -52,16 +52,16 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     return shape
 
 
-def check_latent(shape: tuple[int, ...], prior: Prior, num_samples: int) -> None:
-    """Refuse an ``init`` of this shape for a chain that cannot start from it."""
+def check_latent(init: Tensor, prior: Prior, num_samples: int) -> None:
+    """Refuse an ``init`` that a chain cannot start from; the rest is checked with the other arguments."""
     if num_samples > 1:
         raise ValueError("init is one start, and samples need different ones; type num_samples=1, or leave init out")
     if not prior.affine:
         raise ValueError("init as a latent of an autoencoder is not supported; leave it out, the noise follows rng")
-    if prior.for_images(*shape[2:]) is not prior:
+    if isinstance(init, Tensor) and init.ndim == 4 and prior.for_images(*init.shape[2:]) is not prior:
         raise ValueError(
-            f"init has shape {shape}, which the prior's network does not take without padding; leave init out, or pad "
-            "or crop the images"
+            f"init has shape {tuple(init.shape)}, which the prior's network does not take without padding; leave "
+            "init out, or pad or crop the images"
         )
 
 
