@@ -1,4 +1,4 @@
-"""Settings as the fields of a class: refused where misspelt, taken from the paper, printed."""
+"""Settings as the fields of a class: checked for misspelt names, filled from presets, printed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _Model = TypeVar("_Model", bound="Configured")
 
 
 class Configured(Reconstructor):
-    """A reconstructor whose settings are the fields of a dataclass, each written once."""
+    """A reconstructor whose settings are the fields of a dataclass, each defined once."""
 
     #: settings of the paper, by task
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: where a setting is found that the constructor does not take
+    #: hints for settings that the constructor does not take
     moved: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """A subclass is a module, equal to itself alone, under a bare ``@dataclass`` too, which keeps what is set."""
+        """Keep the identity semantics of a module in subclasses under a bare ``@dataclass``, too."""
         super().__init_subclass__(**settings)
         for name in ("__hash__", "__eq__", "__repr__"):
             if name not in vars(cls):
                 setattr(cls, name, getattr(cls, name))
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
-        """A torch module before its fields are set; refuses settings that its constructor does not take."""
+        """Refuse unknown settings, and initialise the torch module before its fields are set."""
         taken = list(signature(cls.__init__).parameters.values())[1:]
         known = [p.name for p in taken if p.kind is not Parameter.VAR_POSITIONAL]
-        takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)  # of a subclass's own: it knows which
+        takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)  # in a subclass with its own constructor
         for name in () if takes_any else settings:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
@@ -51,7 +51,7 @@ class Configured(Reconstructor):
 
         :param str name: one of ``presets``: inpainting, super_resolution, deblurring, nonlinear_deblurring.
         :param Prior prior: the prior.
-        :param overrides: settings that replace the preset's, e.g. ``outer_steps=2``.
+        :param overrides: settings that replace those of the preset, e.g. ``outer_steps=2``.
         :return: the reconstructor.
         """
         if not isinstance(name, str):
@@ -68,11 +68,11 @@ class Configured(Reconstructor):
 
     @classmethod
     def _from_flat(cls: type[_Model], prior: Prior, settings: dict[str, Any]) -> _Model:
-        """The method from settings by their names alone."""
+        """The method from the settings of a preset."""
         return cls(prior, **settings)
 
     def extra_repr(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = {k: v for k, v in shown.items() if not isinstance(v, torch.nn.Module)}  # torch prints those itself
+        shown = {k: v for k, v in shown.items() if not isinstance(v, torch.nn.Module)}  # torch prints modules itself
         shown = {k: f"a generator on {v.device}" if isinstance(v, torch.Generator) else v for k, v in shown.items()}
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())

@@ -21,27 +21,25 @@ from deepinv_dmilo.utils.settings import check_settings
 @dataclass(eq=False, repr=False, kw_only=True)
 class DMILOPGD(DMILO):
     r"""
-    DMILO-PGD: DMILO as the projection of projected gradient descent.
+    DMILO-PGD: projected gradient descent, with DMILO as the projection.
 
-    Algorithm 2 of :footcite:t:`zheng2025dmilo`. The image (as published, at first mid-grey) descends on the
-    measurements before the latents are fitted to it,
+    Algorithm 2 of :footcite:t:`zheng2025dmilo`. Gradient steps on the data term precede each outer step,
 
     .. math::
 
         x \leftarrow x - \eta \nabla \tfrac12 \|A(x) - y\|^2.
 
-    As published (``from_preset``, ``schedule=Chain()``) it does so before each outer step, which then fits the
-    measurements :math:`A(x)` of that image in place of :math:`y`. With a schedule of levels it does so before each
-    level, towards the proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)` at an image with errors of half the
-    level's noise, 0.1 at most, so that noise is not taken for signal; the level starts from that image and fits
-    :math:`y` itself.
+    As published (``from_preset``, ``schedule=Chain()``), the first image is mid-grey, and the outer step fits the
+    measurements :math:`A(x)` of the new image instead of :math:`y`. With a schedule of levels, the gradient steps
+    compute a proximal point of :math:`\|A(x) - y\|^2 / (2 \sigma^2)`, so that they do not fit noise; the assumed error
+    of the image is half the noise level, at most 0.1. The level starts from the new image and fits :math:`y`.
 
-    :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`; ``"auto"`` (default)
-        with levels is that of L-BFGS (ours); from pure noise :math:`1/\|A\|^2` for linear physics (the paper's values
-        for super-resolution and inpainting are that) and a backtracking step for nonlinear physics.
-    :param int gradient_steps: gradient steps in a row (paper: 1, deblurring 1000). Default ours: they need no
-        network, and where :math:`A A^\top` is no multiple of the identity one step stops far from y.
-    :param bool normalize_gradient: descend :math:`\|A(x) - y\|` in place of half its square (authors' code for
+    :param float, str step_size: :math:`\eta` in deepinv's convention, on :math:`A^\top(Ax - y)`. The default
+        ``"auto"`` is L-BFGS with levels (ours); with a chain :math:`1/\|A\|^2` for linear physics (the paper's value
+        for super-resolution and inpainting) and backtracking for nonlinear physics.
+    :param int gradient_steps: gradient steps before each outer step (paper: 1, deblurring 1000). Default ours: they
+        need no network, and one step stops far from y unless :math:`A A^\top` is a multiple of the identity.
+    :param bool normalize_gradient: descend :math:`\|A(x) - y\|` instead of half its square (authors' code for
         deblurring); needs a number as ``step_size``.
 
     The other parameters are those of :class:`deepinv_dmilo.DMILO`.
@@ -63,39 +61,16 @@ class DMILOPGD(DMILO):
     """
 
     # Step sizes: the authors' 8 (4x super-resolution) and 0.5 (inpainting) multiply the gradient of the squared norm,
-    # twice ours: 16 and 1, which is 1 / ||A||^2 there, and "auto" at every factor. Their 2 and 0.3 (deblurring,
-    # unsquared norm) move an image in [-1, 1], twice as far as one in [0, 1].
+    # which is twice ours: 16 and 1, equal to 1 / ||A||^2, or "auto" for other factors. Their 2 and 0.3 (deblurring,
+    # unsquared norm) are for images in [-1, 1]: half of it in [0, 1].
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "inpainting": {
-            "latent_lr": 2e-2,
-            "outer_steps": 5,
-            "inner_steps": 200,
-            "step_size": 1.0,
-            "gradient_steps": 1,
-        },
-        "super_resolution": {
-            "latent_lr": 1e-2,
-            "outer_steps": 10,
-            "inner_steps": 400,
-            "step_size": "auto",
-            "gradient_steps": 1,
-        },
-        "deblurring": {
-            "latent_lr": 2e-2,
-            "outer_steps": 5,
-            "inner_steps": 500,
-            "step_size": 1.0,
-            "gradient_steps": 1000,
-            "normalize_gradient": True,
-        },
-        "nonlinear_deblurring": {
-            "latent_lr": 2e-2,
-            "outer_steps": 10,
-            "inner_steps": 200,
-            "step_size": 0.15,
-            "gradient_steps": 1000,
-            "normalize_gradient": True,
-        },
+        "inpainting": DMILO.presets["inpainting"] | {"step_size": 1.0, "gradient_steps": 1},
+        "super_resolution": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 400}
+        | {"step_size": "auto", "gradient_steps": 1},
+        "deblurring": {"latent_lr": 2e-2, "outer_steps": 5, "inner_steps": 500}
+        | {"step_size": 1.0, "gradient_steps": 1000, "normalize_gradient": True},
+        "nonlinear_deblurring": {"latent_lr": 2e-2, "outer_steps": 10, "inner_steps": 200}
+        | {"step_size": 0.15, "gradient_steps": 1000, "normalize_gradient": True},
     }
 
     step_size: float | str = "auto"
@@ -116,7 +91,7 @@ class DMILOPGD(DMILO):
         """Algorithm 2."""
         x, layers = plan.first_image, None
         for stage in plan.stages:
-            likelihood = self.schedule.likelihood(posterior, stage, x)
+            likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             x = self.descend(posterior, stage, likelihood, x)
             layers = self.schedule.start(posterior, stage, x, layers)
             x, cost = self.fit(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)
@@ -126,7 +101,7 @@ class DMILOPGD(DMILO):
         return x, self.score(posterior, plan, x, cost)
 
     def descend(self, posterior: Posterior, stage: Stage, likelihood: Likelihood, x: Tensor) -> Tensor:
-        """The gradient steps on the measurements, towards a proximal point where the stage tells an image error."""
+        """Gradient steps on the data term, with a proximal term if the stage has an image error."""
         how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}
         one = torch.ones_like(x[:, 0, 0, 0])
         if self.step_size == "auto" and stage.image_error is not None:

@@ -1,4 +1,4 @@
-"""DMPlug, the method that DMILO improves on: the whole chain at once."""
+"""DMPlug, the method that DMILO improves on, as a deepinv reconstructor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepinv_dmilo.utils.settings import check_settings
 @dataclass(eq=False, repr=False, kw_only=True)
 class DMPlug(PriorReconstructor):
     r"""
-    DMPlug: one latent, optimised with Adam through the whole chain.
+    DMPlug: the first latent is optimised with Adam through the whole chain.
 
     The method of :footcite:t:`wang2024dmplug`:
 
@@ -28,17 +28,16 @@ class DMPlug(PriorReconstructor):
 
         \min_z \; 4 \, \mathrm{mean}\,|A(G(z)) - y|^2.
 
-    The graphs of all ``num_layers`` layers are alive at once: memory grows with their number. It is here for
-    comparison. The last iterate is returned; the paper's early stopping is left out.
+    The graphs of all ``num_layers`` layers are in memory at once. It is included for comparison. The last iterate is
+    returned, without the paper's early stopping.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param int num_layers: layers of the chain (paper: 3).
-    :param int steps: Adam steps, each a pass through all layers (paper: 5000, nonlinear 10000). Default ours.
+    :param int steps: Adam steps, each with a pass through all layers (paper: 5000, nonlinear 10000). Default ours.
     :param float lr: learning rate (paper: 1e-2).
-    :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as are ``num_samples`` and ``micro_batch``; a step takes a
-        pass for each layer.
+    :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as for ``num_samples``, ``micro_batch`` and ``rng``; a step
+        takes one pass per layer.
     :param bool verbose: show a progress bar.
-    :param torch.Generator, int rng: see :class:`deepinv_dmilo.DMILO`.
 
     :Examples:
 
@@ -65,7 +64,7 @@ class DMPlug(PriorReconstructor):
     moved: ClassVar[dict[str, str]] = {
         "latent_lr": "type lr=...",
         "inner_steps": "type steps=...",
-        "unknown": "parameters of the physics that are not known are found by DMILO and DMILOPGD",
+        "unknown": "for blind problems, type DMILO(prior, unknown=...), or DMILOPGD",
     }
 
     num_layers: int = 3
@@ -73,13 +72,12 @@ class DMPlug(PriorReconstructor):
     lr: float = 1e-2
 
     def _check(self) -> None:
-        super()._check()
         check_settings(steps={"num_layers": self.num_layers, "steps": self.steps}, rates={"lr": self.lr}, weights={})
-        self._check_budget()
+        super()._check()
 
     @property
     def schedule(self) -> Chain:
-        """One outer step, through all layers at once."""
+        """A chain with one outer step."""
         return Chain(self.num_layers, outer_steps=1, sparsity=None)
 
     @property
@@ -88,7 +86,7 @@ class DMPlug(PriorReconstructor):
         return Adam(self.steps, latent_lr=self.lr)
 
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
-        """Adam on the first latent, through all layers."""
+        """Optimise the first latent through all layers."""
         (stage,) = plan.stages
         likelihood = posterior.likelihood
         problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=self.micro_batch)

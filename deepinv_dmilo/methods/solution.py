@@ -1,4 +1,4 @@
-"""What a call returns beside its images: the plan, and why each level ended."""
+"""The result of a call and its plan."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Ended(NamedTuple):
     """
     How a layer problem of an image ended.
 
-    :param float sigma: the noise level of its stage, for images in [0, 1].
+    :param float sigma: noise level of its stage, for images in [0, 1].
     :param int passes: of the network, mean over the samples.
-    :param bool converged: whether it ended before its steps were used up.
+    :param bool converged: whether the solver stopped before its last step.
     """
 
     sigma: float
@@ -27,12 +27,12 @@ class Ended(NamedTuple):
 @dataclass(frozen=True)
 class CallPlan:
     """
-    What a call does: a plan for each group of images.
+    The plans of all images of a call.
 
-    :param tuple groups: the numbers of the images of each group, and their plan.
-    :param int passes: forward and backward passes of the network that an image takes at most, its samples together, by
-        group.
-    :param float seconds: about what all of them take here, from the time of a pass; None: not timed.
+    :param tuple groups: the image numbers and the plan of each group.
+    :param tuple passes: maximum number of forward and backward passes of the network per image, for all samples, of
+        each group.
+    :param float seconds: estimate of the run time of the call from the time of one pass; None: not timed.
     """
 
     groups: tuple[tuple[tuple[int, ...], Plan], ...]
@@ -40,22 +40,37 @@ class CallPlan:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        blocks = [_described(*group, passes) for group, passes in zip(self.groups, self.passes, strict=True)]
-        time = [] if self.seconds is None else [f"about {self.seconds:.2g} s in all"]
-        return "\n".join([*blocks, *time])
+        lines = []
+        for (images, plan), passes in zip(self.groups, self.passes, strict=True):
+            lines.append(f"images {', '.join(map(str, images))}: {plan.rule}")
+            for number, facts in zip(images, plan.facts, strict=False):
+                lines.append(
+                    f"  facts of {number}: {'linear' if facts.linear else 'not linear'}, {'blind, ' * facts.blind}"
+                    f"{'all' if facts.fully_observed else 'not all'} measurements observe it, noise "
+                    f"{facts.relative_noise:.2g} of y, LMMSE error {facts.lmmse_error:.2g}"
+                )
+            sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
+            finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
+            lines += [
+                f"  first image: {', '.join(plan.first)}",
+                f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most",
+                f"  finishing: {', '.join(finishing) or 'none'}",
+                f"  at most {passes} passes of the network for an image",
+            ]
+        return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
 
 
 class Solution(NamedTuple):
     """
-    All that a call found.
+    All results of a call.
 
-    :param torch.Tensor images: in [0, 1], (B, C, H, W): means over the samples; with unknown parameters the most
-        probable samples.
-    :param torch.Tensor samples: all of them, (B, S, C, H, W).
-    :param dict parameters: of the physics that were unknown, a row for each image; empty: none were.
-    :param dict metrics: by name, for each image a value for each stage; empty: none were asked for.
-    :param CallPlan plan: what was done.
-    :param list ended: for each image, how each of its layer problems ended, in their order.
+    :param torch.Tensor images: in [0, 1], (B, C, H, W): means over the samples, in blind problems the most probable
+        samples.
+    :param torch.Tensor samples: all samples, (B, S, C, H, W).
+    :param dict parameters: nuisance parameters of the physics with a row for each image; empty: none.
+    :param dict metrics: by name, for each image a value per stage; empty: not asked for.
+    :param CallPlan plan: the plan of the call.
+    :param list ended: for each image, how each of its layer problems ended, in order.
     """
 
     images: Tensor
@@ -64,21 +79,3 @@ class Solution(NamedTuple):
     metrics: dict[str, list[list[float]]]
     plan: CallPlan
     ended: list[list[Ended]]
-
-
-def _described(images: tuple[int, ...], plan: Plan, passes: int) -> str:
-    """The plan of a group in a few lines."""
-    lines = [f"images {', '.join(map(str, images))}: {plan.rule}"]
-    for number, facts in zip(images, plan.facts, strict=False):
-        lines.append(
-            f"  facts of {number}: {'linear' if facts.linear else 'not linear'}, {'blind, ' * facts.blind}"
-            f"{'all' if facts.fully_observed else 'not all'} measurements observe it, noise {facts.relative_noise:.2g} "
-            f"of y, LMMSE error {facts.lmmse_error:.2g}"
-        )
-    sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
-    finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
-    lines.append(f"  first image: {', '.join(plan.first)}")
-    lines.append(f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most")
-    lines.append(f"  finishing: {', '.join(finishing) or 'none'}")
-    lines.append(f"  at most {passes} passes of the network for an image")
-    return "\n".join(lines)

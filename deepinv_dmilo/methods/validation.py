@@ -1,4 +1,4 @@
-"""The door of a reconstructor: what the caller gave is checked against each other, once, before any work."""
+"""Validation of the arguments of a call, against each other and once, before any work."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor | None) -> tuple[int, ...]:
     """
-    Check y, physics, prior and init against each other once; returns the image shape (B, C, H, W).
+    Check y, physics, prior and init against each other.
 
-    :raises TypeError: y is no tensor or TensorList, or physics no deepinv Physics.
-    :raises ValueError: anything else that does not fit, naming what does not fit what, and what to type.
+    :return: the image shape (B, C, H, W).
+    :raises TypeError, ValueError: they do not fit; the message says which and what to type.
     """
     if not isinstance(y, (Tensor, TensorList)):
         raise TypeError(f"y is a {type(y).__name__}; pass measurements as a tensor or TensorList: y = physics(x)")
@@ -52,17 +52,24 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     return shape
 
 
-def check_latent(shape: tuple[int, ...], prior: Prior, num_samples: int) -> None:
-    """Refuse a first latent of this shape that a chain cannot start from."""
+def check_latent(init: Tensor, prior: Prior, num_samples: int) -> None:
+    """Refuse an ``init`` that a chain cannot start from; the rest is checked with the other arguments."""
     if num_samples > 1:
-        raise ValueError("init is the one start of all samples; type num_samples=1, or leave init out")
+        raise ValueError("init is one start, and samples need different ones; type num_samples=1, or leave init out")
     if not prior.affine:
-        raise ValueError("init is a latent of the autoencoder, which is not taken; leave it out, the noise follows rng")
-    if prior.for_images(*shape[2:]) is not prior:
+        raise ValueError("init as a latent of an autoencoder is not supported; leave it out, the noise follows rng")
+    if isinstance(init, Tensor) and init.ndim == 4 and prior.for_images(*init.shape[2:]) is not prior:
         raise ValueError(
-            f"init has shape {shape}, which the prior's network does not take as it is; leave init out, or pad or "
-            "crop the images"
+            f"init has shape {tuple(init.shape)}, which the prior's network does not take without padding; leave "
+            "init out, or pad or crop the images"
         )
+
+
+def check_ground_truth(x_gt: Tensor | None, like: Tensor) -> None:
+    """Refuse a ground truth that is no tensor of the shape of the images."""
+    if x_gt is not None and not (isinstance(x_gt, Tensor) and x_gt.shape == like.shape):
+        given = tuple(x_gt.shape) if isinstance(x_gt, Tensor) else type(x_gt).__name__
+        raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {tuple(like.shape)}")
 
 
 def _kind(value: object) -> str:
@@ -70,7 +77,7 @@ def _kind(value: object) -> str:
 
 
 def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements:
-    """What a black image of the shape measures."""
+    """Check that init fits y; returns the measurements of black images of its shape."""
     try:
         made = measured_of_black(tuple(init.shape), y, physics)
         produced: object = shapes(made)
@@ -91,12 +98,12 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements
             "one for each of the measurements' images"
         ) from failure
     if not torch.isfinite(init).all():
-        raise ValueError("init has NaN or infinite values; leave it out to start from noise")
+        raise ValueError("init has NaN or infinite values; replace them, or leave init out")
     return made
 
 
 def _check_complex(measured: Measurements, y: Measurements) -> None:
-    """Refuse real measurements where those of the physics are complex, and complex ones where they are real."""
+    """Refuse real measurements of a complex physics, and complex ones of a real physics."""
     for made, given in zip(parts(measured), parts(y), strict=True):
         if made.is_complex() != given.is_complex():
             here, there = ("complex", "real") if given.is_complex() else ("real", "complex")

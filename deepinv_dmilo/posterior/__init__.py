@@ -1,1 +1,1 @@
-"""p(x|y): prior and likelihood together, and what a layer of the network minimises."""
+"""p(x|y): the prior and the likelihood together, and the optimisation problem of one layer."""

@@ -1,4 +1,4 @@
-"""The noise level of measurements that nobody told, estimated by the network."""
+"""The noise level of measurements where it is not given: estimated by the network."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import Measurements, working_dtype
 from deepinv_dmilo.posterior.posterior import Posterior
 
-# All ours. Standard deviations of fresh noise that the network is shown, in [0, 1].
+# All ours. Standard deviations, in [0, 1], of the fresh noise that the network removes.
 SIGMAS = (0.65, 0.2, 0.07, 0.02, 0.007)
-HIDDEN = 0.5  # of the fresh noise, that noise in y is hidden by at most
-WORTH_TRYING = 0.75  # of less fresh noise, that noise found with more may be for it to be tried
-LEAST = 0.01  # of the residual variance, that is noise
-LEAST_OF_FIRST = 0.01  # of the first estimate, that is left where a forward model is only guessed
-ORDER = 8  # of differences that leave noise alone
-MEDIAN = 0.6745  # of the modulus of a standard normal number
+HIDDEN = 0.5  # fresh noise hides noise in y of up to this fraction of its standard deviation
+WORTH_TRYING = 0.75  # the next lower level is tried if the noise found is below this fraction of it
+LEAST = 0.01  # least fraction of the residual variance that counts as noise
+LEAST_OF_FIRST = 0.01  # least fraction of the first estimate that is kept in blind problems
+ORDER = 8  # of the differences of y, in which only noise is left
+MEDIAN = 0.6745  # of the absolute value of a standard normal number
 
 
 def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Posterior:
     """
-    The posterior with the noise level decided: simulated at images x, or estimated by the network where nobody told.
+    The posterior with the noise level decided: simulated at images x, or estimated where it is not given.
 
-    :param torch.Tensor x: images near the solution, (n, C, H, W).
-    :param bool again: estimate on a better image, on which the network errs less; an estimate may fall then.
+    :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
+    :param bool again: estimate anew on a better image, where the network errs less; the estimate can only fall.
     """
     likelihood = posterior.likelihood
     if not isinstance(likelihood, Gaussian):
@@ -35,23 +35,19 @@ def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Po
     if likelihood.source != "estimated":
         return replace(posterior, likelihood=likelihood.simulated_at(x))
     variance = estimated_variance(posterior, x, index=2 * again)
-    if again:
-        variance = torch.minimum(variance, likelihood.variance)
-    else:
-        variance = torch.minimum(variance, likelihood.variance_bound)
-        if posterior.nuisance is not None:  # a guess of A errs, too, and that is no noise
-            variance = torch.minimum(variance, finest_variance(likelihood).clamp(min=LEAST_OF_FIRST * variance))
+    variance = torch.minimum(variance, likelihood.variance if again else likelihood.variance_bound)
+    if not again and posterior.nuisance is not None:  # the error of the first guess of A is not noise
+        variance = torch.minimum(variance, finest_variance(likelihood).clamp(min=LEAST_OF_FIRST * variance))
     return replace(posterior, likelihood=replace(likelihood, variance=variance))
 
 
 def finest_variance(likelihood: Gaussian) -> Tensor:
     """
-    The variance of the noise in a measurement, or more, (n,): that in the finest details of y, which is a picture.
+    An upper estimate of the noise variance of a measurement, (n,), from the finest details of y.
 
-    A blur leaves nothing of the image in differences of a high order along rows and columns, and of white noise its
-    part: the median of their modulus is that of the noise, whatever the image and the blur. Infinite where y is no
-    picture, (n, C, H, W), or has pixels that do not depend on the image. Ours, after Donoho and Johnstone (1994), who
-    take wavelets.
+    Differences of high order along rows and columns of a blurred image contain almost only noise, whose standard
+    deviation follows from their median absolute value. Infinite where y is no image, (n, C, H, W), or has masked
+    pixels. Ours, after Donoho and Johnstone (1994), who use wavelets.
     """
     y, fully_observed = likelihood.y, likelihood.of_images(likelihood.forward.fully_observed)
     if not isinstance(y, Tensor) or y.ndim != 4 or y.is_complex() or min(y.shape[2:]) <= 2 * ORDER:
@@ -63,16 +59,16 @@ def finest_variance(likelihood: Gaussian) -> Tensor:
 
 def estimated_variance(posterior: Posterior, x: Tensor, *, index: int = 0, most: float = SIGMAS[0]) -> Tensor:
     r"""
-    About the variance of the noise in a measurement, (n,).
+    An estimate of the noise variance of a measurement, (n,).
 
-    With fresh noise on the image so far, more than that of the measurements, the network gives an image :math:`x_1`
-    that does not know the noise in y: :math:`\|A(x_1) - y\|^2` is that noise and the network's own error. How large
-    the error is, is seen where the truth is known: of :math:`x_1` with fresh noise it makes :math:`x_2`, and errs by
-    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise, if the fresh noise hides it; then less is
-    tried, since the network errs less, and counts where it still hides what is found. Ten forward passes at most.
+    The network denoises x with fresh noise that hides the noise of y. Its output :math:`x_1` is independent of that
+    noise, so :math:`\|A(x_1) - y\|^2` is the noise plus the error of the network. The error is measured where the
+    truth is known: from :math:`x_1` with fresh noise the network makes :math:`x_2`, with an error of
+    :math:`\|A(x_2) - A(x_1)\|^2`. The difference is the noise. Lower levels of fresh noise are tried as long as they
+    still hide the noise found, since the network errs less there. At most ten network calls.
 
-    :param torch.Tensor x: the images so far, (n, C, H, W).
-    :param int index: of the fresh noise, two draws.
+    :param torch.Tensor x: the current images in [0, 1], (n, C, H, W).
+    :param int index: of the first of two draws of fresh noise.
     :param float most: standard deviation of the first fresh noise, in [0, 1].
     """
     gain = posterior.likelihood.squared_norm
@@ -90,17 +86,16 @@ def estimated_variance(posterior: Posterior, x: Tensor, *, index: int = 0, most:
 
 
 def _at_level(posterior: Posterior, x: Tensor, fresh: list[Tensor], sigma: float) -> Tensor:
-    """What the network at one level of fresh noise leaves unexplained, less its own error, (n,)."""
+    """The estimate at one level of fresh noise, (n,): the residual variance less that of the network's error."""
     likelihood, level = posterior.likelihood, posterior.prior.level(2 * sigma)
-
-    def denoised(x: Tensor, noise: Tensor) -> Tensor:
-        return posterior.denoised(level.signal * posterior.prior.encode(x) + level.noise * noise, level)
+    images = [x]
+    for noise in fresh:
+        z = level.signal * posterior.prior.encode(images[-1]) + level.noise * noise
+        images.append(posterior.denoised(z, level))
+    once, twice = (likelihood.forward(image, likelihood.rows) for image in images[1:])
 
     def variance(r: Measurements) -> Tensor:
         return likelihood.forward.observed_energy(r, likelihood.rows) / likelihood.observed
 
-    once = denoised(x, fresh[0])
-    twice = denoised(once, fresh[1])
-    measured, again = (likelihood.forward(image, likelihood.rows) for image in (once, twice))
-    rest = variance(measured - likelihood.y)
-    return torch.maximum(rest - variance(again - measured), LEAST * rest)
+    residual = variance(once - likelihood.y)
+    return torch.maximum(residual - variance(twice - once), LEAST * residual)

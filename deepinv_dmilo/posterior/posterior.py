@@ -1,4 +1,4 @@
-"""p(x | y) of some rows of a call: prior, likelihood and noise together."""
+"""p(x | y): prior, likelihood and noise of some reconstructions of a call."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from deepinv_dmilo.utils.draws import Draws
 @dataclass(frozen=True)
 class Posterior:
     """
-    What is known of n reconstructions: those of the first sample of all images, then those of the second, and so on.
+    p(x | y) of n reconstructions, one per row: the first samples of all images, then their second samples, and so on.
 
-    :param Prior prior: p(x), for images of their size, with the conditions of each row.
-    :param Likelihood likelihood: p(y | x); its ``rows`` are those of the call.
-    :param Draws draws: where noise comes from.
+    :param Prior prior: p(x), for images of this size, with the condition of each row.
+    :param Likelihood likelihood: p(y | x); its ``rows`` are the numbers of the rows in the call.
+    :param Draws draws: source of the noise.
     :param int num_samples: reconstructions S of each image.
-    :param torch.Tensor init: the start that the caller gave, (n, C, H, W); None: none.
-    :param int micro_batch: how many rows go through the network at once; None: all.
+    :param torch.Tensor init: the ``init`` of the call, (n, C, H, W), if any.
+    :param int micro_batch: rows per network call; None: all.
     """
 
     prior: Prior
@@ -41,40 +41,40 @@ class Posterior:
 
     @property
     def rows(self) -> Tensor:
-        """Which of the S * B rows of the call these are, (n,)."""
+        """The numbers of the rows among the S * B of the call, (n,)."""
         return self.likelihood.rows
 
     @property
     def image_numbers(self) -> Tensor:
-        """Which of the B images of the call these are, (n / S,)."""
+        """The numbers of the images among the B of the call, (n / S,)."""
         return self.rows[: len(self) // self.num_samples] % self.likelihood.forward.batch
 
     @property
     def nuisance(self) -> Nuisance | None:
-        """The unknown parameters of the physics, if any."""
+        """The nuisance parameters of the physics, if any."""
         return self.likelihood.forward.nuisance
 
     def select(self, rows: Tensor) -> Posterior:
-        """That of some of the rows."""
+        """The posterior of some of the rows."""
         init = None if self.init is None else self.init[rows]
         return replace(self, prior=self.prior.select(rows), likelihood=self.likelihood.select(rows), init=init)
 
-    def of_images(self, images: Tensor) -> Posterior:
-        """That of all samples of some of the images, by their places, (k,)."""
+    def rows_of(self, images: Tensor) -> Tensor:
+        """The positions of the rows of all samples of some images, given by their own positions, (k,) -> (S * k,)."""
         each = len(self) // self.num_samples
-        return self.select(torch.cat([images + sample * each for sample in range(self.num_samples)]))
+        return torch.cat([images + sample * each for sample in range(self.num_samples)])
 
     @property
     def first_samples(self) -> Posterior:
-        """That of the first sample of each image."""
+        """The posterior of the first sample of each image."""
         return self.select(torch.arange(len(self) // self.num_samples, device=self.rows.device))
 
     def mean(self, t: Tensor) -> Tensor:
-        """The mean of n rows over the samples of each image."""
+        """The mean over the samples of each image, (n, ...) -> (n / S, ...)."""
         return t.view(self.num_samples, -1, *t.shape[1:]).mean(0)
 
     def profiled(self, likelihood: Likelihood) -> Target:
-        """A likelihood as a layer fits it: at the best parameters for every image, where some are unknown."""
+        """The data term of a layer: the likelihood, in blind problems maximised over the nuisance parameters."""
         return likelihood if self.nuisance is None else ProfileLikelihood(likelihood, self.nuisance)
 
     def grey(self) -> Tensor:
@@ -86,9 +86,9 @@ class Posterior:
         """
         Standard normal noise like latents, (n, C, H, W).
 
-        :param str purpose: what it is for, one of ``PURPOSES``.
-        :param int index: the how manieth of its purpose.
-        :param bool alike: the same for all samples of an image.
+        :param str purpose: one of ``PURPOSES``.
+        :param int index: number of the draw for this purpose.
+        :param bool alike: the same noise for all samples of an image.
         """
         grey, batch = self.grey(), self.likelihood.forward.batch
         rows = self.rows % batch if alike else self.rows
@@ -96,14 +96,14 @@ class Posterior:
         return self.draws(purpose, index, shape, rows // batch, rows).to(grey)
 
     def in_parts(self, function: Callable[[Prior, Tensor], Tensor], z: Tensor) -> Tensor:
-        """A function of the prior and latents of all rows, of as many at a time as may go through the network."""
+        """Apply a function of the prior and the latents, ``micro_batch`` rows at a time."""
         rows = torch.arange(len(z), device=z.device).split(self.micro_batch or len(z))
         return torch.cat([function(self.prior.select(some), z[some]) for some in rows])
 
     def images(self, u: Tensor) -> Tensor:
-        """The images of clean latents, within the limits of the prior."""
+        """The images of clean latents, clamped to the limits of the prior."""
         return self.in_parts(lambda prior, part: prior.decode(part).clamp(*prior.limits), u)
 
     def denoised(self, z: Tensor, level: Level) -> Tensor:
-        """What the network as a denoiser makes of latents at a level: images, within the limits."""
+        """The denoised images of latents at a noise level, clamped to the limits of the prior."""
         return self.in_parts(lambda prior, part: prior.decode(prior.denoise(part, level)).clamp(*prior.limits), z)

@@ -1,4 +1,4 @@
-"""The problem of one layer: the latent, and the sparse deviation, that reproduce a target after that layer."""
+"""The optimisation problem of one layer: its latent, and its sparse deviation, given a target for its output."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from deepinv_dmilo.priors.prior import Level, Prior
 
 
 class Target(Protocol):
-    """What the output of a layer is compared with: the measurements, or the latent of the layer after it."""
+    """The data term of a layer: the measurements, or the latent of the next layer."""
 
     def __call__(self, output: Tensor, /) -> Tensor:
-        """The misfit of each of n outputs, (n, C, H, W) -> (n,), differentiable."""
+        """The misfit of each output, (n, C, H, W) -> (n,), differentiable."""
 
     def select(self, rows: Tensor) -> Target:
-        """The same for some of the rows."""
+        """The data term of some of the rows."""
 
 
 @dataclass(frozen=True)
 class LatentTerm:
-    """The target of an inner layer: mean squared distance to the latent found for the layer after it."""
+    """The data term of an inner layer: mean squared distance to the latent of the next layer."""
 
     latent: Tensor  # (n, C, H, W)
 
@@ -45,18 +45,18 @@ class Problem:
 
         \mathrm{target}(g(z) + \nu) + p \, \|z - c\|^2 + \lambda \, \|\nu\|_1.
 
-    The layer next to the image is compared as images in [0, 1].
+    The output of the last layer is decoded to images in [0, 1] before it is compared.
     """
 
     prior: Prior
-    levels: tuple[Level, ...]  # that the layer starts and ends at; more than two: a chain of layers
+    levels: tuple[Level, ...]  # from the input to the output; more than two: a chain of layers
     target: Target
     penalty: float  # p
     sparsity: float = 0.0  # lambda
     center: Tensor | None = None  # c, (n, C, H, W); None: 0
-    gives_image: bool = True  # the layer next to the image
-    unit: float | None = None  # change of the objective that counts as one; None: as large as the objective itself
-    micro_batch: int | None = None  # rows whose graph is alive at a time
+    gives_image: bool = True  # whether it is the last layer
+    unit: float | None = None  # scale of the objective for the solver's tolerance; None: the objective itself
+    micro_batch: int | None = None  # rows per network pass
     name: str = "all layers"  # for messages
 
     def value(self, v: Variables) -> Tensor:
@@ -72,7 +72,7 @@ class Problem:
         return value + self.target(self.prior.decode(output) if self.gives_image else output)
 
     def select(self, rows: Tensor) -> Problem:
-        """The same for some of the rows."""
+        """The problem of some of the rows."""
         center = None if self.center is None else self.center[rows]
         return replace(self, prior=self.prior.select(rows), target=self.target.select(rows), center=center)
 

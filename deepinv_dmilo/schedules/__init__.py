@@ -1,1 +1,1 @@
-"""What the outer steps do: the plan of a call, its first image, its stages, how it finishes."""
+"""Schedules: the outer steps of a reconstructor, their first image and their finishing steps."""

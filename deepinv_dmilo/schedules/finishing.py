@@ -1,4 +1,4 @@
-"""What follows the last level: from the most probable image to the mean, and a sparse deviation from the prior."""
+"""Finishing steps after the last level: the posterior mean, and a sparse deviation from the prior."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 
-# The error, in [0, 1], that steps towards the measurements assume the image so far to have at most; here more, if the
-# noise of the measurements is and they leave as much open: ours.
+# Standard deviation of the image error, in [0, 1], in the proximal steps; larger where both the noise and the LMMSE
+# error are: ours.
 IMAGE_ERROR = 0.1
-LAST_STEPS = 15  # towards the measurements: ours
-STEPS_PER_OCTAVE = 32  # of the noise that the network is given; measured in docs/defaults.md
+LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
+STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/defaults.md
 
 
 @dataclass(frozen=True)
 class PosteriorMean:
     """
-    Steps towards the measurements, and the noise that they let through denoised by one call.
+    An approximate posterior mean: a proximal step on the measurements, then one network call as a denoiser.
 
-    A level ends at a most probable image, which is less than the mean of the images that go with y: the network
-    as a denoiser gives means. How much noise the steps let through is seen on measurements with fresh noise; it is
-    not clamped, since a denoiser expects noise about its mean in what is black or white, too. Where the image is well
-    determined, the steps go all the way, and it is they that are denoised.
+    A level ends at a mode of the posterior, and a denoiser returns means. The noise that the proximal step transfers
+    from y to the image is measured by repeating it with fresh noise added to y. The result is not clamped before it is
+    denoised, since a denoiser expects zero-mean noise also in black and white areas. Where the image is well
+    determined, the step has no proximal term: the denoiser gets the least squares solution.
 
-    :param bool well_determined: the measurements leave open little more than their noise.
+    :param bool well_determined: the LMMSE error is hardly larger than the noise.
     """
 
     well_determined: bool = False
 
     def __call__(self, posterior: Posterior, x: Tensor) -> Tensor:
         """
-        Means of most probable images.
+        Move images towards the posterior mean.
 
-        :param torch.Tensor x: images, (n, C, H, W).
+        :param torch.Tensor x: images in [0, 1], (n, C, H, W).
         """
         posterior = with_noise_at(posterior, x, again=True)
         prior, likelihood = posterior.prior, posterior.likelihood
@@ -63,26 +63,27 @@ class PosteriorMean:
 @dataclass(frozen=True)
 class SparseDeviation:
     """
-    The image may deviate sparsely from the prior.
+    Add a sparse deviation from the prior to the images.
 
-    :param float threshold: where it does, the objective falls by more than this many standard deviations of its noise.
+    :param float threshold: a pixel deviates where the gradient of the negative log-likelihood exceeds this many
+        standard deviations of its noise.
     """
 
     threshold: float
 
     def __call__(self, posterior: Posterior, x: Tensor) -> Tensor:
         """
-        Images with their deviations.
+        Add the deviations.
 
-        :param torch.Tensor x: images, (n, C, H, W).
+        :param torch.Tensor x: images in [0, 1], (n, C, H, W).
         """
         likelihood = posterior.likelihood
         if isinstance(likelihood, Gaussian):
-            is_guess = likelihood.source == "estimated"
-            variance = likelihood.residual_variance(x) if is_guess else likelihood.simulated_at(x).variance
+            is_estimated = likelihood.source == "estimated"
+            variance = likelihood.residual_variance(x) if is_estimated else likelihood.simulated_at(x).variance
             likelihood = likelihood.gaussian(variance)
         variance = likelihood.largest_variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
-        # Noise alone has a gradient of this root mean square, at most, in a pixel.
+        # Upper bound of the root mean square of the gradient in a pixel that is due to noise alone.
         slope = (likelihood.squared_norm / variance).sqrt()
         deviation = sparse_deviation(likelihood, x, self.threshold * slope, 1 / slope**2)
         return (x + deviation).clamp(*posterior.prior.limits)
@@ -90,10 +91,10 @@ class SparseDeviation:
 
 def rounded_down(noise: Tensor) -> list[float]:
     """
-    The noise of each image, (n,), as the network is given it, rounded down by up to 2 %.
+    The noise level of each image, (n,), rounded down by up to 2 % to a grid.
 
-    So that images whose noise differs by rounding, those of one mask, go through the network together. Down, since a
-    network that is given too much takes details for noise.
+    Images whose noise levels differ only by rounding errors then share a network call. It is rounded down because a
+    denoiser removes details where its noise level is too high.
     """
     return [2.0 ** (step / STEPS_PER_OCTAVE) for step in (STEPS_PER_OCTAVE * noise.log2()).floor().tolist()]
 
@@ -104,11 +105,10 @@ def _standard_noise(y: Measurements) -> Measurements:
 
 def _image_error(posterior: Posterior, x: Tensor) -> Tensor:
     """
-    The error of the images so far, (n,), that the steps assume.
+    The standard deviation of the image error in the proximal step, (n,).
 
-    Where y itself errs more, so may the image: held so, that is not amplified. But an image errs by no more than its
-    measurements leave open of it: held by less, the steps follow noise in the few frequencies that are measured, and
-    the network is given noise in all of them.
+    ``IMAGE_ERROR``, or the noise level of y where that is larger, capped by the mean LMMSE error: with a weaker
+    proximal term the step would fit noise at the few measured frequencies, and the denoiser expects white noise.
     """
     likelihood, error = posterior.likelihood, torch.full_like(x[:, 0, 0, 0], IMAGE_ERROR)
     if not likelihood.forward.is_known_linear:

@@ -1,10 +1,11 @@
-"""The contract of a schedule: it plans a call, starts the layers of a stage, and says what a layer minimises."""
+"""The contract of a schedule: it plans a call, starts the layers of each stage and states their problems."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -13,54 +14,49 @@ from deepinv_dmilo.optim.solvers import Variables
 from deepinv_dmilo.posterior.facts import Facts
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
-from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.priors.prior import Level
 
 
 @dataclass(frozen=True)
 class Budget:
     """
-    What a sample of an image may cost.
+    The budget of one sample of an image.
 
-    :param int passes: forward and backward passes of the network; None: as many as the steps of the solver come to.
-    :param int solver_steps: of the solver for a problem; None: its share of the passes.
+    :param int passes: forward and backward passes of the network; None: limited by the solver's steps alone.
+    :param int solver_steps: solver steps for each layer problem; None: an equal share of the passes.
     """
 
     passes: int | None
     solver_steps: int | None
 
     def steps(self, problems: int) -> int:
-        """Steps of the solver that each of so many problems may take."""
+        """Solver steps for each of a number of layer problems."""
         if self.passes is None:
             return self.solver_steps or 0
         share = self.passes // problems
         return share if self.solver_steps is None else min(self.solver_steps, share)
 
 
-class Finish(Protocol):
-    """What is done with the images of the last stage."""
-
-    def __call__(self, posterior: Posterior, x: Tensor, /) -> Tensor:
-        """Images (n, C, H, W) to images."""
+#: a finishing step: it maps the images of the last stage, (n, C, H, W), to images
+Finish: TypeAlias = Callable[[Posterior, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
     """
-    An outer step.
+    One outer step.
 
-    :param int index: its number among all that the schedule has, from 0.
-    :param tuple[Level] levels: that the layers start and end at, from the noise to the image.
-    :param int steps: of the solver for a layer, at most.
-    :param bool is_first: whether it is the first that these images take.
-    :param float image_error: standard deviation of the errors, in [0, 1], that DMILO-PGD's gradient steps before it
-        take the image to have; None: they are free.
-    :param tuple[Finish] finishing: what follows it.
+    :param int index: number of the stage in the whole schedule, from 0.
+    :param tuple[Level] levels: noise levels between the layers, from the noise to the image.
+    :param int steps: maximum number of solver steps per layer.
+    :param float image_error: standard deviation, in [0, 1], of the proximal term of DMILO-PGD's gradient steps; None:
+        no proximal term.
+    :param tuple[Finish] finishing: finishing steps after it.
     """
 
     index: int
     levels: tuple[Level, ...]
     steps: int
-    is_first: bool = False
     image_error: float | None = None
     finishing: tuple[Finish, ...] = ()
 
@@ -68,13 +64,13 @@ class Stage:
 @dataclass(frozen=True)
 class Plan:
     """
-    What is done for a group of images.
+    The plan of a group of images.
 
-    :param str rule: the name of the rule that applies.
+    :param str rule: name of the rule that applies.
     :param tuple[Stage] stages: the outer steps.
-    :param torch.Tensor first_image: where they start, (n, C, H, W).
-    :param tuple[Facts] facts: of each image of the group; empty: none were asked for.
-    :param tuple[str] first: how the first image was made.
+    :param torch.Tensor first_image: the initial images in [0, 1], (n, C, H, W).
+    :param tuple[Facts] facts: the facts about each image of the group; empty if the schedule uses none.
+    :param tuple[str] first: how the initial images were made, for printing.
     """
 
     rule: str
@@ -85,20 +81,20 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of the network for a sample, at most."""
+        """Maximum number of forward and backward passes of the network per sample."""
         return sum(stage.steps * (len(stage.levels) - 1) for stage in self.stages)
 
 
 @dataclass
 class Layers:
-    """The variables of every layer of a chain, the layer next to the noise first."""
+    """The variables of each layer of a chain, from the noise to the image."""
 
     levels: tuple[Level, ...]
     variables: list[Variables]
     center: Tensor | None = None  # of the latents, (n, C, H, W)
 
     def forward(self, posterior: Posterior) -> Tensor:
-        """The chain from its first latent with the deviations, every latent kept; returns its output."""
+        """Run the chain with the deviations from its first latent; updates every latent and returns the output."""
         z = self.variables[0]["latent"]
         for (a, b), v in zip(pairwise(self.levels), self.variables, strict=True):
             v["latent"] = z
@@ -109,22 +105,36 @@ class Layers:
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What the outer steps of a reconstructor do. :class:`Levels` and :class:`Chain` are two; yours is a third."""
+    """The outer steps of a reconstructor. Your own inherits from it, as :class:`Levels` and :class:`Chain` do."""
 
-    def least_problems(self, prior: Prior) -> int:
-        """How many layer problems it cannot do without."""
+    #: whether the data term is a likelihood with a noise level; False: the paper's mean squares
+    uses_likelihood: ClassVar[bool] = True
+    #: whether ``init`` is the first latent of a chain; False: the first image
+    starts_from_latent: ClassVar[bool] = False
+
+    @property
+    def least_problems(self) -> int:
+        """Minimum number of layer problems, each of which needs a pass of the network."""
+        return 1
+
+    @property
+    def sparsity(self) -> float | None:
+        """Weight of the sparse deviations, which make the problems nonsmooth; None: no deviations."""
+        return None
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        """The images in groups, each with what is done for it."""
+        """The plan of each group of images."""
 
-    def likelihood(self, posterior: Posterior, stage: Stage, x: Tensor) -> Likelihood:
-        """The likelihood at a stage; ``x`` are the images so far."""
+    def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
+        """The likelihood at a stage of the plan, given the current images x; by default always the same."""
+        return posterior.likelihood
 
     def after_descent(self, likelihood: Likelihood, x: Tensor) -> Likelihood:
-        """The same once the gradient steps of DMILO-PGD took the images to ``x``."""
+        """The likelihood that the layers of DMILO-PGD fit after the gradient steps to x."""
+        return likelihood
 
     def start(self, posterior: Posterior, stage: Stage, x: Tensor, layers: Layers | None) -> Layers:
-        """The variables that a stage begins with; ``layers`` are those that the one before ended with."""
+        """The initial variables of a stage; ``layers`` are the final ones of the stage before."""
 
     def problem(self, posterior: Posterior, stage: Stage, layers: Layers, i: int, target: Target) -> Problem:
-        """What layer i minimises."""
+        """The optimisation problem of layer i."""

@@ -1,5 +1,5 @@
 """
-What a call does with which measurements: docs/plans.md, made from the tables of the package.
+Write docs/plans.md, the page on the plan of a call, from the tables of the package.
 
 `python docs/scripts/plans.py --out docs/plans.md`
 """
@@ -15,8 +15,8 @@ from deepinv_dmilo.schedules.planning import COVER_ERROR, COVER_NOISE, PASSES_OF
 
 HEAD = f"""# What a call does
 
-A call of `DMILO` or `DMILOPGD` decides once, before any layer problem is solved, what is done for each image. It looks
-at a few facts, takes the first rule of a table that applies, and makes a plan: first image, stages, finishing. Images
+A call of `DMILO` or `DMILOPGD` makes a plan for each image before it solves any layer problem: it computes a few facts,
+takes the first rule of a table that applies, and chooses the first image, the stages and the finishing steps. Images
 with equal plans run together. `print(model.plan(y, physics))` shows the plan of a call without running it:
 
 ```python
@@ -26,62 +26,63 @@ images 0, 1: linear, or masked
   ...
 ```
 
-`model.solve(y, physics)` returns the plan beside images, samples, parameters and metrics, and for each image
-how each of its layer problems ended. This page is made from the tables that the package computes with, by
+`model.solve(y, physics)` returns the plan together with the images, samples, nuisance parameters and metrics, and how
+each layer problem of each image ended. This page is generated from the tables of the package by
 `python docs/scripts/plans.py --out docs/plans.md`.
 
 ## Facts
 
-Of one image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear, whether parameters of the physics
-are unknown (blind), and if so, whether they are a blur with open boundaries (a camera's, `padding="valid"`); whether
-every measurement changes with the image (else some are masked); the noise over y, and as the noise of an image; the
-error of a linear estimate under a 1/f spectrum (LMMSE), at the frequencies and places where it is largest.
+For each image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear; whether the physics has unknown (nuisance)
+parameters (blind), and if so, whether they are a blur with open boundaries (`padding="valid"`, as in a camera);
+whether every measurement depends on the image (else some are masked); the noise level relative to y, and as the noise
+level of an image; the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the
+frequencies and places where it is largest.
 
 ## Levels
 
-An image begins at the lowest level of at least {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times the
-noise, or of "start below", if that is less. It takes as many levels from there on as the budget has
-{PASSES_OF_A_LEVEL} passes for, evenly, and shares the budget equally among them.
+The starting noise level is the lowest that is at least {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times
+the noise level of an image; the cap of the rule limits this bound. From there on the levels are evenly spaced, as many
+as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally.
 
-| rule | levels | start below | at most | measured |
+| rule | levels | cap on the start | limit | evidence |
 |---|---|---|---|---|
 """
 FIRST = f"""
-The figures are from [defaults.md](defaults.md), which has all that was tried.
+The figures are from [defaults.md](defaults.md), which lists all trials.
 
 ## First image
 
 | measurements | first image |
 |---|---|
-| `init=` | as given |
-| noise Gaussian and told or simulated, A linear | prior mean, then regularised least squares (LMMSE) |
-| the same, noise estimated | then {START_STEPS} gradient steps, too |
-| A not linear | {NEWTON_STEPS} Gauss-Newton steps, then {START_STEPS} gradient steps |
-| photons, speckle, heavy tails, A linear, noise up to {EVEN_NOISE} of [0, 1] | least squares, then gradient steps |
-| the same with more noise; outliers; a `data_fidelity`; A not linear | gradient steps on the likelihood |
-| blind | least squares with the residual as the noise: a guess of A explains nothing yet |
+| any, with `init=` | `init` |
+| Gaussian noise of known or simulated level, A linear | prior mean, then regularised least squares (LMMSE) |
+| the same, noise level estimated | the same, then {START_STEPS} gradient steps |
+| Gaussian noise, A nonlinear | {NEWTON_STEPS} Gauss-Newton steps, then {START_STEPS} gradient steps |
+| photons, speckle, heavy tails, noise up to {EVEN_NOISE} in [0, 1], A linear | least squares, then gradient steps |
+| the same with more noise or A nonlinear; outliers; a `data_fidelity` | gradient steps on the likelihood |
+| blind | least squares, with the residual of the first guess of A as the noise |
 | `schedule=Chain()` | mid-grey; the chain starts from pure noise |
 
 ## Noise
 
-| noise of the physics | where the noise level comes from |
+| noise of the physics | noise level |
 |---|---|
-| `noise_level=`, or a `sigma` for each measurement | told |
-| Gaussian of one `sigma`, uniform, your own | simulated: drawn four times, at the images so far |
-| none, or 0 | estimated by the network on the first image; then no more than the residual |
+| `noise_level=`, or a `sigma` for each measurement | as given |
+| Gaussian of one `sigma`, uniform, your own | simulated by four draws at the current images |
+| none, or 0 | estimated by the network on the first image; later at most the residual |
 | photons, speckle, heavy tails, outliers | the likelihood of the noise model |
 
 ## Finishing
 
-| | done where |
+| step | condition |
 |---|---|
-| `PosteriorMean` | the likelihood says how large the noise is, and the prior's latents are pixels |
-| `SparseDeviation` | the noise is Gaussian, or a `data_fidelity` is given, and nothing is unknown |
+| `PosteriorMean` | the likelihood has a noise level, and the latents of the prior are pixels |
+| `SparseDeviation` | the noise is Gaussian or a `data_fidelity` is given, and the problem is not blind |
 
 """
 OWN = """## Your own
 
-A rule, a finishing step, a schedule and a likelihood are one class each. These run as they stand
+A rule, a finishing step, a schedule and a likelihood are one class or function each. These examples run as they are
 (`tests/schedules/test_plans.py`).
 
 ```python
@@ -95,12 +96,12 @@ from deepinv_dmilo.likelihood.densities import Density
 from deepinv_dmilo.schedules.planning import RULES, Rule
 
 
-# a rule: very noisy images take three levels
+# a rule: three levels for very noisy images
 noisy = Rule("very noisy", lambda facts: facts.relative_noise > 0.3, sigmas=(1.0, 0.37, 0.1))
 by_rule = Levels(rules=(noisy, *RULES))
 
 
-# a finishing step: images of whole grey values
+# a finishing step: round to 8-bit grey values
 def rounded(posterior, x):
     return (255 * x).round() / 255
 
@@ -108,7 +109,7 @@ def rounded(posterior, x):
 by_step = Levels(finishing=(rounded,))
 
 
-# a schedule: levels evenly in their logarithm, as many as are asked for
+# a schedule: a given number of geometrically spaced levels
 @dataclass(frozen=True)
 class Geometric(Levels):
     number: int = 5
@@ -118,7 +119,7 @@ class Geometric(Levels):
         super().__post_init__()
 
 
-# a likelihood: that of a noise model of your own
+# a likelihood: that of your own noise model
 class CauchyNoise(NoiseModel):
     def __init__(self, scale):
         super().__init__()
@@ -134,16 +135,16 @@ class Cauchy(Density, of=CauchyNoise, names=("scale",)):
         return ((measured - y) / scale).square().log1p()
 
     def std(self, measured, rows):
-        return None  # it has none: some measurements say little
+        return None  # infinite: there may be outliers
 ```
 
-A data fidelity of deepinv takes the place of the likelihood for one call: `DMILO(prior, data_fidelity=...)`. A schedule
-that is no `Levels` has the five methods of `deepinv_dmilo.schedules.schedule.Schedule`.
+`DMILO(prior, data_fidelity=...)` uses a data fidelity of deepinv instead of the likelihood. A schedule that is no
+`Levels` inherits from `deepinv_dmilo.schedules.schedule.Schedule` and defines its methods.
 """
 
 
 def row(rule: Rule) -> str:
-    """A rule as a row of the table."""
+    """One row of the table of rules."""
     levels = f"{len(rule.sigmas)}, {rule.sigmas[0]:.3g} to {rule.sigmas[-1]:.3g}"
     start = "" if isinf(rule.start_below) else f"{rule.start_below:g}"
     most = "" if rule.max_steps is None else f"{rule.max_levels} levels of {rule.max_steps} steps"
@@ -151,7 +152,7 @@ def row(rule: Rule) -> str:
 
 
 def page() -> str:
-    """The page."""
+    """The text of the page."""
     return HEAD + "\n".join(map(row, RULES)) + "\n" + FIRST + OWN
 
 

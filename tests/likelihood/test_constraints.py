@@ -143,6 +143,6 @@ def test_a_first_guess_is_printed_by_its_shape():
 
 
 def test_unknown_parameters_are_asked_for_where_there_are_some():
-    with pytest.raises(ValueError, match=r'DMILO\(prior, unknown=\{"filter": kernel\}\), say'):
+    with pytest.raises(ValueError, match=r'type DMILO\(prior, unknown=\{"filter": kernel\}\)'):
         DMILO(toy_prior(ConvNet()))(torch.rand(1, *SHAPE).double(), Gain(), return_unknown=True)
     assert isinstance(DMILO(toy_prior(ConvNet()), unknown={"f": torch.full((1, 4), 0.25)}).unknown["f"], Simplex)

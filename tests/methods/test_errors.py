@@ -42,7 +42,7 @@ def test_a_latent_of_a_size_that_the_network_cannot_take(prior):
     physics = dinv.physics.Inpainting((1, 16, 25), mask=0.5)
     y = physics(torch.rand(1, 1, 16, 25))
     for method in (DMPlug(prior, steps=1), DMILO.from_preset("inpainting", prior)):
-        with pytest.raises(ValueError, match="which the prior's network does not take as it is"):
+        with pytest.raises(ValueError, match="which the prior's network does not take without padding"):
             method(y, physics, init=torch.randn(1, 1, 16, 25))
 
 
@@ -203,7 +203,7 @@ def test_ground_truth_of_another_shape(model, physics):
     for x_gt in (torch.rand(1, *IMAGE), torch.rand(2, *IMAGE).numpy()):
         with pytest.raises(ValueError, match=r"x_gt is .* pass the ground truth of the batch, a tensor of shape \(2, "):
             model(y, physics, x_gt=x_gt, compute_metrics=True)
-    with pytest.raises(ValueError, match="x_gt is for a metric alone; type compute_metrics=True"):
+    with pytest.raises(ValueError, match="x_gt is only used for the metric psnr; type compute_metrics=True"):
         model(y, physics, x_gt=torch.rand(2, *IMAGE))
 
 

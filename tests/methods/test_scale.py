@@ -39,7 +39,7 @@ def test_measurements_far_out_of_scale_are_refused_before_any_work(model, physic
 def test_measurements_on_another_scale_are_told(model, physics):
     y = physics(torch.rand(2, *IMAGE))
     y[1] *= 10
-    with pytest.warns(RuntimeWarning, match=r"1 of 2 images leave \d+% of y unexplained, and its noise is less"):
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 images leave \d+% of y unexplained, more than its noise"):
         model(y, physics)
 
 
@@ -88,7 +88,7 @@ def test_measurements_that_are_far_too_small_are_told(model, name):
     y = physics.A(torch.rand(2, *IMAGE))
     y[1] *= 0.9
     line, *others = told(y / 255 ** (2 if name == "squares" else 1), physics, model)
-    assert ["is more than all that y" in other for other in others] == [True] * (name == "squares")  # its noise
+    assert ["exceeds y itself" in other for other in others] == [True] * (name == "squares")  # its noise
     assert "of a white image" in line
     assert "check that y was not scaled twice" in line
     assert not told(0.2 * y, physics, model)
@@ -147,7 +147,7 @@ def test_black_is_explained_by_what_is_almost_black(noise_level):
 
 def test_noise_of_another_unit_is_told(model, physics):
     model.noise_level = 25.0  # of 255 levels
-    with pytest.warns(RuntimeWarning, match=r"noise of 25 is more than all that y measures; .* 25 / 255") as warned:
+    with pytest.warns(RuntimeWarning, match=r"noise of 25 exceeds y itself; .* 25 / 255") as warned:
         model(physics(torch.rand(2, *IMAGE)), physics)
     assert __file__ in {one.filename for one in warned}  # where the model was called
 
@@ -162,7 +162,7 @@ def test_noise_that_nobody_told_is_no_more_than_y(model):
     _, metrics = grey(dark, dinv.physics.Denoising(dinv.physics.ZeroNoise()), compute_metrics=True)
     assert max(metrics["noise"][0]) <= 0.0201  # the root mean square of y, and rounding
     (line,) = [line for line in warned_of(grey, dark, dinv.physics.Denoising()) if "noise of" in line]
-    assert ", of the noise model (0.1 in a plain Denoising()), is more than all that y measures" in line
+    assert ", of the noise model (0.1 in a plain Denoising()), exceeds y itself" in line
 
 
 def warned_of(model, y, physics):

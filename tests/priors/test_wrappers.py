@@ -225,7 +225,7 @@ def test_an_autoencoder_of_other_channels_is_told(latent_prior):
 
 def test_the_first_latent_of_an_autoencoder_is_not_taken(latent_prior):
     y = torch.rand(1, 3, 16, 16)
-    with pytest.raises(ValueError, match="init is a latent of the autoencoder, which is not taken; leave it out"):
+    with pytest.raises(ValueError, match="init as a latent of an autoencoder is not supported; leave it out"):
         DMPlug(latent_prior)(y, dinv.physics.Denoising(), init=torch.randn(1, 4, 8, 8))
 
 

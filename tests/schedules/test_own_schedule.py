@@ -10,6 +10,7 @@ from toys import ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
 from deepinv_dmilo.schedules.planning import RULES, Rule
+from deepinv_dmilo.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,23 @@ class LastTwo(Levels):
         groups = []
         for group, plan in super().plan(posterior, budget):
             first, last = (replace(stage, steps=2 * stage.steps) for stage in plan.stages[-2:])
-            groups.append((group, replace(plan, stages=(replace(first, is_first=True), last))))
+            groups.append((group, replace(plan, stages=(first, last))))
         return groups
+
+
+class Delegating(Schedule):
+    """A schedule that is no ``Levels`` and defines no more than it must."""
+
+    levels = Levels((0.5,), skip=False)
+
+    def plan(self, posterior, budget):
+        return self.levels.plan(posterior, budget)
+
+    def start(self, posterior, stage, x, layers):
+        return self.levels.start(posterior, stage, x, layers)
+
+    def problem(self, posterior, stage, layers, i, target):
+        return self.levels.problem(posterior, stage, layers, i, target)
 
 
 #: a rule for what is noisy, before those that there are
@@ -73,6 +89,17 @@ def test_a_schedule_of_ones_own(method, problem):
     assert [(stage.index, stage.steps) for stage in plan.stages] == [(stage.index, 10) for stage in levels[-2:]]
     assert [problem.sigma for problem in solution.ended[1]] == [stage.levels[0].sigma for stage in levels[-2:]]
     assert "LastTwo(sigmas=None, skip=False" in repr(own)
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+def test_a_schedule_that_is_no_levels(method, problem):
+    """Its likelihood has a noise level, and ``init`` is an image, not a latent."""
+    x, physics, y = problem
+    own, plain = (
+        method(toy_prior(ConvNet()), schedule=schedule, max_passes=5, num_samples=2, noise_level=0.02)
+        for schedule in (Delegating(), Delegating.levels)
+    )
+    assert torch.equal(own(y, physics, init=x), plain(y, physics, init=x))
 
 
 def test_a_rule_of_ones_own(problem):
