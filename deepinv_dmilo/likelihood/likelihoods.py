@@ -17,7 +17,6 @@ from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_par
 from deepinv_dmilo.likelihood.noise import simulated_variance
 from deepinv_dmilo.utils.rows import column
 
-#: source of a noise level: an argument or a parameter of the physics; draws of its noise model; the network
 Source: TypeAlias = Literal["given", "simulated", "estimated"]
 _Likelihood = TypeVar("_Likelihood", bound="Likelihood")
 
@@ -34,6 +33,8 @@ class Likelihood:
 
     #: whether the noise is Gaussian, with known or estimated variances
     is_gaussian: ClassVar[bool] = False
+    #: where a Gaussian noise level comes from: the caller or the noise model, draws of it, or the network
+    source: ClassVar[Source | None] = None
     #: whether the noise level is defined, as posterior means and samples require
     has_noise: ClassVar[bool] = True
     #: whether some measurements are outliers, independent of the image
@@ -117,6 +118,18 @@ class Likelihood:
         """The Gaussian likelihood with the variances of the noise at images x."""
         return self.gaussian(self.mean_variance(x))
 
+    def simulated_at(self: _Likelihood, x: Tensor) -> _Likelihood:
+        """With the noise simulated at images x, if the physics draws it."""
+        return self
+
+    def at(self: _Likelihood, x: Tensor) -> _Likelihood:
+        """With the noise level that images x tell: simulated, or that of their residual if it is estimated."""
+        return self.simulated_at(x)
+
+    def at_least(self: _Likelihood, noise: float) -> _Likelihood:
+        """With an estimated noise level of at least so much, as the noise of an image in [0, 1]."""
+        return self
+
     def perturbed(self: _Likelihood, x: Tensor, draw: Callable[[Measurements], Measurements]) -> _Likelihood:
         """
         The likelihood of y plus fresh noise of the standard deviation at images x.
@@ -137,8 +150,8 @@ class Gaussian(Likelihood):
     """``||A(x) - y||^2 / (2 variance)``."""
 
     is_gaussian = True
+    source: ClassVar[Source | None] = "given"
     variance: Measurements  # of a real measurement: (n,), or of each of them, (n, ...)
-    source: Source = "given"
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._is_elementwise:
@@ -156,13 +169,6 @@ class Gaussian(Likelihood):
     def gaussian_at(self, x: Tensor) -> Gaussian:
         return self
 
-    def simulated_at(self, x: Tensor) -> Gaussian:
-        """With the variance simulated at images x, if its source is simulation and it is not 0."""
-        if self.source != "simulated":
-            return self
-        variance = simulated_variance(x, self.rows, self.forward)
-        return replace(self, variance=torch.where(variance > 0, variance, self.variance))
-
     def std(self, x: Tensor) -> Measurements:
         if self._is_elementwise:
             return like_parts(self.y, [v.sqrt() for v in parts(self.variance)])
@@ -171,6 +177,30 @@ class Gaussian(Likelihood):
     @property
     def _is_elementwise(self) -> bool:
         return isinstance(self.variance, TensorList) or self.variance.ndim > 1
+
+
+@dataclass(frozen=True)
+class SimulatedGaussian(Gaussian):
+    """The same with the variance of noise that the physics draws, which may depend on the image."""
+
+    source = "simulated"
+
+    def simulated_at(self, x: Tensor) -> SimulatedGaussian:
+        variance = simulated_variance(x, self.rows, self.forward)
+        return replace(self, variance=torch.where(variance > 0, variance, self.variance))
+
+
+@dataclass(frozen=True)
+class EstimatedGaussian(Gaussian):
+    """The same with an estimate of the variance, which bounds it: the residual of a better image is below it."""
+
+    source = "estimated"
+
+    def at(self, x: Tensor) -> EstimatedGaussian:
+        return replace(self, variance=torch.minimum(self.residual_variance(x), self.variance))
+
+    def at_least(self, noise: float) -> EstimatedGaussian:
+        return replace(self, variance=torch.maximum(self.variance, noise**2 * self.squared_norm))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ from deepinv_dmilo.likelihood.densities import densities_of, has_outliers
 from deepinv_dmilo.likelihood.fidelity import Fidelity, check_fidelity
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.heteroscedastic import given_stds, mean_square, relative, simulated_stds
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel, SignalDependent, Source, Squares
+from deepinv_dmilo.likelihood.likelihoods import (
+    EstimatedGaussian,
+    Gaussian,
+    Likelihood,
+    NoiseModel,
+    SignalDependent,
+    SimulatedGaussian,
+    Squares,
+)
 from deepinv_dmilo.likelihood.measurements import Measurements, Units, parts, take
 from deepinv_dmilo.likelihood.noise import simulated_at_probe
 
@@ -49,12 +57,12 @@ def observe(
         check_noise(y, forward)
         densities = densities_of(forward.physics, y)
         if densities is not None:
-            kind = NoiseModel if has_outliers(densities, y) else SignalDependent
-            return [kind(forward, _normalized(y, forward, rows), rows, densities)]
-    variance, source = _gaussian_noise(y, forward, noise_level)  # may change the units
-    likelihood = Gaussian(forward, _normalized(y, forward, rows), rows, variance[rows % forward.batch], source)
+            of_noise = NoiseModel if has_outliers(densities, y) else SignalDependent
+            return [of_noise(forward, _normalized(y, forward, rows), rows, densities)]
+    kind, of_images = _gaussian_noise(y, forward, noise_level)  # may change the units
+    likelihood = kind(forward, _normalized(y, forward, rows), rows, of_images[rows % forward.batch])
     unknown = likelihood.variance == 0
-    guess = replace(likelihood, variance=GUESSED_NOISE**2 * likelihood.squared_norm, source="estimated")
+    guess = EstimatedGaussian(forward, likelihood.y, rows, GUESSED_NOISE**2 * likelihood.squared_norm)
     groups = [(likelihood, ~unknown), (guess, unknown)]
     return [one.select(chosen.nonzero()[:, 0]) for one, chosen in groups if chosen.any()]
 
@@ -80,9 +88,9 @@ def _normalized(y: Measurements, forward: ForwardModel, rows: Tensor) -> Measure
     return take(forward.units.normalized(y, forward.images), rows % forward.batch)
 
 
-def _gaussian_noise(y: Measurements, forward: ForwardModel, noise_level: float | None) -> tuple[Tensor, Source]:
+def _gaussian_noise(y: Measurements, forward: ForwardModel, noise_level: float | None) -> tuple[type[Gaussian], Tensor]:
     """
-    The noise variance of a (real) measurement of each image, (B,), 0 where it is unknown; and its source.
+    The likelihood, and the noise variance of a (real) measurement of each image, (B,), 0 where it is unknown.
 
     Heteroscedastic noise is whitened: the units become those in which all measurements have this variance.
     """
@@ -91,8 +99,8 @@ def _gaussian_noise(y: Measurements, forward: ForwardModel, noise_level: float |
     if stds is not None:
         forward.set_units(replace(forward.units, relative=relative(stds, forward)))
     if given is not None:
-        return mean_square(given, forward) / forward.units.scale**2, "given"
+        return Gaussian, mean_square(given, forward) / forward.units.scale**2
     if noise_level is not None:
         halves = 2 if parts(y)[0].is_complex() else 1
-        return torch.full_like(forward.like[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves), "given"
-    return simulated_at_probe(forward), "simulated"
+        return Gaussian, torch.full_like(forward.like[:, 0, 0, 0], (noise_level / forward.units.scale) ** 2 / halves)
+    return SimulatedGaussian, simulated_at_probe(forward)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
+from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, energy, parts
 from deepinv_dmilo.utils.warning import warn
 
@@ -82,9 +82,9 @@ def _rms(t: Tensor) -> Tensor:
 
 def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
     """Warn if the given Gaussian noise has more than four times the energy of y."""
-    if not isinstance(likelihood, Gaussian) or likelihood.source == "estimated":
+    if likelihood.source not in ("given", "simulated"):
         return
-    given, variance = _given(likelihood), likelihood.variance
+    given, variance = _given(likelihood), likelihood.largest_variance(likelihood.forward.like)
     odd = (variance * likelihood.observed > 4 * given) & (given > 0)
     if odd.any():
         std = likelihood.forward.units.scale * variance[odd].max().sqrt().item()
@@ -121,9 +121,8 @@ def _unexplained(likelihood: Likelihood, images: Tensor) -> Tensor:
     if not (residual > MISFIT_OF_ALL**2 * _given(likelihood)).any():
         return torch.zeros_like(residual)
     total = torch.maximum(_given(likelihood), energy(_flat(likelihood, 1 / TOO_FAR)))
-    if isinstance(likelihood, Gaussian):
-        likelihood = likelihood.simulated_at(images)
-    is_estimated = isinstance(likelihood, Gaussian) and likelihood.source == "estimated"
+    likelihood = likelihood.simulated_at(images)
+    is_estimated = likelihood.source == "estimated"
     noise = torch.zeros_like(residual) if is_estimated else likelihood.mean_variance(images) * likelihood.observed
     odd = (residual > NO_FIT_OF_ALL**2 * total) | ((residual > MISFIT_OF_ALL**2 * total) & (noise > 0))
     odd &= residual > MISFIT**2 * noise

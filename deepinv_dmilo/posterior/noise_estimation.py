@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian
+from deepinv_dmilo.likelihood.likelihoods import EstimatedGaussian, Gaussian
 from deepinv_dmilo.likelihood.measurements import Measurements, working_dtype
 from deepinv_dmilo.posterior.posterior import Posterior
 
@@ -30,9 +30,7 @@ def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Po
     :param bool again: estimate anew on a better image, where the network errs less; the estimate can only fall.
     """
     likelihood = posterior.likelihood
-    if not isinstance(likelihood, Gaussian):
-        return posterior
-    if likelihood.source != "estimated":
+    if not isinstance(likelihood, EstimatedGaussian):
         return replace(posterior, likelihood=likelihood.simulated_at(x))
     variance = estimated_variance(posterior, x, index=2 * again)
     variance = torch.minimum(variance, likelihood.variance if again else likelihood.variance_bound)

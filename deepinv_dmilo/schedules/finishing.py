@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, real
 from deepinv_dmilo.likelihood.noise import same_noise
 from deepinv_dmilo.likelihood.wiener import mean_lmmse_error
@@ -77,11 +76,7 @@ class SparseDeviation:
 
         :param torch.Tensor x: images in [0, 1], (n, C, H, W).
         """
-        likelihood = posterior.likelihood
-        if isinstance(likelihood, Gaussian):
-            is_estimated = likelihood.source == "estimated"
-            variance = likelihood.residual_variance(x) if is_estimated else likelihood.simulated_at(x).variance
-            likelihood = likelihood.gaussian(variance)
+        likelihood = posterior.likelihood.at(x)
         variance = likelihood.largest_variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Upper bound of the root mean square of the gradient in a pixel that is due to noise alone.
         slope = (likelihood.squared_norm / variance).sqrt()

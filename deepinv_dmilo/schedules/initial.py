@@ -37,8 +37,7 @@ def first_images(posterior: Posterior) -> list[FirstImage]:
         _check_range(posterior.init)
         return [FirstImage(posterior, posterior.init, ("init",))]
     x, how = _prior_mean(posterior)
-    if isinstance(posterior.likelihood, Gaussian):
-        posterior = replace(posterior, likelihood=posterior.likelihood.simulated_at(x))
+    posterior = replace(posterior, likelihood=posterior.likelihood.simulated_at(x))
     by_squares = _by_squares(posterior, x)
     found = []
     for start, images in ((_from_squares, by_squares), (_from_steps, ~by_squares)):
@@ -70,7 +69,7 @@ def _from_squares(start: FirstImage) -> FirstImage:
     variance = likelihood.residual_variance(x) if is_blind else likelihood.largest_variance(x)
     x = _least_squares(likelihood.gaussian(variance), x, posterior.prior.limits)
     solved = FirstImage(posterior, x, (*how, "least squares"))
-    is_known = isinstance(likelihood, Gaussian) and likelihood.source != "estimated"
+    is_known = likelihood.source in ("given", "simulated")
     return solved if is_blind or (is_known and likelihood.forward.is_linear) else _from_steps(solved)
 
 

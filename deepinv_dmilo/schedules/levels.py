@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, NoiseModel
+from deepinv_dmilo.likelihood.likelihoods import Likelihood, NoiseModel
 from deepinv_dmilo.posterior.facts import Facts, facts_of
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -115,16 +115,9 @@ class Levels(Schedule):
 
     def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
         """That of the posterior, with the noise simulated at x; an estimated noise level falls with the residual."""
-        likelihood, is_first = posterior.likelihood, stage is plan.stages[0]
-        if not isinstance(likelihood, Gaussian):
-            return likelihood
-        if likelihood.source != "estimated":
-            return likelihood if is_first else likelihood.simulated_at(x)
-        variance = likelihood.variance
-        if not is_first:
-            variance = torch.minimum(likelihood.residual_variance(x), variance)
-        least = (CLOSENESS * stage.levels[0].sigma) ** 2 * likelihood.squared_norm
-        return replace(likelihood, variance=torch.maximum(variance, least))
+        is_first = stage is plan.stages[0]
+        likelihood = posterior.likelihood if is_first else posterior.likelihood.at(x)
+        return likelihood.at_least(CLOSENESS * stage.levels[0].sigma)
 
     def start(self, posterior: Posterior, stage: Stage, x: Tensor, layers: Layers | None) -> Layers:
         """The current image with fresh noise."""
