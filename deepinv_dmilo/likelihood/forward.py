@@ -50,7 +50,7 @@ class ForwardModel:
 
     :param deepinv.physics.Physics physics: the physics, differentiable.
     :param torch.Tensor like: a tensor of the dtype, device and shape (B, C, H, W) of the images in [0, 1].
-    :param Probe probe: properties of the physics found from random images.
+    :param probe: properties of the physics found from random images.
     :param Nuisance nuisance: its unknown parameters, if any.
     """
 

@@ -59,7 +59,7 @@ class Levels(Schedule):
     mean: bool = True
     deviation_threshold: float | None = 5.0
     finishing: tuple[Finish, ...] = ()
-    rules: tuple[Rule, ...] = field(default=RULES, repr=False)
+    rules: tuple[Rule, ...] = field(default_factory=lambda: RULES, repr=False)
 
     def __post_init__(self) -> None:
         if self.sigmas is not None:

@@ -51,7 +51,7 @@ class Stage:
     :param int steps: maximum number of solver steps per layer.
     :param float image_error: standard deviation, in [0, 1], of the proximal term of DMILO-PGD's gradient steps; None:
         no proximal term.
-    :param tuple[Finish] finishing: finishing steps after it.
+    :param tuple finishing: finishing steps after it.
     """
 
     index: int
@@ -105,7 +105,7 @@ class Layers:
 
 @runtime_checkable
 class Schedule(Protocol):
-    """The outer steps of a reconstructor. Your own inherits from it, as :class:`Levels` and :class:`Chain` do."""
+    """The outer steps of a reconstructor. Your own inherits from it, as ``Levels`` and ``Chain`` do."""
 
     #: whether the data term is a likelihood with a noise level; False: the paper's mean squares
     uses_likelihood: ClassVar[bool] = True
