@@ -39,8 +39,8 @@ class Density:
     """
     The negative log-likelihood of each measurement, and the standard deviation of its noise.
 
-    ``class Cauchy(Density, of=CauchyNoise, names=("scale",))`` registers the likelihood of a noise model; its
-    parameters are the attributes of the noise model with these names.
+    ``class Cauchy(Density, of=CauchyNoise, names=("scale",))`` registers the likelihood of a noise model, of this class
+    exactly, not of its subclasses; its parameters are the attributes of the noise model with these names.
 
     :param tuple[torch.Tensor] parameters: of the noise model: one number, or one for each image, (B, ...).
     """
@@ -56,7 +56,7 @@ class Density:
     @classmethod
     def of_noise(cls, noise: NoiseModel) -> Density | None:
         """The density of a noise model; None: none is known for its parameters, and Gaussian noise is assumed."""
-        return cls(tuple(getattr(noise, name).detach() for name in cls.names))
+        return cls(tuple(torch.as_tensor(getattr(noise, name)).detach() for name in cls.names))
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """

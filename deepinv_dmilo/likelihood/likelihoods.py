@@ -37,6 +37,8 @@ class Likelihood:
     source: ClassVar[Source | None] = None
     #: whether the noise level is defined, as posterior means and samples require
     has_noise: ClassVar[bool] = True
+    #: whether a sparse deviation may be added to the images
+    allows_deviation: ClassVar[bool] = True
     #: whether some measurements are outliers, independent of the image
     has_outliers: ClassVar[bool] = False
 
@@ -119,15 +121,15 @@ class Likelihood:
         return self.gaussian(self.mean_variance(x))
 
     def simulated_at(self: _Likelihood, x: Tensor) -> _Likelihood:
-        """With the noise simulated at images x, if the physics draws it."""
+        """This likelihood with its noise simulated at images x; unchanged unless it is simulated."""
         return self
 
     def at(self: _Likelihood, x: Tensor) -> _Likelihood:
-        """With the noise level that images x tell: simulated, or that of their residual if it is estimated."""
+        """This likelihood at the current images x: noise simulated again, an estimate capped by the residual."""
         return self.simulated_at(x)
 
     def at_least(self: _Likelihood, noise: float) -> _Likelihood:
-        """With an estimated noise level of at least so much, as the noise of an image in [0, 1]."""
+        """This likelihood with an estimated noise level of at least ``noise``, as that of an image in [0, 1]."""
         return self
 
     def perturbed(self: _Likelihood, x: Tensor, draw: Callable[[Measurements], Measurements]) -> _Likelihood:
@@ -181,7 +183,7 @@ class Gaussian(Likelihood):
 
 @dataclass(frozen=True)
 class SimulatedGaussian(Gaussian):
-    """The same with the variance of noise that the physics draws, which may depend on the image."""
+    """Gaussian noise whose variance is simulated from the physics at the current image."""
 
     source = "simulated"
 
@@ -192,7 +194,7 @@ class SimulatedGaussian(Gaussian):
 
 @dataclass(frozen=True)
 class EstimatedGaussian(Gaussian):
-    """The same with an estimate of the variance, which bounds it: the residual of a better image is below it."""
+    """Gaussian noise of an estimated variance, which can only fall: a better image leaves a smaller residual."""
 
     source = "estimated"
 
@@ -204,11 +206,10 @@ class EstimatedGaussian(Gaussian):
 
 
 @dataclass(frozen=True)
-class NoiseModel(Likelihood):
-    """The likelihood of a noise model with outliers, which has no noise level."""
+class NonGaussian(Likelihood):
+    """The likelihood of a noise model that is not Gaussian, by the density of each measurement."""
 
-    has_noise = False
-    has_outliers = True
+    allows_deviation = False
     densities: tuple[Density, ...]  # of the parts of y
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -219,11 +220,16 @@ class NoiseModel(Likelihood):
 
 
 @dataclass(frozen=True)
-class SignalDependent(NoiseModel):
-    """The likelihood of a noise model that is not Gaussian, with a standard deviation at each image."""
+class OutlierNoise(NonGaussian):
+    """The same of noise with outliers, which has no noise level."""
 
-    has_noise = True
-    has_outliers = False
+    has_noise = False
+    has_outliers = True
+
+
+@dataclass(frozen=True)
+class NonGaussianNoise(NonGaussian):
+    """The same of noise with a standard deviation, which may depend on the image."""
 
     def std(self, x: Tensor) -> Measurements:
         units = self.forward.units

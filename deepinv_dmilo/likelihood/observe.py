@@ -17,8 +17,8 @@ from deepinv_dmilo.likelihood.likelihoods import (
     EstimatedGaussian,
     Gaussian,
     Likelihood,
-    NoiseModel,
-    SignalDependent,
+    NonGaussianNoise,
+    OutlierNoise,
     SimulatedGaussian,
     Squares,
 )
@@ -57,7 +57,7 @@ def observe(
         check_noise(y, forward)
         densities = densities_of(forward.physics, y)
         if densities is not None:
-            of_noise = NoiseModel if has_outliers(densities, y) else SignalDependent
+            of_noise = OutlierNoise if has_outliers(densities, y) else NonGaussianNoise
             return [of_noise(forward, _normalized(y, forward, rows), rows, densities)]
     kind, of_images = _gaussian_noise(y, forward, noise_level)  # may change the units
     likelihood = kind(forward, _normalized(y, forward, rows), rows, of_images[rows % forward.batch])

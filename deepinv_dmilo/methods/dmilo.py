@@ -79,8 +79,8 @@ class DMILO(PriorReconstructor):
         ``model(y, physics, return_unknown=True)`` returns them, too.
     :param int max_passes: maximum number of forward and backward passes of the network per image, for all samples,
         shared equally by the layer problems; None: limited by the steps of the solver alone and, if these are not
-        given, 100 per sample, 200 in blind problems. Unless the solver has its own steps, blind problems without masked
-        pixels and with a relative noise above 2.5 % use at most ten levels of five passes.
+        given, 100 per sample, 200 in blind problems. Blind problems without masked pixels and with a
+        relative noise above 2.5 % use at most ten levels, of five passes each unless the solver has its own steps.
     :param int num_samples: reconstructions of each image, from different noise, in one batch. Their mean is returned,
         in blind problems the most probable sample by likelihood and prior (with a ``Chain`` that of the least
         objective) and its parameters. ``model(y, physics, return_std=True)`` also returns their standard deviation.

@@ -13,7 +13,7 @@ from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
 from deepinv_dmilo.posterior.posterior import Posterior
-from deepinv_dmilo.schedules.initial import descend
+from deepinv_dmilo.schedules.initial import descend_likelihood
 from deepinv_dmilo.schedules.schedule import Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
@@ -107,7 +107,7 @@ class DMILOPGD(DMILO):
         if self.step_size == "auto" and stage.image_error is not None:
             return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
-            return descend(likelihood.gaussian(one), x, **how)
+            return descend_likelihood(likelihood.gaussian(one), x, **how)
         squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)
         if stage.image_error is None:
             penalty = None

@@ -19,7 +19,7 @@ from deepinv_dmilo.utils.warning import warn
 START_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 3, 10
 # Noise of the noisiest measurement, in [0, 1], up to which other likelihoods are approximated by a Gaussian (25
 # photons); measured in docs/defaults.md.
-EVEN_NOISE = 0.2
+MOST_NOISE_FOR_SQUARES = 0.2
 MARGIN = 0.5  # by which an init may exceed [0, 1] without a warning
 
 
@@ -57,7 +57,7 @@ def _by_squares(posterior: Posterior, x: Tensor) -> Tensor:
         return ~yes
     if posterior.nuisance is not None:
         return yes
-    is_even = likelihood.largest_variance(x) <= EVEN_NOISE**2 * likelihood.squared_norm
+    is_even = likelihood.largest_variance(x) <= MOST_NOISE_FOR_SQUARES**2 * likelihood.squared_norm
     return is_even.view(posterior.num_samples, -1).all(0)
 
 
@@ -75,7 +75,7 @@ def _from_squares(start: FirstImage) -> FirstImage:
 
 def _from_steps(start: FirstImage) -> FirstImage:
     posterior, x, how = start
-    x = descend(posterior.likelihood, x, steps=START_STEPS, limits=posterior.prior.limits)
+    x = descend_likelihood(posterior.likelihood, x, steps=START_STEPS, limits=posterior.prior.limits)
     return FirstImage(posterior, x, (*how, "gradient steps"))
 
 
@@ -110,7 +110,7 @@ def _least_squares(squares: Gaussian, x: Tensor, limits: tuple[float, float]) ->
     return x
 
 
-def descend(likelihood: Likelihood, x: Tensor, *, steps: int, limits: tuple[float, float]) -> Tensor:
+def descend_likelihood(likelihood: Likelihood, x: Tensor, *, steps: int, limits: tuple[float, float]) -> Tensor:
     """Gradient steps on a likelihood, with the step size ``1 / L`` where it is known, else by backtracking."""
     size = None
     if isinstance(likelihood, Gaussian) and likelihood.forward.is_known_linear:

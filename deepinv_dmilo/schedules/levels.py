@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -10,14 +9,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Likelihood, NoiseModel
+from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.posterior.facts import Facts, facts_of
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
 from deepinv_dmilo.schedules.initial import first_images
-from deepinv_dmilo.schedules.planning import RULES, Rule, active_levels, rule_for, starting_sigma
+from deepinv_dmilo.schedules.planning import RULES, Rule, active_levels, rule_for, sigma_to_cover
 from deepinv_dmilo.schedules.schedule import Budget, Finish, Layers, Plan, Schedule, Stage
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
@@ -51,7 +50,8 @@ class Levels(Schedule):
     :param float deviation_threshold: after the last level, add a sparse deviation from the prior where the gradient of
         the negative log-likelihood exceeds this many standard deviations of its noise (ours); None: no deviation.
     :param tuple finishing: further finishing steps, functions of the posterior and the images.
-    :param tuple[Rule] rules: rules for the plan; the first that applies to an image is used (:doc:`/plans`).
+    :param tuple[Rule] rules: rules for the plan; the first that applies to an image is used; end with ``*RULES``
+        (:doc:`/plans`). Their limits hold for your own ``sigmas``, too.
     """
 
     sigmas: tuple[float, ...] | None = None
@@ -69,6 +69,9 @@ class Levels(Schedule):
             # torch cannot multiply by a Fraction
             object.__setattr__(self, "deviation_threshold", float(self.deviation_threshold))
         check_flags(skip=self.skip, mean=self.mean)
+        for name in ("finishing", "rules"):
+            if not isinstance(getattr(self, name), tuple):
+                raise TypeError(f"{name}={getattr(self, name)!r}: type a tuple, {name}=(one, another)")
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """Each image has the plan of its rule; images with equal plans form a group."""
@@ -76,10 +79,10 @@ class Levels(Schedule):
         for part, x, how in first_images(posterior):
             part = with_noise_at(part, x)
             facts = facts_of(part, x, with_error=self.skip)
-            images_of = defaultdict(list)
-            for image, of_image in enumerate(facts):
-                images_of[self._stages(part, of_image, budget)].append(image)
-            for (rule, stages), images in images_of.items():
+            plans = [self._stages(part, of_image, budget) for of_image in facts]
+            distinct = [plan for k, plan in enumerate(plans) if plan not in plans[:k]]
+            for rule, stages in distinct:
+                images = [image for image, plan in enumerate(plans) if plan == (rule, stages)]
                 rows = part.rows_of(torch.tensor(images, device=x.device))
                 plan = Plan(rule, stages, x[rows], tuple(facts[image] for image in images), how)
                 groups.append((part.select(rows), plan))
@@ -92,7 +95,7 @@ class Levels(Schedule):
         levels = list(dict.fromkeys(posterior.prior.level(2 * sigma) for sigma in sigmas))  # without duplicates
         start = 0
         if self.skip:
-            needed = starting_sigma(facts, rule)
+            needed = sigma_to_cover(facts, rule)
             start = max(0, sum(level.sigma >= needed for level in levels) - 1)
         active = active_levels(start, len(levels), rule, budget)
         steps = budget.steps(len(active))
@@ -108,7 +111,7 @@ class Levels(Schedule):
         steps: list[Finish] = []
         if self.mean and posterior.likelihood.has_noise and posterior.prior.affine:
             steps.append(PosteriorMean(facts.well_determined))
-        has_deviation = not isinstance(posterior.likelihood, NoiseModel) and not facts.blind
+        has_deviation = posterior.likelihood.allows_deviation and not facts.blind
         if self.deviation_threshold is not None and has_deviation:
             steps.append(SparseDeviation(self.deviation_threshold))
         return (*steps, *self.finishing)

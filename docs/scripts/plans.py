@@ -10,14 +10,16 @@ import argparse
 from math import isinf
 from pathlib import Path
 
-from deepinv_dmilo.schedules.initial import EVEN_NOISE, NEWTON_STEPS, START_STEPS
+from deepinv_dmilo.schedules.initial import MOST_NOISE_FOR_SQUARES as SQUARES
+from deepinv_dmilo.schedules.initial import NEWTON_STEPS, START_STEPS
 from deepinv_dmilo.schedules.planning import COVER_ERROR, COVER_NOISE, PASSES_OF_A_LEVEL, RULES, Rule
 
 HEAD = f"""# What a call does
 
-A call of `DMILO` or `DMILOPGD` makes a plan for each image before it solves any layer problem: it computes a few facts,
-takes the first rule of a table that applies, and chooses the first image, the stages and the finishing steps. Images
-with equal plans run together. `print(model.plan(y, physics))` shows the plan of a call without running it:
+A call of `DMILO` or `DMILOPGD` makes a plan for each image before it solves any layer problem: it makes the first
+image, determines the noise level, computes a few facts from both, and takes the first rule of a table that applies; the
+stages and the finishing steps follow from it. Images with equal plans run together.
+`print(model.plan(y, physics))` shows the plan of a call without running it:
 
 ```python
 >>> print(DMILO(prior, max_passes=25).plan(y, physics))  # doctest: +SKIP
@@ -32,19 +34,21 @@ each layer problem of each image ended. This page is generated from the tables o
 
 ## Facts
 
-For each image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear; whether the physics has unknown (nuisance)
-parameters (blind), and if so, whether they are a blur with open boundaries (`padding="valid"`, as in a camera);
-whether every measurement depends on the image (else some are masked); the noise level relative to y, and as the noise
-level of an image; the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the
-frequencies and places where it is largest.
+For each image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear and known; whether the physics has unknown
+(nuisance) parameters (blind), and if so, whether they are a blur with open boundaries (`padding="valid"`, as in a
+camera); whether every measurement depends on the image (else some are masked); the noise level relative to y, and as
+the noise level of an image; the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the
+frequencies and places where it is largest; whether the noise is Gaussian (for rules of your own); whether that error
+is little more than the noise (well determined).
 
 ## Levels
 
-The starting noise level is the lowest that is at least {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times
-the noise level of an image; the cap of the rule limits this bound. From there on the levels are evenly spaced, as many
-as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally.
+The first level must reach {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times the noise level of an image,
+or the bound of the rule, if that is less; it is the lowest level at or above. From there on the levels are evenly
+spaced, as many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally; with fewer than
+{2 * PASSES_OF_A_LEVEL} passes it is the last level alone. `Levels(skip=False)` begins with the first.
 
-| rule | levels | cap on the start | limit | evidence |
+| rule | levels | must reach at most | limit | evidence |
 |---|---|---|---|---|
 """
 FIRST = f"""
@@ -52,25 +56,28 @@ The figures are from [defaults.md](defaults.md), which lists all trials.
 
 ## First image
 
+The first row that applies. The prior mean is what the network makes of pure noise (mid-grey if it knows none).
+
 | measurements | first image |
 |---|---|
 | any, with `init=` | `init` |
+| blind; noise Gaussian, or not with a linear A | prior mean, then least squares with the residual as the noise |
 | Gaussian noise of known or simulated level, A linear | prior mean, then regularised least squares (LMMSE) |
 | the same, noise level estimated | the same, then {START_STEPS} gradient steps |
-| Gaussian noise, A nonlinear | {NEWTON_STEPS} Gauss-Newton steps, then {START_STEPS} gradient steps |
-| photons, speckle, heavy tails, noise up to {EVEN_NOISE} in [0, 1], A linear | least squares, then gradient steps |
+| Gaussian noise, A nonlinear | up to {NEWTON_STEPS} Gauss-Newton steps, then {START_STEPS} gradient steps |
+| photons, speckle, heavy tails, noise up to {SQUARES} in [0, 1], A linear | least squares, then gradient steps |
 | the same with more noise or A nonlinear; outliers; a `data_fidelity` | gradient steps on the likelihood |
-| blind | least squares, with the residual of the first guess of A as the noise |
 | `schedule=Chain()` | mid-grey; the chain starts from pure noise |
 
 ## Noise
 
 | noise of the physics | noise level |
 |---|---|
-| `noise_level=`, or a `sigma` for each measurement | as given |
+| `noise_level=`; a `sigma` for each measurement, or for each member of a stack | as given |
 | Gaussian of one `sigma`, uniform, your own | simulated by four draws at the current images |
-| none, or 0 | estimated by the network on the first image; later at most the residual |
-| photons, speckle, heavy tails, outliers | the likelihood of the noise model |
+| none, or 0 | estimated by the network on the first image; later at most the residual, at least 2 % of the level |
+| photons, speckle, heavy tails | that of the noise model at the current images |
+| outliers, a `data_fidelity` | none |
 
 ## Finishing
 
@@ -146,7 +153,7 @@ class Cauchy(Density, of=CauchyNoise, names=("scale",)):
 def row(rule: Rule) -> str:
     """One row of the table of rules."""
     levels = f"{len(rule.sigmas)}, {rule.sigmas[0]:.3g} to {rule.sigmas[-1]:.3g}"
-    start = "" if isinf(rule.start_below) else f"{rule.start_below:g}"
+    start = "" if isinf(rule.most_to_cover) else f"{rule.most_to_cover:g}"
     most = "" if rule.max_steps is None else f"{rule.max_levels} levels of {rule.max_steps} steps"
     return f"| {rule.name} | {levels} | {start} | {most} | {rule.evidence} |"
 

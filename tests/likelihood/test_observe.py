@@ -9,7 +9,7 @@ from toys import AffineNet, toy_prior
 from deepinv_dmilo import DMILO, DMILOPGD, Levels
 from deepinv_dmilo.likelihood.fidelity import Fidelity
 from deepinv_dmilo.likelihood.forward import forward_model
-from deepinv_dmilo.likelihood.likelihoods import EstimatedGaussian, Gaussian, SignalDependent, SimulatedGaussian
+from deepinv_dmilo.likelihood.likelihoods import EstimatedGaussian, Gaussian, NonGaussianNoise, SimulatedGaussian
 from deepinv_dmilo.likelihood.observe import GUESSED_NOISE, observe
 
 IMAGE = (3, 12, 20)
@@ -44,7 +44,7 @@ def test_images_whose_noise_is_not_told_have_a_likelihood_of_their_own(num_sampl
         (GaussianNoise(torch.linspace(0.1, 0.2, 20).view(1, 1, 1, 20)), {}, Gaussian, "given"),
         (GaussianNoise(SIGMAS), {"noise_level": 0.1}, Gaussian, "given"),
         (ZeroNoise(), {}, EstimatedGaussian, "estimated"),
-        (PoissonNoise(0.1), {}, SignalDependent, None),
+        (PoissonNoise(0.1), {}, NonGaussianNoise, None),
         (PoissonNoise(0.1), {"noise_level": 0.1}, Gaussian, "given"),
         (GaussianNoise(SIGMAS), {"data_fidelity": dinv.optim.L2(sigma=0.1)}, Fidelity, None),
     ],

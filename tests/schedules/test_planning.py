@@ -4,7 +4,7 @@ import pytest
 
 from deepinv_dmilo.posterior.facts import Facts
 from deepinv_dmilo.schedules.planning import FIFTEEN, FIFTY_FIVE, RULES, SEVEN, Rule, active_levels, rule_for
-from deepinv_dmilo.schedules.planning import starting_sigma as start_of
+from deepinv_dmilo.schedules.planning import sigma_to_cover as start_of
 from deepinv_dmilo.schedules.schedule import Budget
 
 PLAIN = {
@@ -50,7 +50,7 @@ def test_the_first_rule_that_applies(name, of_image):
 
 
 @pytest.mark.parametrize(
-    ("name", "sigmas", "start_below", "max_levels", "max_steps"),
+    ("name", "sigmas", "most_to_cover", "max_levels", "max_steps"),
     [
         ("blind, camera, much noise", FIFTY_FIVE, 0.35, 10, 5),
         ("blind, camera", FIFTY_FIVE, 0.195, 99, None),
@@ -62,13 +62,13 @@ def test_the_first_rule_that_applies(name, of_image):
         ("linear, or masked", SEVEN, float("inf"), 99, None),
     ],
 )
-def test_what_a_rule_says(name, sigmas, start_below, max_levels, max_steps):
+def test_what_a_rule_says(name, sigmas, most_to_cover, max_levels, max_steps):
     assert [rule.name for rule in RULES].count(name) == 1
     assert len(RULES) == 8
     (rule,) = (rule for rule in RULES if rule.name == name)
-    assert (rule.sigmas, rule.start_below, rule.max_levels, rule.max_steps) == (
+    assert (rule.sigmas, rule.most_to_cover, rule.max_levels, rule.max_steps) == (
         sigmas,
-        start_below,
+        most_to_cover,
         max_levels,
         max_steps,
     )
@@ -79,7 +79,7 @@ def test_the_noise_that_an_image_begins_with_hides_what_is_open_and_what_noise_b
     plain = Rule("any", lambda f: True)
     assert start_of(facts(lmmse_error=0.2, image_noise=0.1), plain) == pytest.approx(0.3)
     assert start_of(facts(lmmse_error=0.1, image_noise=0.2), plain) == pytest.approx(0.4)
-    assert start_of(facts(lmmse_error=9.0), Rule("low", lambda f: True, start_below=0.35)) == 0.35
+    assert start_of(facts(lmmse_error=9.0), Rule("low", lambda f: True, most_to_cover=0.35)) == 0.35
 
 
 @pytest.mark.parametrize(

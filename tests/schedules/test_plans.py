@@ -9,7 +9,8 @@ import torch
 from plans import page
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD
+from deepinv_dmilo import DMILO, DMILOPGD, Levels
+from deepinv_dmilo.schedules.planning import Rule
 
 PAGE = Path(__file__).parents[2] / "docs" / "plans.md"
 SHAPE = (3, 12, 20)
@@ -59,3 +60,24 @@ def test_a_likelihood_of_ones_own(own):
     solution = reconstructed(DMILO, None, own["CauchyNoise"](0.05))
     assert solution.images.isfinite().all()
     assert solution.plan.groups[0][1].facts[0].gaussian is False
+
+
+class Step:
+    """A finishing step that cannot be hashed, as a plain dataclass cannot."""
+
+    __hash__ = None
+
+    def __call__(self, posterior, x):
+        return 0 * x
+
+
+def test_a_finishing_step_need_not_be_hashable():
+    assert not reconstructed(DMILO, Levels(finishing=(Step(),))).images.any()
+
+
+def test_settings_of_ones_own_say_what_to_type():
+    with pytest.raises(TypeError, match=r"type a tuple, finishing=\(one, another\)"):
+        Levels(finishing=Step())
+    never = Rule("never", lambda facts: False)
+    with pytest.raises(ValueError, match=r"no rule applies .* type rules=\(\.\.\., \*RULES\)"):
+        reconstructed(DMILO, Levels(rules=(never,)))
