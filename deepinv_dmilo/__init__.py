@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.core.constraints import Custom, Free, Positive, Simplex
-    from deepinv_dmilo.core.solvers import LBFGS, Adam
+    from deepinv_dmilo.likelihood.constraints import Custom, Free, Positive, Simplex
+    from deepinv_dmilo.methods.dmilo import DMILO
+    from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
+    from deepinv_dmilo.methods.dmplug import DMPlug
+    from deepinv_dmilo.optim.solvers import LBFGS, Adam
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
     from deepinv_dmilo.priors.tiled import Tiled
     from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Greyscale
-    from deepinv_dmilo.reconstructors.chain import Chain
-    from deepinv_dmilo.reconstructors.dmilo import DMILO
-    from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
-    from deepinv_dmilo.reconstructors.dmplug import DMPlug
-    from deepinv_dmilo.reconstructors.levels import Levels
+    from deepinv_dmilo.schedules.chain import Chain
+    from deepinv_dmilo.schedules.levels import Levels
 
 __version__ = "0.2.0"
 __all__ = [
@@ -38,20 +38,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DMILO": "reconstructors.dmilo",
-    "DMILOPGD": "reconstructors.dmilo_pgd",
-    "DMPlug": "reconstructors.dmplug",
+    "DMILO": "methods.dmilo",
+    "DMILOPGD": "methods.dmilo_pgd",
+    "DMPlug": "methods.dmplug",
     "DiffusionPrior": "priors.diffusers",
     "LatentPrior": "priors.latent",
     "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
     "Greyscale": "priors.wrappers",
-    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "core.constraints"),
-    "LBFGS": "core.solvers",
-    "Adam": "core.solvers",
-    "Levels": "reconstructors.levels",
-    "Chain": "reconstructors.chain",
+    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "likelihood.constraints"),
+    "LBFGS": "optim.solvers",
+    "Adam": "optim.solvers",
+    "Levels": "schedules.levels",
+    "Chain": "schedules.chain",
 }
 
 

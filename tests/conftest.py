@@ -1,11 +1,6 @@
-import sys
-from pathlib import Path
-
 import deepinv as dinv
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 import toys
 
 torch.set_num_threads(1)  # for networks this small, more threads wait for one another

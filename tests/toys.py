@@ -6,9 +6,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepinv_dmilo import DiffusionPrior
-from deepinv_dmilo.core.measurements import working_dtype
-from deepinv_dmilo.core.observation import Observation
-from deepinv_dmilo.core.operator import Operator
+from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.measurements import working_dtype
+from deepinv_dmilo.likelihood.observe import observe as likelihoods_of
 
 
 class AffineNet(torch.nn.Module):
@@ -67,11 +67,18 @@ def toy_prior(net, *, prediction_type="epsilon", clip_sample=True, dtype=torch.f
 
 
 def observe(y, physics, num_samples=1, **settings):
-    """An :class:`Observation` of a batch of images of the shape that A_adjoint gives."""
+    """The likelihood of a batch of images of the shape that A_adjoint gives, of one kind of noise."""
     shape = tuple(physics.A_adjoint(y).shape)
     like = torch.empty(0, dtype=working_dtype(y))
-    operator = Operator(physics, shape, like, single=shape[0] * num_samples == 1)
-    return Observation(y, operator, num_samples, **settings)
+    forward = forward_model(physics, shape, like, single=shape[0] * num_samples == 1)
+    (likelihood,) = likelihoods_of(y, forward, num_samples=num_samples, **settings)
+    return likelihood
+
+
+def posterior_of(model, y, physics):
+    """What a call knows before its first image, of images of one kind of noise."""
+    (posterior,) = model._posteriors(y, physics, None)
+    return posterior
 
 
 def tiny_unet(channels=1, size=16):

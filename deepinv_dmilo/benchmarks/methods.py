@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS
-from deepinv_dmilo.core.constraints import Simplex
+from deepinv_dmilo.likelihood.constraints import Simplex
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
+from deepinv_dmilo.methods.dmplug import DMPlug
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
-from deepinv_dmilo.reconstructors.dmplug import DMPlug
 from deepinv_dmilo.tools.demo import DPS_STEPS
 from deepinv_dmilo.tools.task_names import TASK_PRESETS
 
@@ -152,10 +152,6 @@ def _rival(case: Case, *, kind: Any, **settings: int) -> nn.Module:
     return kind(case.prior, case.shape, case.noise, case.weight, **settings)
 
 
-def _total_variation(case: Case) -> nn.Module:
-    return TotalVariation(case.shape, case.weight)
-
-
 def _ours(case: Case, *, method: type[DMILO], passes: int, samples: int) -> nn.Module:
     unknown = None if case.guess is None else {"filter": Simplex(case.guess)}
     return method(case.prior, max_passes=passes, num_samples=samples, unknown=unknown)
@@ -194,7 +190,9 @@ RIVALS = {
 #: every method by name, in the order in which the report runs and shows them
 METHODS = {
     "pseudo-inverse": Method(PseudoInverse),
-    "TV": Method(_total_variation, LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0),
+    "TV": Method(
+        lambda case: TotalVariation(case.shape, case.weight), LinearPhysics, grid=(0.004, 0.016, 0.064), scale=4.0
+    ),
     "BlindRL": Method(
         lambda case: RichardsonLucy(round(case.weight)), tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)
     ),

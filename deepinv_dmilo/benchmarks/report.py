@@ -166,15 +166,7 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
             level = [r for r in rows if r.noise == noise and (r.task in BLIND_TASKS) == blind]
             text += _sections(level, f"Blind, noise {noise}" if blind else f"Noise {noise}", out)
     if preset.paper:
-        text += [
-            "",
-            "## The paper",
-            "",
-            PAPER,
-            "",
-            "| method | task | PSNR (dB) | SSIM |",
-            "|---|---|---|---|",
-        ]
+        text += ["", "## The paper", "", PAPER, "", "| method | task | PSNR (dB) | SSIM |", "|---|---|---|---|"]
         text += [
             f"| {method}, as reported | {task} | {psnr:.2f} | {ssim:.3f} |" for method, task, psnr, ssim in preset.paper
         ]

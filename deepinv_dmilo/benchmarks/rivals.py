@@ -15,10 +15,10 @@ from deepinv.optim import FISTA, L2, TVPrior
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from deepinv_dmilo.core.descent import value_and_gradient
-from deepinv_dmilo.core.measurements import Measurements, energy, like_parts, measure, parts
-from deepinv_dmilo.core.operator import Operator
-from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.likelihood.forward import forward_model
+from deepinv_dmilo.likelihood.measurements import Measurements, energy, like_parts, measure, parts
+from deepinv_dmilo.optim.descent import value_and_gradient
+from deepinv_dmilo.priors.prior import Level, Prior
 
 
 class Rival(nn.Module):
@@ -71,7 +71,7 @@ class DataTerm:
         first = parts(y)[0]
         self.physics: Physics = physics
         self.doubled, self.rows = 2 * y, torch.arange(shape[0], device=first.device)
-        self.operator = Operator(physics, shape, torch.empty(0, device=first.device), single=True)
+        self.operator = forward_model(physics, shape, torch.empty(0, device=first.device), single=True)
         self.variance = noise**2 / (2 if first.is_complex() else 1)  # of a real number
 
     def measured(self, u: Tensor) -> Measurements:
@@ -80,12 +80,12 @@ class DataTerm:
 
     def misfit(self, u: Tensor) -> Tensor:
         """``||A(u) - 2 y||^2`` of what changes with the image, (n,)."""
-        return self.operator.reached_energy(self.measured(u) - self.doubled, self.rows)
+        return self.operator.observed_energy(self.measured(u) - self.doubled, self.rows)
 
     @property
     def noise_energy(self) -> Tensor:
         """The misfit of the true images, on average, (n,): what a mask hides has no noise, and does not count."""
-        return self.variance * self.operator.reached
+        return self.variance * self.operator.observed
 
 
 def spaced(high: float, low: float, count: int) -> list[float]:
@@ -181,7 +181,7 @@ class DAPS(Rival):
     def steepest(self, y: Measurements, physics: Physics) -> Tensor:
         """The largest curvature of the data term in u, about, (n, 1, 1, 1)."""
         like = self.pure_noise(y)
-        gain = Operator(physics, tuple(like.shape), like, single=True).squared_gain
+        gain = forward_model(physics, tuple(like.shape), like, single=True).squared_norm
         return _column(gain) / self.noise**2
 
     def probability_flow(self, u: Tensor, s: float) -> Tensor:
@@ -267,7 +267,7 @@ class TotalVariation(nn.Module):
     def forward(self, y: Measurements, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
         like = torch.zeros(1, *self.shape, device=y.device)
-        norm = Operator(physics, tuple(like.shape), like, single=True).squared_gain.item()
+        norm = forward_model(physics, tuple(like.shape), like, single=True).squared_norm.item()
         solver = FISTA(L2(), TVPrior(n_it_max=self.inner), self.weight, 1 / (1.02 * norm), max_iter=self.steps)
         return solver(y, physics)
 

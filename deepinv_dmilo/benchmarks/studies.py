@@ -11,12 +11,12 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import Measurements, join
-from deepinv_dmilo.core.private import seeded
+from deepinv_dmilo.likelihood.measurements import Measurements, join
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.options import open_prior
 from deepinv_dmilo.tools.tasks import GUESS_STD, gaussian_kernel, make_physics
+from deepinv_dmilo.utils.private import seeded
 
 if TYPE_CHECKING:
     from deepinv_dmilo.priors.diffusers import DiffusionPrior

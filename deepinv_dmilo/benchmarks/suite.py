@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import patch_environment
 
 from deepinv_dmilo import registry
 from deepinv_dmilo.benchmarks.figures import bar_figure, convergence_figure, cost_table, quality_table, save_figure
@@ -72,13 +71,11 @@ def run_suite(
     methods, passes = ",".join(registry.available()), ",".join(map(str, budgets))
     file = (out / "new.parquet").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with _environment("BENCHOPT_CACHE", str((out / "cache" / versions).resolve())):
+    with patch_environment(BENCHOPT_CACHE=(out / "cache" / versions).resolve()):
         run_benchmark(
             SUITES[suite],
             solver_names=[f"registry[method=[{methods}],prior={suite},max_passes=[{passes}]]", "deepinv", *solvers],
-            dataset_names=[
-                f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={limit}]",
-            ],
+            dataset_names=[f"{suite}[task=[{','.join(tasks)}],noise=[{','.join(map(str, noises))}],images={limit}]"],
             plot_result=False,
             timeout=math.inf,
             parallel_config=parallel_config,
@@ -94,38 +91,20 @@ def run_suite(
     return rows
 
 
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable set inside a ``with`` block, as before afterwards."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def _rows(table: pandas.DataFrame) -> list[Row]:
     """The parquet's lines as rows of the report's tables."""
-    rows = []
-    for line in table.to_dict("records"):
-        rows.append(
-            Row(
-                task=line["p_dataset_task"],
-                noise=line["p_dataset_noise"],
-                method=_label(line),
-                weight=math.nan,
-                image=int(line["objective_image"]),
-                **{
-                    name: line.get(f"objective_{name}", math.nan)
-                    for name in ("psnr", "ssim", "passes", "calls", "seconds", "memory_mb", "residual", "lpips")
-                },
-            )
+    scores = ("psnr", "ssim", "passes", "calls", "seconds", "memory_mb", "residual", "lpips")
+    return [
+        Row(
+            task=line["p_dataset_task"],
+            noise=line["p_dataset_noise"],
+            method=_label(line),
+            weight=math.nan,
+            image=int(line["objective_image"]),
+            **{name: line.get(f"objective_{name}", math.nan) for name in scores},
         )
-    return rows
+        for line in table.to_dict("records")
+    ]
 
 
 def _label(line: dict[str, Any]) -> str:

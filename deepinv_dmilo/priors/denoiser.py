@@ -9,10 +9,10 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
-from deepinv_dmilo.core.prior import AsDenoiser, Level, Prior
 from deepinv_dmilo.priors.conditioning import unwrapped
+from deepinv_dmilo.priors.prior import AsDenoiser, Level, Prior
 from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 # What deepinv's restoration networks (DRUNet, SCUNet, ...) are trained up to, in [0, 1].
 MAX_NOISE = 0.2

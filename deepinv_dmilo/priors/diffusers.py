@@ -14,8 +14,6 @@ from deepinv.models import Denoiser
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deepinv_dmilo.core.measurements import SHAPE_ERRORS, raise_out_of_memory
-from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.priors.conditioning import (
     Conditioning,
     check_conditioning,
@@ -31,7 +29,9 @@ from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.families import family_of
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import load_pipeline
+from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.priors.wrappers import for_images, halvings, warn_of_attention
+from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 
 
 class DiffusionPrior(Prior):

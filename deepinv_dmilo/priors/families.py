@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.core.prior import Level
+from deepinv_dmilo.priors.prior import Level
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 RHO = 7.0  # of the levels of a chain where the noise explodes, that of Karras et al. (2022)

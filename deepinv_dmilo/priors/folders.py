@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deepinv_dmilo.core.warning import warn
+from deepinv_dmilo.utils.warning import warn
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 NETWORKS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae")

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from deepinv_dmilo.core.prior import Level, Prior
 from deepinv_dmilo.priors.conditioning import configuration, unwrapped
+from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.priors.wrappers import Wrapper, alone
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.core.measurements import raise_out_of_memory
-from deepinv_dmilo.core.prior import not_finite
-from deepinv_dmilo.core.warning import warn
 from deepinv_dmilo.priors.folders import AUTOENCODERS, CONFIG, INDEX, NETWORKS, PARTS, PARTS_GIVEN, find_parts
+from deepinv_dmilo.priors.prior import not_finite
+from deepinv_dmilo.utils.memory import raise_out_of_memory
+from deepinv_dmilo.utils.warning import warn
 
 BUNDLED = Path(__file__).parent
 # Whole, or a shard; of a variant such as fp16, or of none. Older shards name the variant last.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from deepinv_dmilo.core.prior import Level, Prior
+from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.priors.wrappers import Wrapper, alone
 
 # Of an overlap, over which one tile gives way to the next: with less a network that sees farther leaves seams, with

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from deepinv_dmilo.core.prior import Level, Prior
-from deepinv_dmilo.core.warning import warn
 from deepinv_dmilo.priors.conditioning import configuration
+from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.utils.warning import warn
 
 LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
 

@@ -16,10 +16,10 @@ from deepinv.utils import plot
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
+from deepinv_dmilo.methods.dmilo import DMILO
+from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.reconstructors.dmilo import DMILO
-from deepinv_dmilo.reconstructors.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.scoring import score
 from deepinv_dmilo.tools.tasks import make_physics
@@ -64,7 +64,7 @@ def demo_photographs(prior: DiffusionPrior, *, size: int = SIZE, verbose: bool =
     x = resize(held_out_images("photos"), [size, size], antialias=True).clamp(0, 1).to(prior.device)
     scenes = [Scene(title, task, x[number : number + 1]) for title, (task, number) in PHOTOGRAPHS.items()]
     methods: Methods = {
-        "pseudo-inverse": _pseudo_inverse,
+        "pseudo-inverse": lambda y, physics: physics.A_dagger(y),
         "DiffPIR": _diffpir(prior),
         "DMILO": DMILO(prior, max_passes=PASSES, verbose=verbose),
         "DMILO-PGD": DMILOPGD(prior, max_passes=PASSES, verbose=verbose),
@@ -77,17 +77,13 @@ def demo_digits(prior: DiffusionPrior, *, count: int = 4, verbose: bool = True) 
     x = held_out_images("digits")[:count].to(prior.device)
     settings = {"num_steps": DPS_STEPS, "weight": DPS_WEIGHT, "device": prior.device, "dtype": torch.float32}
     methods: Methods = {
-        "pseudo-inverse": _pseudo_inverse,
+        "pseudo-inverse": lambda y, physics: physics.A_dagger(y),
         "DMILO-PGD": DMILOPGD(prior, verbose=verbose),
         "DMILO": DMILO(prior, verbose=verbose),
         f"DPS, {DPS_STEPS} steps": DPS(prior.denoiser(), **settings),
         "DiffPIR": _diffpir(prior),
     }
     return [Scene(title, task, x) for title, task in DIGITS.items()], methods
-
-
-def _pseudo_inverse(y: Tensor, physics: object) -> Tensor:
-    return physics.A_dagger(y)  # type: ignore[attr-defined]
 
 
 def _diffpir(prior: DiffusionPrior) -> DiffPIR:

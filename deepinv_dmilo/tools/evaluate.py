@@ -21,14 +21,18 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deepinv_dmilo.core.measurements import Measurements, is_out_of_memory, join
-from deepinv_dmilo.core.private import seeded
+from deepinv_dmilo.likelihood.measurements import Measurements, join
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
 from deepinv_dmilo.tools.pictures import UNREADABLE
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.records import LABELS, finished_records, image_of, keep, picture_digest
 from deepinv_dmilo.tools.scoring import score
+from deepinv_dmilo.utils.memory import is_out_of_memory
+from deepinv_dmilo.utils.private import seeded
+
+# Images by index, to their reconstructions and scores
+_Batch = Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]]
 
 
 def evaluate(
@@ -80,9 +84,8 @@ def evaluate(
                 _check_settings(out, settings)
             remove_unfinished(out)
         state.wait_for_everyone()
-        records, unreadable = _evaluate_share(
-            model, images, names, physics, out, seed, batch_size, device, halve_on_out_of_memory
-        )
+        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory)
+        records, unreadable = _evaluate_share(run, images, names, out, batch_size)
         gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
         missing = dict(sorted(gather_object(list(unreadable.items()))))
         if state.is_main_process:
@@ -92,15 +95,7 @@ def evaluate(
 
 
 def _evaluate_share(
-    model: nn.Module,
-    images: Sequence[Tensor],
-    names: Sequence[str],
-    physics: Physics,
-    out: Path,
-    seed: int,
-    batch_size: int,
-    device: str | torch.device,
-    halve_on_out_of_memory: bool,
+    run: _Batch, images: Sequence[Tensor], names: Sequence[str], out: Path, batch_size: int
 ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
     """The batches of this process: records by index, and why which images could not be read."""
     state = PartialState()
@@ -119,10 +114,8 @@ def _evaluate_share(
             todo = [i for i in batch if i not in records]
             x = _read_batch(images, names, todo, unreadable)
             made_of = {i: picture_digest(images, i, x[i]) for i in x}
-            if x:
-                run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory)
-                for i, image, values in _one_by_one_where_it_fails(run, x, names, unreadable):
-                    records[i] = keep(out, names[i], image, values, made_of[i])
+            for i, image, values in _one_by_one_where_it_fails(run, x, names, unreadable) if x else ():
+                records[i] = keep(out, names[i], image, values, made_of[i])
             bar.update(len(todo))
     return records, unreadable
 
@@ -144,10 +137,7 @@ def _reconstruct(
 
 
 def _one_by_one_where_it_fails(
-    run: Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]],
-    x: dict[int, Tensor],
-    names: Sequence[str],
-    failed: dict[str, str],
+    run: _Batch, x: dict[int, Tensor], names: Sequence[str], failed: dict[str, str]
 ) -> list[tuple[int, Tensor, dict[str, float]]]:
     """A batch; where an image of it diverges the others are done alone, and the reason goes to ``failed``."""
     try:
@@ -234,7 +224,4 @@ def _summarise(
     write_whole(out / "summary.json", json.dumps(summary, indent=1))
     if unreadable:
         told = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable.items())
-        print(
-            f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be done:{told}",
-            file=sys.stderr,
-        )
+        print(f"{len(unreadable)} of {len(records) + len(unreadable)} images could not be done:{told}", file=sys.stderr)

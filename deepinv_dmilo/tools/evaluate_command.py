@@ -48,7 +48,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from deepinv_dmilo import __version__
-    from deepinv_dmilo.core.measurements import measure
+    from deepinv_dmilo.likelihood.measurements import measure
     from deepinv_dmilo.priors.pretrained import bundled_priors
     from deepinv_dmilo.tools.evaluate import evaluate
     from deepinv_dmilo.tools.images import open_images

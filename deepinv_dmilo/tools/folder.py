@@ -116,7 +116,4 @@ def write_whole(file: Path, content: str | bytes, *, advice: str = ADVICE) -> No
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"{file} cannot be written: {error.strerror}{advice}",
-        ) from error
+        raise OSError(error.errno, f"{file} cannot be written: {error.strerror}{advice}") from error

@@ -13,8 +13,8 @@ from deepinv_dmilo.tools.task_names import RESAMPLERS, TASK_OPTIONS, TASK_PRESET
 if TYPE_CHECKING:
     from deepinv.models import Reconstructor
 
-    from deepinv_dmilo.core.prior import Prior
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
+    from deepinv_dmilo.priors.prior import Prior
 
 SIMULATED_NOISE = 0.005  # standard deviation, where it is simulated (the paper's)
 PRIOR_HELP = "installed or bundled name, pipeline folder or hub id"
@@ -43,14 +43,10 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-passes",
-        type=int,
-        help="forward and backward passes of an image (100 a sample; a few calls on top)",
+        "--max-passes", type=int, help="forward and backward passes of an image (100 a sample; a few calls on top)"
     )
     command.add_argument(
-        "--num-samples",
-        type=int,
-        help="reconstructions from different noise that share the passes; their mean (1)",
+        "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
     )
     command.add_argument("--factor", type=float, help="super-resolution factor, 1.5 say (4)")
     command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from deepinv_dmilo.core.warning import warn
 from deepinv_dmilo.tools.tiff import KINDS, PHOTOMETRIC, WHITE_IS_ZERO, check_tiff, is_tiff, tags_of, white_of
+from deepinv_dmilo.utils.warning import warn
 
 #: what PIL raises at a file that is missing, damaged, no picture, or far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepinv_dmilo.core.prior import Prior
+    from deepinv_dmilo.priors.prior import Prior
 
 RATIOS = (0.1, 1.0, 10.0)  # of the noise levels that tell schedulers apart
 

@@ -26,7 +26,7 @@ from deepinv_dmilo.tools.task_names import PICTURE_TASKS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepinv_dmilo.core.prior import Prior
+    from deepinv_dmilo.priors.prior import Prior
 
 
 TILE = 512  # pixels of a tile's side, where the network has no attention: ours
@@ -78,7 +78,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from deepinv.physics import LinearPhysics
     from torchvision.transforms.functional import center_crop
 
-    from deepinv_dmilo.core.constraints import Simplex
+    from deepinv_dmilo.likelihood.constraints import Simplex
     from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-from deepinv_dmilo.core.measurements import Measurements, mean_energy, measure
+from deepinv_dmilo.likelihood.measurements import Measurements, mean_energy, measure
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 
 SHIFTS = torch.arange(-3, 3.25, 0.25)  # pixels that an image of an unknown blur is moved by to be compared
@@ -123,9 +122,7 @@ class Meter:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
@@ -139,8 +136,7 @@ class Meter:
             return
         z = args[0]
         # deepinv's PiGDM differentiates inside torch.func, where tensors do not say that they require a gradient
-        differentiated = z.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(z)
-        if differentiated:
+        if z.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(z):
             self.passes += len(z)
         else:
             self.calls += len(z)

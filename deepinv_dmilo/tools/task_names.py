@@ -1,14 +1,7 @@
 """The names of the standard tasks; imports nothing, so that the command line can tell them at once."""
 
 #: tasks whose measurements are a picture of a known operator
-PICTURE_TASKS = (
-    "super-resolution",
-    "inpainting",
-    "box-inpainting",
-    "deblurring",
-    "nonlinear-deblurring",
-    "denoising",
-)
+PICTURE_TASKS = ("super-resolution", "inpainting", "box-inpainting", "deblurring", "nonlinear-deblurring", "denoising")
 #: tasks whose measurements are no picture, or whose operator is drawn at random
 SIMULATED_TASKS = ("motion-deblurring", "compressed-sensing", "phase-retrieval")
 TASKS = (*PICTURE_TASKS, *SIMULATED_TASKS)

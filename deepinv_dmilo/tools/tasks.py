@@ -209,9 +209,9 @@ def make_physics(
     if task == "denoising":
         return Denoising(noise_model, device=device)
     pixels = img_size[0] * img_size[1] * img_size[2]
+    ratio = {"compressed-sensing": 0.1}.get(task, 4.0) if ratio is None else ratio
+    m = max(1, round(ratio * pixels))
     if task == "compressed-sensing":
-        ratio = 0.1 if ratio is None else ratio
-        m = max(1, round(ratio * pixels))
         if m * pixels > DENSE:
             size = _resized(img_size, ratio)
             # Over height and width: by default deepinv's transform mixes the pixels of a row alone.
@@ -219,8 +219,6 @@ def make_physics(
             return StructuredRandom(img_size, size, n_layers=2, rng=rng, noise_model=noise_model, device=device, **mix)
         return CompressedSensing(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     if task == "phase-retrieval":
-        ratio = 4.0 if ratio is None else ratio
-        m = max(1, round(ratio * pixels))
         if m * pixels > DENSE:
             with torch.random.fork_rng([device] if "cuda" in str(device) else []):
                 torch.manual_seed(seed + 1)  # its phases are drawn from the global random state

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from deepinv_dmilo.core.warning import warn
+from deepinv_dmilo.utils.warning import warn
 
 BITS, PHOTOMETRIC, HIGHEST, PLANAR, EXTRA, FORMAT = 258, 262, 281, 284, 338, 339  # tags
 WHITE_IS_ZERO, APART, UNKNOWN, SIGNED = 0, 2, 0, 2  # values of the second, and of the last three

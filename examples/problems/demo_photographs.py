@@ -23,8 +23,8 @@ from PIL import Image
 from torchvision.transforms.functional import resize, to_tensor
 
 from deepinv_dmilo import DMILO, DiffusionPrior
+from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.tools.cli import main
 from deepinv_dmilo.tools.pictures import as_png, read_picture
 
 prior = DiffusionPrior.from_pretrained("photos")

@@ -16,11 +16,7 @@ class Solver(BaseSolver):
 
     name = "registry"
     requirements = ["pip::deepinv-dmilo"]
-    parameters = {
-        "method": ["dmilo", "dmilo-pgd"],
-        "prior": ["google/ddpm-celebahq-256"],
-        "max_passes": [100],
-    }
+    parameters = {"method": ["dmilo", "dmilo-pgd"], "prior": ["google/ddpm-celebahq-256"], "max_passes": [100]}
     test_config = {"prior": "digits", "max_passes": 1}
 
     def set_objective(self, train_dataset=None, physics=None):

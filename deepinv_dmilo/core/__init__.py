@@ -1,1 +1,0 @@
-"""What knows no network family, file or command: a prior's contract, the problem of a layer, its solvers."""

@@ -1,0 +1,81 @@
+"""The result of a call and its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from deepinv_dmilo.schedules.schedule import Plan
+
+
+class Ended(NamedTuple):
+    """
+    How a layer problem of an image ended.
+
+    :param float sigma: noise level of its stage, for images in [0, 1].
+    :param int passes: of the network, mean over the samples.
+    :param bool converged: whether the solver stopped before its last step.
+    """
+
+    sigma: float
+    passes: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """
+    The plans of all images of a call.
+
+    :param tuple groups: the image numbers and the plan of each group.
+    :param tuple passes: maximum number of forward and backward passes of the network per image, for all samples, of
+        each group.
+    :param float seconds: estimate of the run time of the call from the time of one pass; None: not timed.
+    """
+
+    groups: tuple[tuple[tuple[int, ...], Plan], ...]
+    passes: tuple[int, ...]
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        lines = []
+        for (images, plan), passes in zip(self.groups, self.passes, strict=True):
+            lines.append(f"images {', '.join(map(str, images))}: {plan.rule}")
+            for number, facts in zip(images, plan.facts, strict=False):
+                lines.append(
+                    f"  facts of {number}: {'linear' if facts.linear else 'not linear'}, {'blind, ' * facts.blind}"
+                    f"{'all' if facts.fully_observed else 'not all'} measurements observe it, noise "
+                    f"{facts.relative_noise:.2g} of y, LMMSE error {facts.lmmse_error:.2g}"
+                )
+            sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
+            finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
+            lines += [
+                f"  first image: {', '.join(plan.first)}",
+                f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most",
+                f"  finishing: {', '.join(finishing) or 'none'}",
+                f"  at most {passes} passes of the network for an image",
+            ]
+        return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
+
+
+class Solution(NamedTuple):
+    """
+    All results of a call.
+
+    :param torch.Tensor images: in [0, 1], (B, C, H, W): means over the samples, in blind problems the most probable
+        samples.
+    :param torch.Tensor samples: all samples, (B, S, C, H, W).
+    :param dict parameters: nuisance parameters of the physics with a row for each image; empty: none.
+    :param dict metrics: by name, for each image a value per stage; empty: not asked for.
+    :param CallPlan plan: the plan of the call.
+    :param list ended: for each image, how each of its layer problems ended, in order.
+    """
+
+    images: Tensor
+    samples: Tensor
+    parameters: dict[str, Tensor]
+    metrics: dict[str, list[list[float]]]
+    plan: CallPlan
+    ended: list[list[Ended]]

@@ -1,0 +1,1 @@
+"""Optimisation: L-BFGS, Adam, conjugate gradients, gradient and proximal steps."""

@@ -1,1 +1,0 @@
-"""The algorithms, as deepinv reconstructors."""

@@ -1,0 +1,1 @@
+"""What all floors use: private copies, noise from seeds, warnings, checks of settings."""
