@@ -46,13 +46,14 @@ class CallPlan:
             for number, facts in zip(images, plan.facts, strict=False):
                 lines.append(
                     f"  facts of {number}: {'linear' if facts.linear else 'not linear'}, {'blind, ' * facts.blind}"
-                    f"{'all' if facts.fully_observed else 'not all'} measurements observe it, noise "
+                    f"{'all' if facts.fully_observed else 'not all'} measurements depend on it, noise "
                     f"{facts.relative_noise:.2g} of y, LMMSE error {facts.lmmse_error:.2g}"
                 )
             sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
             finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
             lines += [
                 f"  first image: {', '.join(plan.first)}",
+                f"  noise level: {plan.noise}",
                 f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most",
                 f"  finishing: {', '.join(finishing) or 'none'}",
                 f"  at most {passes} passes of the network for an image",

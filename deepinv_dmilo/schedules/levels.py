@@ -84,7 +84,8 @@ class Levels(Schedule):
             for rule, stages in distinct:
                 images = [image for image, plan in enumerate(plans) if plan == (rule, stages)]
                 rows = part.rows_of(torch.tensor(images, device=x.device))
-                plan = Plan(rule, stages, x[rows], tuple(facts[image] for image in images), how)
+                of_images = tuple(facts[image] for image in images)
+                plan = Plan(rule, stages, x[rows], of_images, how, part.likelihood.source or "noise model")
                 groups.append((part.select(rows), plan))
         return groups
 

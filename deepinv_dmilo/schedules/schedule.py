@@ -71,6 +71,7 @@ class Plan:
     :param torch.Tensor first_image: the initial images in [0, 1], (n, C, H, W).
     :param tuple[Facts] facts: the facts about each image of the group; empty if the schedule uses none.
     :param tuple[str] first: how the initial images were made, for printing.
+    :param str noise: where the noise level comes from, for printing.
     """
 
     rule: str
@@ -78,6 +79,7 @@ class Plan:
     first_image: Tensor = field(repr=False, compare=False)
     facts: tuple[Facts, ...] = ()
     first: tuple[str, ...] = ()
+    noise: str = "not used"
 
     @property
     def passes(self) -> int:

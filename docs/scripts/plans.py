@@ -24,7 +24,7 @@ stages and the finishing steps follow from it. Images with equal plans run toget
 ```python
 >>> print(DMILO(prior, max_passes=25).plan(y, physics))  # doctest: +SKIP
 images 0, 1: linear, or masked
-  facts of 0: linear, not all measurements observe it, noise 0.015 of y, LMMSE error 0.21
+  facts of 0: linear, not all measurements depend on it, noise 0.015 of y, LMMSE error 0.21
   ...
 ```
 

@@ -40,8 +40,8 @@ def test_a_plan_names_what_would_be_done(masked):
     (((images, of_image),), text) = plan.groups, str(plan)
     assert images == (0,)
     assert f"images 0: {of_image.rule}\n" in text
-    assert "facts of 0: linear, all measurements observe it, noise 0.1" in text
-    assert "first image: prior mean, least squares\n" in text
+    assert "facts of 0: linear, all measurements depend on it, noise 0.1" in text
+    assert "first image: prior mean, least squares\n  noise level: simulated\n" in text
     assert "2 stages of noise 1, 0.3, 10 steps a layer at most\n" in text
     assert "finishing: PosteriorMean, SparseDeviation\n" in text
     assert "at most 20 passes of the network for an image\n" in text
@@ -55,7 +55,7 @@ def test_a_plan_of_the_published_method_and_of_samples(masked):
     model = DMILO(toy_prior(ConvNet()), schedule=chain, solver=LBFGS(steps=4), num_samples=2)
     plan = model.plan(y, physics_of(slice(0, 3)))
     assert plan.passes == (2 * 3 * 2 * 4,)
-    assert "images 0, 1, 2: as published\n  first image: mid-grey\n  3 stages" in str(plan)
+    assert "images 0, 1, 2: as published\n  first image: mid-grey\n  noise level: not used\n  3 stages" in str(plan)
     assert "finishing: none" in str(plan)
 
 
