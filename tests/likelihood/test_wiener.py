@@ -12,7 +12,7 @@ from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, mean_lmmse_error, worst_lmmse_error
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.schedules.initial import START_STEPS, _prior_mean, descend
+from deepinv_dmilo.schedules.initial import START_STEPS, _prior_mean, descend_likelihood
 from deepinv_dmilo.schedules.planning import SEVEN
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -249,7 +249,7 @@ def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squar
     with model._at_work() as working:
         (posterior,) = working._posteriors(y, physics, None)
         mean, _ = _prior_mean(posterior)
-        steps = descend(posterior.likelihood, mean, steps=START_STEPS, limits=model.prior.limits)
+        steps = descend_likelihood(posterior.likelihood, mean, steps=START_STEPS, limits=model.prior.limits)
     plan = model.plan(y, physics)
     ((_, of_image),) = plan.groups
     assert of_image.first[1:] == (("least squares",) if squares else ()) + ("gradient steps",)
