@@ -20,6 +20,7 @@ from torchvision.transforms.functional import center_crop, resize
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DiffusionPrior, Levels
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.schedules.planning import SEVEN
 from deepinv_dmilo.tools.tasks import make_physics
 
 PICTURES = {
@@ -49,7 +50,7 @@ HARD = [
     ("denoising", PHOTONS, {}),
     ("deblurring", PHOTONS, {}),
 ]
-SIGMAS = Levels().sigmas
+SIGMAS = SEVEN  # of problems that are not blind
 SILENT = "noise of the physics not told"  # what the residual stands in for
 parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
 parser.add_argument("--prior", choices=PICTURES, default="digits")

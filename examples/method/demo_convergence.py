@@ -55,12 +55,12 @@ def diffpir(steps):
 
 
 def ours(method):
-    """The same of one of ours; the start and the image after each level are calls."""
+    """The same of one of ours; the first image, the image after each level and the posterior mean are calls."""
 
     def run(budget):
-        model = method(prior, max_passes=budget)
-        x_hat, metrics = model(y, physics, compute_metrics=True)
-        return x_hat, sum(p[-1] for p in metrics["passes"]) / len(x) + CALL * (len(model.schedule.sigmas) + 1)
+        solution = method(prior, max_passes=budget).solve(y, physics)
+        passes = [sum(level.passes for level in levels) + CALL * (len(levels) + 2) for levels in solution.ended]
+        return solution.images, sum(passes) / len(x)
 
     return run
 

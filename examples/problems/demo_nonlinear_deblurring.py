@@ -45,10 +45,11 @@ print(f"the largest gap is {gap:.2f}")
 # found by backtracking. These steps cost no pass of the network.
 
 psnr = dinv.metric.PSNR()
-images, curves = {}, {}
+images, curves, levels = {}, {}, {}
 for model in (DMILO(prior, max_passes=100), DMILOPGD(prior, max_passes=100)):
     name = type(model).__name__
-    images[name], curves[name] = model(y, physics, x_gt=x, compute_metrics=True)
+    solution = model.solve(y, physics, x_gt=x, compute_metrics=True)
+    images[name], curves[name], levels[name] = solution.images, solution.metrics, solution.ended[0]
 
 # %%
 # To compare: plain gradient descent on the measurements, from mid-grey, without any prior.
@@ -76,16 +77,15 @@ plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figs
 # Level by level
 # --------------
 #
-# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, as it was
-# given the ground truth, PSNR. An image begins where its measurements leave off, and ends with the last level. Here,
-# the first image.
+# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, with the ground
+# truth, PSNR. The plan of each image chooses its levels. Here, the first image.
 
 for name, curve in curves.items():
     print(name)
     print(f"  {'level':>6} {'passes':>8} {'residual':>10} {'PSNR (dB)':>10}")
-    rows = list(zip(*(curve[key][0] for key in ("passes", "residual", "psnr")), strict=True))
-    for level, (passes, residual, value) in zip(DMILO(prior).schedule.sigmas[-len(rows) :], rows, strict=True):
-        print(f"  {level:6} {passes:8.0f} {residual:10.4f} {value:10.2f}")
+    rows = zip(*(curve[key][0] for key in ("passes", "residual", "psnr")), strict=True)
+    for level, (passes, residual, value) in zip(levels[name], rows, strict=True):
+        print(f"  {level.sigma:6.3g} {passes:8.0f} {residual:10.4f} {value:10.2f}")
 
 # %%
 # What you saw
