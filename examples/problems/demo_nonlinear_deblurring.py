@@ -77,8 +77,8 @@ plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figs
 # Level by level
 # --------------
 #
-# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, with the ground
-# truth, PSNR. The plan of each image chooses its levels. Here, the first image.
+# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, with ``x_gt``,
+# PSNR. The plan of each image chooses its levels. Here, the first image.
 
 for name, curve in curves.items():
     print(name)
