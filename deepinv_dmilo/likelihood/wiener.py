@@ -12,6 +12,7 @@ from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import energy, parts
 from deepinv_dmilo.likelihood.noise import same_noise
 from deepinv_dmilo.optim.cg import conjugate_gradients
+from deepinv_dmilo.optim.descent import filtered
 from deepinv_dmilo.utils.rows import column, dot
 
 # All ours.
@@ -74,10 +75,23 @@ def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
     return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
 
 
+def conditional_spectrum(x: Tensor, sigma: float | Tensor) -> Tensor:
+    r"""
+    The power spectrum of the error of a denoised image, (H, W): :math:`C^{-1} = S^{-1} + \sigma^{-2}`.
+
+    It is the covariance of an image with a 1/f spectrum S, given the image with white noise. The error of a denoiser is
+    not white: noise hides fine details, but hardly the average of a large area.
+
+    :param torch.Tensor x: images, for their size, (n, C, H, W).
+    :param float, torch.Tensor sigma: standard deviation of the noise, for images in [0, 1]; inf: the spectrum S.
+    """
+    return 1 / (1 / _spectrum(x) + 1 / sigma**2)
+
+
 def _errors(likelihood: Gaussian, x: Tensor) -> list[Tensor]:
     """The errors of two estimates of a random image, with A linearised at x, (n, C, H, W) each."""
     squares = _LeastSquares(likelihood, x)
-    image = _filtered(_white(x, seed=0), squares.spectrum.sqrt())
+    image = filtered(_white(x, seed=0), squares.spectrum.sqrt())
     noise = parts(same_noise(likelihood.y, squares.std))
     noisy = [t + n for t, n in zip(squares.tangent(image), noise, strict=True)]
     return [estimate - image for estimate in squares.solutions(squares.right(noisy))]
@@ -97,7 +111,7 @@ class _LeastSquares:
 
     def normal(self, v: Tensor) -> Tensor:
         """The matrix of the normal equations, symmetric and positive definite."""
-        return self.right(self.tangent(v)) + _filtered(v, 1 / self.spectrum)
+        return self.right(self.tangent(v)) + filtered(v, 1 / self.spectrum)
 
     def right(self, r: list[Tensor]) -> Tensor:
         """The right-hand side of the normal equations."""
@@ -107,7 +121,7 @@ class _LeastSquares:
     def solutions(self, right: Tensor) -> list[Tensor]:
         """Approximate solutions of the normal equations for each preconditioner, (n, C, H, W) each."""
         return [
-            conjugate_gradients(self.normal, right, partial(_filtered, gain=gain), steps=STEPS)
+            conjugate_gradients(self.normal, right, partial(filtered, gain=gain), steps=STEPS)
             for gain in self.preconditioners
         ]
 
@@ -149,10 +163,6 @@ def _white(x: Tensor, seed: int) -> Tensor:
     return parts(same_noise(x, torch.ones_like(x[:, 0, 0, 0]), seed=seed))[0]
 
 
-def _filtered(v: Tensor, gain: Tensor) -> Tensor:
-    return torch.fft.ifft2(torch.fft.fft2(v) * gain).real
-
-
 def _largest_amplitude(error: Tensor) -> Tensor:
     """The largest local amplitude of errors over the octaves, relative to white noise, (n,)."""
     frequency = _frequency(error)
@@ -161,12 +171,12 @@ def _largest_amplitude(error: Tensor) -> Tensor:
     amplitudes = []
     for k in range(int(octave.max()) + 1):
         window = torch.exp(-2 * (torch.pi * WINDOW * frequency / (1.5 * LOWEST * 2**k)).square())
-        of_error, of_white = (_weighted_energy(_filtered(v, octave == k), window) for v in (error, white))
+        of_error, of_white = (_weighted_energy(filtered(v, octave == k), window) for v in (error, white))
         amplitudes.append((of_error / of_white.mean()).sqrt())
     return torch.stack(amplitudes).amax(0)
 
 
 def _weighted_energy(v: Tensor, window: Tensor) -> Tensor:
     """The mean local energy weighted by itself, (n,): ten times the plain mean if it fills a tenth of the image."""
-    power = _filtered(v.square().mean(1, keepdim=True), window).clamp(min=0)
+    power = filtered(v.square().mean(1, keepdim=True), window).clamp(min=0)
     return energy(power) / power.flatten(1).sum(1).clamp(min=torch.finfo(v.dtype).tiny)

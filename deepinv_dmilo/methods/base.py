@@ -30,13 +30,13 @@ from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.schedules.schedule import Budget, Plan, Schedule
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Schedule
 from deepinv_dmilo.utils.draws import Draws, check_new_draws, check_rng
 from deepinv_dmilo.utils.private import frozen, private
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
-# Default passes of the network per sample, and in blind problems: ours.
-PASSES_OF_A_SAMPLE, PASSES_IF_BLIND = 100, 200
+# Default calls of the network per sample, and in blind problems: ours.
+CALLS_OF_A_SAMPLE, CALLS_IF_BLIND = 200, 400
 _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
@@ -46,7 +46,9 @@ class PriorReconstructor(Configured):
     A deepinv reconstructor that optimises latents of a prior; subclasses add settings and define ``reconstruct``.
 
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
-    :param int max_passes: maximum number of forward and backward passes of the network per image, for all samples.
+    :param int max_calls: maximum number of forward passes of the network per image, for all samples; a forward and
+        backward pass counts as two.
+    :param int max_passes: the same as ``max_calls`` of twice as many.
     :param int num_samples: reconstructions of each image, from different noise; their mean is returned, in blind
         problems the most probable one.
     :param int micro_batch: reconstructions per pass of the network; None: all.
@@ -56,6 +58,7 @@ class PriorReconstructor(Configured):
 
     prior: Prior
     _: KW_ONLY
+    max_calls: int | None = None
     max_passes: int | None = None
     num_samples: int = 1
     micro_batch: int | None = None
@@ -90,21 +93,27 @@ class PriorReconstructor(Configured):
                 "DiffusionPrior(network, scheduler) or a deepinv denoiser"
             )
         check_rng(self.rng)
-        steps = {name: getattr(self, name) for name in ("max_passes", "num_samples", "micro_batch")}
+        steps = {name: getattr(self, name) for name in ("max_calls", "max_passes", "num_samples", "micro_batch")}
         check_settings(steps={k: v for k, v in steps.items() if v is not None}, rates={}, weights={})
         check_flags(verbose=self.verbose)
-        problems = self.schedule.least_problems
-        if self.max_passes is not None and self._budget().steps(problems) < 1:
+        if self.max_calls is not None and self.max_passes is not None:
             raise ValueError(
-                f"max_passes={self.max_passes} is less than a pass per layer problem and sample; type at least "
-                f"{self.num_samples * problems}, or fewer layers, outer steps or samples"
+                f"max_calls={self.max_calls} and max_passes={self.max_passes} both set the budget; type one of them"
             )
+        problems = self.schedule.least_problems
+        for name, cost in (("max_calls", CALLS_OF_A_PASS), ("max_passes", 1)):
+            if getattr(self, name) is not None and self._budget().steps(problems) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is less than a pass per layer problem and sample; type at least "
+                    f"{self.num_samples * problems * cost}, or fewer layers, outer steps or samples"
+                )
 
     def _budget(self) -> Budget:
         """The budget of one sample."""
-        if self.max_passes is not None:
-            return Budget(self.max_passes // self.num_samples, self.solver.steps)
-        default = PASSES_IF_BLIND if self.unknown else PASSES_OF_A_SAMPLE
+        calls = self.max_calls if self.max_passes is None else CALLS_OF_A_PASS * self.max_passes
+        if calls is not None:
+            return Budget(calls // self.num_samples, self.solver.steps)
+        default = CALLS_IF_BLIND if self.unknown else CALLS_OF_A_SAMPLE
         return Budget(default if self.solver.steps is None else None, self.solver.steps)
 
     def check(self, y: Measurements, physics: Physics, init: Tensor | None = None) -> tuple[int, ...]:
@@ -130,7 +139,7 @@ class PriorReconstructor(Configured):
             if isinstance(self.rng, torch.Generator):  # keep its state for the call
                 model.rng = torch.Generator(self.rng.device).set_state(self.rng.get_state())
             groups = model._groups(model._posteriors(y, physics, init))
-            seconds = sum(model._seconds_of_pass(*group) * group[1].passes for group in groups)
+            seconds = sum(model._seconds_of_pass(*group) * group[1].calls / CALLS_OF_A_PASS for group in groups)
             return replace(model._plan_of(groups), seconds=seconds)
 
     @contextmanager
@@ -250,7 +259,7 @@ class PriorReconstructor(Configured):
         images = torch.empty_like(forward.like)
         samples = images.new_empty(batch, self.num_samples, *images.shape[1:])
         chosen, explained = torch.empty(batch, dtype=torch.long, device=images.device), []
-        with monitor.showing(sum(plan.passes for _, plan in groups)):
+        with monitor.showing(sum(plan.calls for _, plan in groups)):
             for posterior, plan in groups:
                 x, score = self.reconstruct(posterior, plan, monitor)
                 if not torch.isfinite(x).all():
@@ -271,7 +280,8 @@ class PriorReconstructor(Configured):
 
     def _plan_of(self, groups: list[tuple[Posterior, Plan]]) -> CallPlan:
         numbered = tuple((tuple(posterior.image_numbers.tolist()), plan) for posterior, plan in groups)
-        return CallPlan(numbered, tuple(self.num_samples * plan.passes for _, plan in groups))
+        passes, calls = (tuple(self.num_samples * getattr(plan, n) for _, plan in groups) for n in ("passes", "calls"))
+        return CallPlan(numbered, passes, calls)
 
     def _seconds_of_pass(self, posterior: Posterior, plan: Plan) -> float:
         """The run time of a forward and backward pass for all rows of a group."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from deepinv.optim import DataFidelity
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements
 from deepinv_dmilo.likelihood.observe import observe
+from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
+from deepinv_dmilo.optim.descent import proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.posterior.elbo import negative_elbo
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -41,6 +44,9 @@ MOVED = {
     "lr": "L-BFGS has none; type solver=Adam(latent_lr=...)",
     "device": "type DMILO(prior.to(device)), or model.to(device)",
 }
+
+
+PROXIMAL_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -169,7 +175,8 @@ class DMILO(PriorReconstructor):
         for stage in plan.stages:
             likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            x, cost = self.fit(posterior, stage, layers, likelihood, monitor)
+            project = self.fit if stage.steps else self.denoise
+            x, cost = project(posterior, stage, layers, likelihood, monitor)
             for finish in stage.finishing:
                 x = finish(posterior, x)
             monitor.record(posterior, stage, x, cost, likelihood)
@@ -191,6 +198,20 @@ class DMILO(PriorReconstructor):
             costs.append(minimum.value)
             target = LatentTerm(minimum.variables["latent"])
         return posterior.images(layers.forward(posterior)), costs[0]
+
+    def denoise(
+        self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        A decoupled stage: one call of the network as a denoiser, then a proximal step on the likelihood.
+
+        :return: the images, (n, C, H, W), and their negative log-likelihood, (n,).
+        """
+        x = posterior.denoised(layers.variables[0]["latent"], stage.levels[0])
+        monitor.called(posterior)
+        spectrum = conditional_spectrum(x, stage.levels[0].sigma)
+        x = proximal_point(x, likelihood, spectrum=spectrum, steps=PROXIMAL_STEPS, limits=posterior.prior.limits)
+        return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:
         """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, Squares
+from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
@@ -92,9 +93,11 @@ class DMILOPGD(DMILO):
         x, layers = plan.first_image, None
         for stage in plan.stages:
             likelihood = self.schedule.likelihood(posterior, plan, stage, x)
-            x = self.descend(posterior, stage, likelihood, x)
+            if stage.steps:
+                x = self.descend(posterior, stage, likelihood, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            x, cost = self.fit(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)
+            project = self.fit if stage.steps else self.denoise
+            x, cost = project(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)
             for finish in stage.finishing:
                 x = finish(posterior, x)
             monitor.record(posterior, stage, x, cost, likelihood)
@@ -105,7 +108,7 @@ class DMILOPGD(DMILO):
         how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}
         one = torch.ones_like(x[:, 0, 0, 0])
         if self.step_size == "auto" and stage.image_error is not None:
-            return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
+            return proximal_point(x, likelihood, spectrum=conditional_spectrum(x, stage.image_error), **how)
         if self.step_size == "auto":
             return descend_likelihood(likelihood.gaussian(one), x, **how)
         squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)

@@ -16,7 +16,7 @@ from deepinv_dmilo.optim.solvers import Minimum, Solver, Variables
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.prior import not_finite
-from deepinv_dmilo.schedules.schedule import Stage
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Stage
 
 
 class Monitor:
@@ -36,7 +36,7 @@ class Monitor:
     ) -> None:
         self.name, self.batch, self.verbose = name, batch, verbose
         self.compute_metrics, self.x_gt = compute_metrics, x_gt
-        self.passes = torch.zeros(num_samples * batch, dtype=torch.long)
+        self.passes, self.calls = (torch.zeros(num_samples * batch, dtype=torch.long) for _ in range(2))
         self.metrics: dict[str, list[list[float]]] = {}
         self.ended: list[list[Ended]] = [[] for _ in range(batch)]
 
@@ -47,8 +47,8 @@ class Monitor:
 
     @contextmanager
     def showing(self, total: int) -> Iterator[None]:
-        """Show a progress bar of at most ``total`` passes of the network."""
-        with tqdm(total=total, desc=self.name, unit="pass", disable=not self.verbose) as self.bar:
+        """Show a progress bar of at most ``total`` calls of the network."""
+        with tqdm(total=total, desc=self.name, unit="call", disable=not self.verbose) as self.bar:
             yield
 
     def solve(
@@ -66,7 +66,7 @@ class Monitor:
         def step(v: Variables | None, value: Tensor | None) -> None:
             if watch is not None and v is not None and value is not None:
                 watch(v, value)
-            self.bar.update(each)
+            self.bar.update(CALLS_OF_A_PASS * each)
 
         each, before = len(problem.levels) - 1, self.bar.n
         try:
@@ -76,13 +76,20 @@ class Monitor:
             if diverged := not_finite(problem.prior):
                 cause = f"the prior has NaN or infinite weights, such as {diverged[0]}; load finite ones"
             raise FloatingPointError(f"{problem.name}, outer step {stage.index + 1}: {cause}") from error
-        self.bar.update(before + each * stage.steps - self.bar.n)  # including unused steps
+        most = CALLS_OF_A_PASS * each * stage.steps
+        self.bar.update(before + most - self.bar.n)  # including unused steps
         self._count(each * minimum.passes.cpu(), each * stage.steps, posterior, stage)
         return minimum
+
+    def called(self, posterior: Posterior) -> None:
+        """Count a forward pass of the network for each row."""
+        self.bar.update(1)
+        self.calls[posterior.rows.cpu()] += 1
 
     def _count(self, passes: Tensor, most: int, posterior: Posterior, stage: Stage) -> None:
         """Count the passes of each row, (n,), out of at most ``most``."""
         self.passes[posterior.rows.cpu()] += passes
+        self.calls[posterior.rows.cpu()] += CALLS_OF_A_PASS * passes
         of_samples = passes.view(posterior.num_samples, -1)
         columns = posterior.image_numbers, of_samples.double().mean(0), (of_samples < most).all(0)
         for image, mean, done in zip(*(t.tolist() for t in columns), strict=True):
@@ -95,8 +102,9 @@ class Monitor:
         places = chosen_rows(posterior, cost)
         images, one = of_samples(posterior, x, places), posterior.likelihood.select(places)
         numbers = posterior.image_numbers.tolist()
-        passes = self.passes[posterior.rows.cpu()].view(posterior.num_samples, -1).sum(0)
-        values = {"cost": posterior.mean(cost), "residual": one.rms(images), "passes": passes}
+        values = {"cost": posterior.mean(cost), "residual": one.rms(images)}
+        for name, count in (("passes", self.passes), ("calls", self.calls)):
+            values[name] = count[posterior.rows.cpu()].view(posterior.num_samples, -1).sum(0)
         shown = {"residual": f"{values['residual'].mean().item():.3g}"}
         if isinstance(likelihood, Gaussian):
             values["noise"] = likelihood.forward.units.scale * posterior.mean(likelihood.variance).sqrt()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from deepinv_dmilo.schedules.schedule import Plan
+from deepinv_dmilo.schedules.schedule import Plan, Stage
 
 
 class Ended(NamedTuple):
@@ -32,16 +32,18 @@ class CallPlan:
     :param tuple groups: the image numbers and the plan of each group.
     :param tuple passes: maximum number of forward and backward passes of the network per image, for all samples, of
         each group.
+    :param tuple calls: maximum number of forward passes; a forward and backward pass counts as two.
     :param float seconds: estimate of the run time of the call from the time of one pass; None: not timed.
     """
 
     groups: tuple[tuple[tuple[int, ...], Plan], ...]
     passes: tuple[int, ...]
+    calls: tuple[int, ...]
     seconds: float | None = None
 
     def __str__(self) -> str:
         lines = []
-        for (images, plan), passes in zip(self.groups, self.passes, strict=True):
+        for (images, plan), passes, calls in zip(self.groups, self.passes, self.calls, strict=True):
             lines.append(f"images {', '.join(map(str, images))}: {plan.rule}")
             for number, facts in zip(images, plan.facts, strict=False):
                 lines.append(
@@ -49,16 +51,28 @@ class CallPlan:
                     f"{'all' if facts.fully_observed else 'not all'} measurements depend on it, noise "
                     f"{facts.relative_noise:.2g} of y, LMMSE error {facts.lmmse_error:.2g}"
                 )
-            sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in plan.stages)
             finishing = [getattr(step, "__name__", type(step).__name__) for step in plan.stages[-1].finishing]
             lines += [
                 f"  first image: {', '.join(plan.first)}",
                 f"  noise level: {plan.noise}",
-                f"  {len(plan.stages)} stages of noise {sigmas}, {plan.stages[0].steps} steps a layer at most",
+                *_described(plan.stages),
                 f"  finishing: {', '.join(finishing) or 'none'}",
-                f"  at most {passes} passes of the network for an image",
+                f"  at most {passes} passes of the network for an image: {calls} calls",
             ]
         return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
+
+
+def _described(stages: tuple[Stage, ...]) -> list[str]:
+    """The decoupled stages, and the others, a line each."""
+    coarse, fine = ([stage for stage in stages if bool(stage.steps) is solves] for solves in (False, True))
+    lines = []
+    if coarse:
+        first, last = (stage.levels[0].sigma for stage in (coarse[0], coarse[-1]))
+        lines.append(f"  {len(coarse)} decoupled stages of noise {first:.3g} to {last:.3g}")
+    if fine:
+        sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in fine)
+        lines.append(f"  {len(fine)} stages of noise {sigmas}, {fine[0].steps} steps a layer at most")
+    return lines
 
 
 class Solution(NamedTuple):

@@ -47,10 +47,26 @@ class Penalised:
     def select(self, rows: Tensor) -> Penalised:
         return Penalised(self.objective.select(rows), self.center[rows], self.penalty[rows])
 
-    def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and gradients for images as the rows of a matrix, (n, d)."""
-        value, gradient = value_and_gradient(self, z.view_as(self.center))
-        return value, gradient.flatten(1)
+
+@dataclass(frozen=True)
+class Whitened:
+    """``objective(x) + |w|^2 / 2`` for images x = c + F^-1 g F w, with F the Fourier transform and a gain g."""
+
+    objective: Potential
+    center: Tensor  # c, (n, C, H, W)
+    gain: Tensor  # g, (H, W), or (n, 1, H, W)
+
+    def images(self, w: Tensor) -> Tensor:
+        """The images of white variables, (n, d) -> (n, C, H, W)."""
+        return self.center + filtered(w.view_as(self.center), self.gain)
+
+    def gradients(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and gradients for white variables as the rows of a matrix, (n, d)."""
+        return value_and_gradient(lambda v: self.objective(self.images(v)) + sum_of_squares(v) / 2, w)
+
+    def select(self, rows: Tensor) -> Whitened:
+        gain = self.gain[rows] if self.gain.ndim == 4 else self.gain
+        return Whitened(self.objective.select(rows), self.center[rows], gain)
 
 
 def gradient_steps(
@@ -98,14 +114,23 @@ def proximal_point(
     x: Tensor,
     objective: Potential,
     *,
-    penalty: Tensor,
+    spectrum: Tensor,
     steps: int,
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """An approximate minimiser of ``objective(x) + p |x - x_0|^2 / 2``: ``steps`` evaluations of L-BFGS, clamped."""
-    target = Penalised(objective, x, penalty)
-    moved, value, _ = lbfgs.minimize(target, x.flatten(1), steps=steps, tolerance=ACCURACY)
-    return torch.where(column(torch.isfinite(value), x), moved.view_as(x), x).clamp(*limits)
+    r"""
+    An approximate minimiser of ``objective(x)`` :math:`+ (x - x_0)^\top C^{-1} (x - x_0) / 2`, clamped.
+
+    L-BFGS over white variables :math:`w, x = x_0 + C^{1/2} w`, which precondition the problem.
+
+    :param torch.Tensor x: the images :math:`x_0`, (n, C, H, W).
+    :param torch.Tensor spectrum: eigenvalues of the covariance C of the error of :math:`x_0`, by frequency, (H, W) or
+        for each image; a constant for white errors.
+    :param int steps: maximum number of evaluations of the objective.
+    """
+    target = Whitened(objective, x, spectrum.sqrt())
+    w, value, _ = lbfgs.minimize(target, torch.zeros_like(x).flatten(1), steps=steps, tolerance=ACCURACY)
+    return torch.where(column(torch.isfinite(value), x), target.images(w), x).clamp(*limits)
 
 
 def sparse_deviation(
@@ -172,6 +197,11 @@ def squared_norm(energy: Values, like: Tensor) -> Tensor:
         if not moving.any():
             break
     return norm
+
+
+def filtered(v: Tensor, gain: Tensor) -> Tensor:
+    """Images, (n, C, H, W), with their frequencies multiplied by a gain, (H, W) or for each image."""
+    return torch.fft.ifft2(torch.fft.fft2(v) * gain).real
 
 
 def value_and_gradient(objective: Values, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,13 @@ from deepinv_dmilo.likelihood.wiener import mean_lmmse_error
 from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.utils.rows import column
 
 # Standard deviation of the image error, in [0, 1], in the proximal steps; larger where both the noise and the LMMSE
 # error are: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
+FREE = 10.0  # that of images of which nothing is known
 STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/defaults.md
 
 
@@ -44,10 +46,10 @@ class PosteriorMean:
         """
         posterior = with_noise_at(posterior, x, again=True)
         prior, likelihood = posterior.prior, posterior.likelihood
-        free = torch.zeros_like(x[:, 0, 0, 0])
-        penalty = free if self.well_determined else 1 / _image_error(posterior, x).square()
+        error = torch.full_like(x[:, 0, 0, 0], FREE) if self.well_determined else _image_error(posterior, x)
+        spectrum = column(error.square(), x)
         noisy, noisier = (
-            proximal_point(x, one.gaussian_at(x), penalty=penalty, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
+            proximal_point(x, one.gaussian_at(x), spectrum=spectrum, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
             for one in (likelihood, likelihood.perturbed(x, _standard_noise))
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()

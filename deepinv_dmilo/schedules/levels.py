@@ -14,9 +14,21 @@ from deepinv_dmilo.posterior.facts import Facts, facts_of
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
+from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
 from deepinv_dmilo.schedules.initial import first_images
-from deepinv_dmilo.schedules.planning import RULES, Rule, active_levels, rule_for, sigma_to_cover
+from deepinv_dmilo.schedules.planning import (
+    COVER_ALL,
+    COVER_ERROR,
+    COVER_REST,
+    RULES,
+    Rule,
+    active_levels,
+    decoupled_calls,
+    decoupled_sigmas,
+    rule_for,
+    sigma_to_cover,
+)
 from deepinv_dmilo.schedules.schedule import Budget, Finish, Layers, Plan, Schedule, Stage
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
@@ -44,6 +56,9 @@ class Levels(Schedule):
         noise of the first image (ours; needs evaluations of the physics alone); False: start at the first level. The
         budget is shared by the levels from there on; a small budget takes a subset of them with at least five passes
         each.
+    :param bool decoupled: with ``skip``, begin with stages that need no gradient of the network, for a third of the
+        budget: denoise, a proximal step on the likelihood, new noise :footcite:p:`zhu2023diffpir`; the proximal step
+        knows that the error of a denoised image has a 1/f spectrum up to the noise level (ours).
     :param bool mean: after the last level, move from the most probable image towards the posterior mean, by a proximal
         step on the measurements and one network call as a denoiser (ours); not with a ``data_fidelity`` or a latent
         prior.
@@ -56,6 +71,7 @@ class Levels(Schedule):
 
     sigmas: tuple[float, ...] | None = None
     skip: bool = True
+    decoupled: bool = True
     mean: bool = True
     deviation_threshold: float | None = 5.0
     finishing: tuple[Finish, ...] = ()
@@ -68,7 +84,7 @@ class Levels(Schedule):
             check_settings(steps={}, rates={}, weights={"deviation_threshold": self.deviation_threshold})
             # torch cannot multiply by a Fraction
             object.__setattr__(self, "deviation_threshold", float(self.deviation_threshold))
-        check_flags(skip=self.skip, mean=self.mean)
+        check_flags(skip=self.skip, decoupled=self.decoupled, mean=self.mean)
         for name in ("finishing", "rules"):
             if not isinstance(getattr(self, name), tuple):
                 raise TypeError(f"{name}={getattr(self, name)!r}: type a tuple, {name}=(one, another)")
@@ -93,20 +109,31 @@ class Levels(Schedule):
         """The name of the rule for an image, and its stages."""
         rule, last = rule_for(facts, self.rules), posterior.prior.levels(1)[-1]
         sigmas = self.sigmas or rule.sigmas
-        levels = list(dict.fromkeys(posterior.prior.level(2 * sigma) for sigma in sigmas))  # without duplicates
-        start = 0
+        levels = _distinct(posterior.prior, sigmas)
+        start, coarse = 0, ()
         if self.skip:
-            needed = sigma_to_cover(facts, rule)
-            start = max(0, sum(level.sigma >= needed for level in levels) - 1)
+            coarse = self._decoupled(posterior.prior, levels, facts, rule, budget)
+            budget = budget.less(len(coarse))
+            start = _lowest(levels, sigma_to_cover(facts, rule, COVER_REST if coarse else COVER_ERROR))
         active = active_levels(start, len(levels), rule, budget)
         steps = budget.steps(len(active))
         if rule.max_steps is not None and budget.solver_steps is None:
             steps = min(steps, rule.max_steps)
         is_fixed = posterior.likelihood.has_outliers  # which gradient steps would fit
         errors = [FIXED_IMAGE if is_fixed else min(IMAGE_ERROR, level.sigma / 2) for level in levels]
-        stages = [Stage(k, (levels[k], last), steps, errors[k]) for k in active]
+        stages = [Stage(k, (level, last), 0) for k, level in enumerate(coarse)]
+        stages += [Stage(len(coarse) + k, (levels[k], last), steps, errors[k]) for k in active]
         stages[-1] = replace(stages[-1], finishing=self._finishing(posterior, facts))
         return rule.name, tuple(stages)
+
+    def _decoupled(
+        self, prior: Prior, levels: tuple[Level, ...], facts: Facts, rule: Rule, budget: Budget
+    ) -> tuple[Level, ...]:
+        """The levels of the decoupled stages; none where the last level hides the error."""
+        first = levels[_lowest(levels, sigma_to_cover(facts, rule, COVER_ALL))]
+        if not (self.decoupled and rule.decoupled) or first == levels[-1]:
+            return ()
+        return _distinct(prior, decoupled_sigmas(first.sigma, decoupled_calls(budget)))
 
     def _finishing(self, posterior: Posterior, facts: Facts) -> tuple[Finish, ...]:
         steps: list[Finish] = []
@@ -144,6 +171,16 @@ class Levels(Schedule):
             micro_batch=posterior.micro_batch,
             name="layer 1 of 1",
         )
+
+
+def _distinct(prior: Prior, sigmas: Iterable[float]) -> tuple[Level, ...]:
+    """The levels of a prior nearest to noise levels for images in [0, 1], without duplicates."""
+    return tuple(dict.fromkeys(prior.level(2 * sigma) for sigma in sigmas))
+
+
+def _lowest(levels: tuple[Level, ...], sigma: float) -> int:
+    """The index of the lowest level at or above a noise level; of the first if there is none."""
+    return max(0, sum(level.sigma >= sigma for level in levels) - 1)
 
 
 def _falling(given: object) -> tuple[float, ...]:

@@ -12,9 +12,11 @@ import torch
 from deepinv_dmilo.posterior.facts import Facts
 from deepinv_dmilo.schedules.schedule import Budget
 
-# The first level reaches at least these multiples of the LMMSE error and of the noise of the first image; measured in
-# docs/defaults.md.
-COVER_ERROR, COVER_NOISE = 1.5, 2.0
+# The first level reaches at least these multiples of the LMMSE error and of the noise of the first image, after
+# decoupled stages a smaller one of the error, and the first decoupled stage a larger one; measured in docs/defaults.md.
+COVER_ERROR, COVER_NOISE, COVER_REST, COVER_ALL = 1.5, 2.0, 0.75, 3.0
+# Decoupled stages: number without a budget, share of the calls, standard deviation of the last one.
+DECOUPLED, SHARE_DECOUPLED, LAST_DECOUPLED = 20, 1 / 3, 0.05
 # Minimum number of passes per level.
 PASSES_OF_A_LEVEL = 5
 # Relative noise above which a blind problem counts as noisy; measured in docs/defaults.md.
@@ -37,6 +39,7 @@ class Rule:
         level is the lowest at or above it.
     :param int max_levels: maximum number of levels.
     :param int max_steps: maximum number of solver steps per level; None: an equal share of the budget.
+    :param bool decoupled: begin with decoupled stages.
     :param str evidence: the measurement that the rule is based on.
     """
 
@@ -46,6 +49,7 @@ class Rule:
     most_to_cover: float = inf
     max_levels: int = 99
     max_steps: int | None = None
+    decoupled: bool = True
     evidence: str = ""
 
 
@@ -62,6 +66,7 @@ RULES = (
         most_to_cover=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
+        decoupled=False,
         evidence="noise 0.05: 20 levels from 0.2 lose 1.4 dB (Gaussian); 40 lose 0.6 (Gaussian) and gain 0.4 (motion)",
     ),
     Rule(
@@ -69,12 +74,14 @@ RULES = (
         partial(hold, names=("blind", "open_boundary", "fully_observed")),
         FIFTY_FIVE,
         most_to_cover=0.195,
+        decoupled=False,
         evidence="a higher start replaces the image, and the kernel adapts to it: motion blur 27.6 instead of 30.8 dB",
     ),
     Rule(
         "blind, camera, masked",
         partial(hold, names=("blind", "open_boundary")),
         FIFTY_FIVE,
+        decoupled=False,
         evidence="masked pixels need higher levels: unknown gain, 70 % missing, 19.8 dB with the bound, 24.9 without",
     ),
     Rule(
@@ -84,6 +91,7 @@ RULES = (
         most_to_cover=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
+        decoupled=False,
         evidence="more steps end at no blur: noise 0.05, Gaussian blur 23.4 instead of 26.9 dB, motion 24.4 and 28.6",
     ),
     Rule(
@@ -91,12 +99,14 @@ RULES = (
         partial(hold, names=("blind", "fully_observed")),
         FIFTEEN,
         most_to_cover=0.35,
+        decoupled=False,
         evidence="motion blur: up to 9 dB above five levels from 1.0, Gaussian blur: equal (trials, not kept)",
     ),
     Rule(
         "blind, masked",
         partial(hold, names=("blind",)),
         FIFTEEN,
+        decoupled=False,
         evidence="masked pixels need higher levels: unknown gain, 70 % missing, 19.8 dB with the bound, 24.9 without",
     ),
     Rule(
@@ -121,9 +131,19 @@ def rule_for(facts: Facts, rules: tuple[Rule, ...] = RULES) -> Rule:
     raise ValueError(f"no rule applies to {facts}; type rules=(..., *RULES)")
 
 
-def sigma_to_cover(facts: Facts, rule: Rule) -> float:
+def sigma_to_cover(facts: Facts, rule: Rule, multiple: float = COVER_ERROR) -> float:
     """The noise level that the first level must reach: it hides the LMMSE error and the noise of the first image."""
-    return min(max(COVER_ERROR * facts.lmmse_error, COVER_NOISE * facts.image_noise), rule.most_to_cover)
+    return min(max(multiple * facts.lmmse_error, COVER_NOISE * facts.image_noise), rule.most_to_cover)
+
+
+def decoupled_sigmas(first: float, count: int) -> list[float]:
+    """The noise levels of decoupled stages, geometrically spaced."""
+    return [first * (LAST_DECOUPLED / first) ** (k / max(1, count - 1)) for k in range(count)]
+
+
+def decoupled_calls(budget: Budget) -> int:
+    """The number of decoupled stages that a budget affords."""
+    return DECOUPLED if budget.calls is None else int(SHARE_DECOUPLED * budget.calls)
 
 
 def active_levels(start: int, count: int, rule: Rule, budget: Budget) -> list[int]:
