@@ -31,6 +31,7 @@ from deepinv_dmilo.utils.settings import check_settings
 _Method = TypeVar("_Method", bound="DMILO")
 
 LEVELS, SOLVER = Levels(), LBFGS()  # defaults
+PROXIMAL_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
 #: hints for settings that the constructor does not take
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -44,9 +45,6 @@ MOVED = {
     "lr": "L-BFGS has none; type solver=Adam(latent_lr=...)",
     "device": "type DMILO(prior.to(device)), or model.to(device)",
 }
-
-
-PROXIMAL_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -110,7 +110,8 @@ class Levels(Schedule):
         rule, last = rule_for(facts, self.rules), posterior.prior.levels(1)[-1]
         sigmas = self.sigmas or rule.sigmas
         levels = _distinct(posterior.prior, sigmas)
-        start, coarse = 0, ()
+        coarse: tuple[Level, ...] = ()
+        start = 0
         if self.skip:
             coarse = self._decoupled(posterior.prior, levels, facts, rule, budget)
             budget = budget.less(len(coarse))
