@@ -26,6 +26,7 @@ from deepinv_dmilo.schedules.planning import (
     active_levels,
     decoupled_calls,
     decoupled_sigmas,
+    rounded_up,
     rule_for,
     sigma_to_cover,
 )
@@ -56,9 +57,10 @@ class Levels(Schedule):
         noise of the first image (ours; needs evaluations of the physics alone); False: start at the first level. The
         budget is shared by the levels from there on; a small budget takes a subset of them with at least five passes
         each.
-    :param bool decoupled: with ``skip``, begin with stages that need no gradient of the network, for a third of the
-        budget: denoise, a proximal step on the likelihood, new noise :footcite:p:`zhu2023diffpir`; the proximal step
-        knows that the error of a denoised image has a 1/f spectrum up to the noise level (ours).
+    :param bool decoupled: begin with stages without gradients of the network, for a third of the budget: denoise, a
+        proximal step on the likelihood, fresh noise :footcite:p:`zhu2023diffpir`. In the proximal step, the error of
+        the denoised image has a 1/f spectrum, up to the noise level (ours). For linear A; not in blind problems, nor
+        with ``skip=False``. What it gains and loses is in :doc:`defaults`.
     :param bool mean: after the last level, move from the most probable image towards the posterior mean, by a proximal
         step on the measurements and one network call as a denoiser (ours); not with a ``data_fidelity`` or a latent
         prior.
@@ -71,7 +73,7 @@ class Levels(Schedule):
 
     sigmas: tuple[float, ...] | None = None
     skip: bool = True
-    decoupled: bool = True
+    decoupled: bool = False
     mean: bool = True
     deviation_threshold: float | None = 5.0
     finishing: tuple[Finish, ...] = ()
@@ -131,10 +133,10 @@ class Levels(Schedule):
         self, prior: Prior, levels: tuple[Level, ...], facts: Facts, rule: Rule, budget: Budget
     ) -> tuple[Level, ...]:
         """The levels of the decoupled stages; none where the last level hides the error."""
-        first = levels[_lowest(levels, sigma_to_cover(facts, rule, COVER_ALL))]
-        if not (self.decoupled and rule.decoupled) or first == levels[-1]:
+        first = rounded_up(sigma_to_cover(facts, rule, COVER_ALL))
+        if not self.decoupled or facts.blind or first <= levels[-1].sigma:
             return ()
-        return _distinct(prior, decoupled_sigmas(first.sigma, decoupled_calls(budget)))
+        return _distinct(prior, decoupled_sigmas(min(first, levels[0].sigma), decoupled_calls(budget)))
 
     def _finishing(self, posterior: Posterior, facts: Facts) -> tuple[Finish, ...]:
         steps: list[Finish] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import ceil, inf, isfinite, log2
 
 import torch
 
@@ -39,7 +39,6 @@ class Rule:
         level is the lowest at or above it.
     :param int max_levels: maximum number of levels.
     :param int max_steps: maximum number of solver steps per level; None: an equal share of the budget.
-    :param bool decoupled: begin with decoupled stages.
     :param str evidence: the measurement that the rule is based on.
     """
 
@@ -49,7 +48,6 @@ class Rule:
     most_to_cover: float = inf
     max_levels: int = 99
     max_steps: int | None = None
-    decoupled: bool = True
     evidence: str = ""
 
 
@@ -66,7 +64,6 @@ RULES = (
         most_to_cover=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
-        decoupled=False,
         evidence="noise 0.05: 20 levels from 0.2 lose 1.4 dB (Gaussian); 40 lose 0.6 (Gaussian) and gain 0.4 (motion)",
     ),
     Rule(
@@ -74,14 +71,12 @@ RULES = (
         partial(hold, names=("blind", "open_boundary", "fully_observed")),
         FIFTY_FIVE,
         most_to_cover=0.195,
-        decoupled=False,
         evidence="a higher start replaces the image, and the kernel adapts to it: motion blur 27.6 instead of 30.8 dB",
     ),
     Rule(
         "blind, camera, masked",
         partial(hold, names=("blind", "open_boundary")),
         FIFTY_FIVE,
-        decoupled=False,
         evidence="masked pixels need higher levels: unknown gain, 70 % missing, 19.8 dB with the bound, 24.9 without",
     ),
     Rule(
@@ -91,7 +86,6 @@ RULES = (
         most_to_cover=0.35,
         max_levels=10,
         max_steps=PASSES_OF_A_LEVEL,
-        decoupled=False,
         evidence="more steps end at no blur: noise 0.05, Gaussian blur 23.4 instead of 26.9 dB, motion 24.4 and 28.6",
     ),
     Rule(
@@ -99,14 +93,12 @@ RULES = (
         partial(hold, names=("blind", "fully_observed")),
         FIFTEEN,
         most_to_cover=0.35,
-        decoupled=False,
         evidence="motion blur: up to 9 dB above five levels from 1.0, Gaussian blur: equal (trials, not kept)",
     ),
     Rule(
         "blind, masked",
         partial(hold, names=("blind",)),
         FIFTEEN,
-        decoupled=False,
         evidence="masked pixels need higher levels: unknown gain, 70 % missing, 19.8 dB with the bound, 24.9 without",
     ),
     Rule(
@@ -134,6 +126,11 @@ def rule_for(facts: Facts, rules: tuple[Rule, ...] = RULES) -> Rule:
 def sigma_to_cover(facts: Facts, rule: Rule, multiple: float = COVER_ERROR) -> float:
     """The noise level that the first level must reach: it hides the LMMSE error and the noise of the first image."""
     return min(max(multiple * facts.lmmse_error, COVER_NOISE * facts.image_noise), rule.most_to_cover)
+
+
+def rounded_up(sigma: float) -> float:
+    """A noise level rounded up to a half octave, so that images that differ little have equal plans."""
+    return 2 ** (ceil(2 * log2(sigma)) / 2) if isfinite(sigma) else sigma
 
 
 def decoupled_sigmas(first: float, count: int) -> list[float]:
