@@ -68,6 +68,7 @@ candidates = {
     "no level above 1.0": DMILO(prior, schedule=Levels([s for s in SIGMAS if s <= 1]), **budget),
     "the mode, no last call": DMILO(prior, schedule=Levels(mean=False), **budget),
     "neither skipping nor last call": DMILO(prior, schedule=Levels(skip=False, mean=False), **budget),
+    "decoupled stages first": DMILO(prior, schedule=Levels(decoupled=True), **budget),
     "no deviations": DMILO(prior, schedule=Levels(deviation_threshold=None), **budget),
     "a last level of 0.02 more": DMILO(prior, schedule=Levels((*SIGMAS, 0.02)), **budget),
     SILENT: DMILO(prior, **budget),
