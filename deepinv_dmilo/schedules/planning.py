@@ -137,8 +137,9 @@ def sigma_to_cover(facts: Facts, rule: Rule, multiple: float = COVER_ERROR) -> f
 
 
 def decoupled_sigmas(first: float, count: int) -> list[float]:
-    """The noise levels of decoupled stages, geometrically spaced."""
-    return [first * (LAST_DECOUPLED / first) ** (k / max(1, count - 1)) for k in range(count)]
+    """The noise levels of decoupled stages, geometrically spaced, none above the first."""
+    ratio = min(1.0, LAST_DECOUPLED / first)
+    return [first * ratio ** (k / max(1, count - 1)) for k in range(count)]
 
 
 def decoupled_calls(budget: Budget) -> int:
