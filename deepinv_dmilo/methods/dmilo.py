@@ -31,7 +31,7 @@ from deepinv_dmilo.utils.settings import check_settings
 _Method = TypeVar("_Method", bound="DMILO")
 
 LEVELS, SOLVER = Levels(), LBFGS()  # defaults
-PROXIMAL_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
+DECOUPLED_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
 #: hints for settings that the constructor does not take
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -210,7 +210,7 @@ class DMILO(PriorReconstructor):
         x = posterior.denoised(layers.variables[0]["latent"], stage.levels[0])
         monitor.called(posterior)
         spectrum = conditional_spectrum(x, stage.levels[0].sigma)
-        x = proximal_point(x, likelihood, spectrum=spectrum, steps=PROXIMAL_STEPS, limits=posterior.prior.limits)
+        x = proximal_point(x, likelihood, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=posterior.prior.limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:

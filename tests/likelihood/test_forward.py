@@ -11,7 +11,7 @@ from toys import ConvNet, observe, toy_prior
 from deepinv_dmilo import DMILO, DMILOPGD
 from deepinv_dmilo.likelihood.forward import PerImageForward, SharedForward, WholeBatchForward, forward_model
 from deepinv_dmilo.likelihood.measurements import energy
-from deepinv_dmilo.methods.dmilo import PROXIMAL_STEPS
+from deepinv_dmilo.methods.dmilo import DECOUPLED_STEPS
 from deepinv_dmilo.schedules.planning import SEVEN
 
 IMAGE = (3, 24, 40)
@@ -136,7 +136,7 @@ def test_the_operator_is_seldom_asked(method, name):
     coarse = sum(len(images) * (not stage.steps) for images, plan in groups for stage in plan.stages) / 2
     looks = 2 * coarse + len(SEVEN)  # of the metrics
     on_top = 255 if name == "nonlinear" else 120
-    assert sum(counts) / 2 - looks <= 1.5 * passes + (PROXIMAL_STEPS + 1) * coarse + on_top
+    assert sum(counts) / 2 - looks <= 1.5 * passes + (DECOUPLED_STEPS + 1) * coarse + on_top
 
 
 @pytest.mark.parametrize(
