@@ -10,8 +10,8 @@ A package offers a reconstructor in its ``pyproject.toml``:
 
 and a prior, a function or class that returns a :class:`deepinv_dmilo.DiffusionPrior`, in the group ``deepinv.priors``.
 deepinv 0.5 reads no entry points itself; this module does, and imports a package only when something of it is loaded.
-Both are called with keywords, and with those alone that they take: a reconstructor with ``prior``, ``max_passes``,
-``rng``, ``micro_batch``, ``verbose``, ``num_layers``, a prior with ``device``.
+Both are called with keywords, and with those alone that they take: a reconstructor with ``prior``, ``max_calls``,
+``max_passes``, ``rng``, ``micro_batch``, ``verbose``, ``num_layers``, a prior with ``device``.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def load(name: str, group: str = RECONSTRUCTORS, *, optional: dict[str, Any] | N
     :Examples:
 
     >>> from deepinv_dmilo import registry
-    >>> registry.load("dmilo", prior="digits", max_passes=25).max_passes
-    25
+    >>> registry.load("dmilo", prior="digits", max_calls=50).max_calls
+    50
     """
     if isinstance(settings.get("prior"), str):
         settings["prior"] = load(settings["prior"], PRIORS)

@@ -57,6 +57,7 @@ def test_load_takes_a_prior_by_name_or_as_it_is():
     assert isinstance(prior, DiffusionPrior)
     assert not prior.clip_sample
     assert registry.load("dmilo-pgd", prior=prior, max_passes=7).prior is prior
+    assert registry.load("dmilo", prior="digits", max_calls=50).max_calls == 50
     assert registry.load("dmplug", prior="digits", num_layers=4).num_layers == 4
 
 

@@ -1,6 +1,7 @@
 """Small networks with known behaviour, in place of trained ones, and an operator with one parameter."""
 
 import torch
+from deepinv.models import Denoiser
 from deepinv.physics import GaussianNoise, Physics
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,6 +10,7 @@ from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.measurements import working_dtype
 from deepinv_dmilo.likelihood.observe import observe as likelihoods_of
+from deepinv_dmilo.likelihood.wiener import _spectrum
 
 
 class AffineNet(torch.nn.Module):
@@ -36,6 +38,22 @@ class ConvNet(torch.nn.Module):
     def forward(self, z, t):
         phase = (t.to(z.dtype) / 1000).view(-1, 1, 1, 1)
         return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
+
+
+class GaussianImages(Denoiser):
+    """Of a 1/f spectrum, mean 0.5 and deviation 0.12: draws of them, and as a denoiser their mean given a noisy one."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.register_buffer("power", _spectrum(torch.zeros(1, 1, *size).double()) * (0.12 / 0.3) ** 2)
+
+    def forward(self, x, sigma):
+        gain = self.power / (self.power + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2)
+        return 0.5 + torch.fft.ifft2(torch.fft.fft2(x - 0.5) * gain).real
+
+    def draw(self, n):
+        white = torch.randn(n, 1, *self.power.shape, generator=torch.Generator().manual_seed(0)).double()
+        return 0.5 + torch.fft.ifft2(torch.fft.fft2(white) * self.power.sqrt()).real
 
 
 class NoDoubles(TorchDispatchMode):

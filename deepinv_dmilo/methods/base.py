@@ -201,9 +201,9 @@ class PriorReconstructor(Configured):
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W), for the metric ``psnr`` only.
         :param bool compute_metrics: also return a dictionary of lists of B lists with a value per outer step (DMPlug:
             before each of its steps, and at the end): ``cost`` (objective of the last layer), ``residual`` (root mean
-            square of A(x) - y), ``passes`` (network passes so far), with levels and Gaussian noise ``noise`` (its
-            standard deviation, as given or estimated) and, with ``x_gt``, ``psnr`` (dB). In blind problems they are
-            those of the sample of least objective.
+            square of A(x) - y), ``passes`` and ``calls`` (of the network so far), with levels and Gaussian noise
+            ``noise`` (its standard deviation, as given or estimated) and, with ``x_gt``, ``psnr`` (dB). In blind
+            problems they are those of the sample of least objective.
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param bool return_unknown: also return the nuisance parameters of the physics, a dictionary of tensors with a
             row for each image.

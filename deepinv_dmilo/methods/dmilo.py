@@ -31,7 +31,7 @@ from deepinv_dmilo.utils.settings import check_settings
 _Method = TypeVar("_Method", bound="DMILO")
 
 LEVELS, SOLVER = Levels(), LBFGS()  # defaults
-PROXIMAL_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
+DECOUPLED_STEPS = 5  # evaluations of the likelihood in the proximal step of a decoupled stage: ours
 #: hints for settings that the constructor does not take
 MOVED = {
     **{f.name: f"type schedule=Levels({f.name}=...)" for f in fields(Levels)},
@@ -40,7 +40,7 @@ MOVED = {
     **{f.name: f"type solver=LBFGS({f.name}=...)" for f in fields(LBFGS)},
     "inner_steps": "type solver=LBFGS(steps=...), or solver=Adam(steps=...)",
     "sigma": "type noise_level=..., or give the physics its noise model",
-    "max_iter": "type max_passes=..., forward and backward passes of the network",
+    "max_iter": "type max_calls=..., forward passes of the network, or max_passes=..., forward and backward passes",
     "seed": "type rng=..., a seed or a generator",
     "lr": "L-BFGS has none; type solver=Adam(latent_lr=...)",
     "device": "type DMILO(prior.to(device)), or model.to(device)",
@@ -81,10 +81,12 @@ class DMILO(PriorReconstructor):
         ``physics.update`` takes, with their constraints (:class:`deepinv_dmilo.Simplex`, ``Positive``, ``Free``,
         ``Custom``), e.g. ``{"filter": Simplex(kernel)}``. They are fitted for each image;
         ``model(y, physics, return_unknown=True)`` returns them, too.
-    :param int max_passes: maximum number of forward and backward passes of the network per image, for all samples,
-        shared equally by the layer problems; None: limited by the steps of the solver alone and, if these are not
-        given, 100 per sample, 200 in blind problems. Blind problems without masked pixels and with a
-        relative noise above 2.5 % use at most ten levels, of five passes each unless the solver has its own steps.
+    :param int max_calls: maximum number of forward passes of the network per image, for all samples; a forward and
+        backward pass counts as two. What decoupled stages leave is shared equally by the layer problems. None: limited
+        by the steps of the solver alone and, if these are not given, 200 per sample, 400 in blind problems. Blind
+        problems without masked pixels and with a relative noise above 2.5 % use at most ten levels, of ten calls each
+        unless the solver has its own steps. Finishing steps and an estimate of the noise take a few more.
+    :param int max_passes: the same in forward and backward passes; type one of both.
     :param int num_samples: reconstructions of each image, from different noise, in one batch. Their mean is returned,
         in blind problems the most probable sample by likelihood and prior (with a ``Chain`` that of the least
         objective) and its parameters. ``model(y, physics, return_std=True)`` also returns their standard deviation.
@@ -208,7 +210,7 @@ class DMILO(PriorReconstructor):
         x = posterior.denoised(layers.variables[0]["latent"], stage.levels[0])
         monitor.called(posterior)
         spectrum = conditional_spectrum(x, stage.levels[0].sigma)
-        x = proximal_point(x, likelihood, spectrum=spectrum, steps=PROXIMAL_STEPS, limits=posterior.prior.limits)
+        x = proximal_point(x, likelihood, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=posterior.prior.limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:

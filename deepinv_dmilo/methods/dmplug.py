@@ -35,8 +35,8 @@ class DMPlug(PriorReconstructor):
     :param int num_layers: layers of the chain (paper: 3).
     :param int steps: Adam steps, each with a pass through all layers (paper: 5000, nonlinear 10000). Default ours.
     :param float lr: learning rate (paper: 1e-2).
-    :param int max_passes: see :class:`deepinv_dmilo.DMILO`, as for ``num_samples``, ``micro_batch`` and ``rng``; a step
-        takes one pass per layer.
+    :param int max_calls: see :class:`deepinv_dmilo.DMILO`, as for ``max_passes``, ``num_samples``, ``micro_batch`` and
+        ``rng``; a step takes one forward and backward pass per layer.
     :param bool verbose: show a progress bar.
 
     :Examples:

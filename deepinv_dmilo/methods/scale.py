@@ -97,7 +97,7 @@ def _warn_if_noise_is_all(likelihood: Likelihood) -> None:
 
 def warn_if_unexplained(found: Iterable[tuple[Likelihood, Tensor]]) -> None:
     """
-    Warn if the residual of images is much larger than the noise: the physics is wrong, or the passes were too few.
+    Warn if the residual of images is much larger than the noise: the physics is wrong, or the budget too small.
 
     :param found: for each group of a call, the likelihood and the images.
     """
@@ -107,7 +107,7 @@ def warn_if_unexplained(found: Iterable[tuple[Likelihood, Tensor]]) -> None:
         warn(
             f"{int(odd.sum())} of {len(shares)} images leave {shares[odd].mean().item():.0%} of y unexplained, "
             "more than its noise; check that physics(x) of images x in [0, 1] matches y in scale and at the edges "
-            '(for the blur of a camera, padding="valid"), or increase max_passes'
+            '(for the blur of a camera, padding="valid"), or increase max_calls'
         )
 
 

@@ -66,8 +66,8 @@ class LBFGS:
     """
     A batched L-BFGS: each row has its own curvature pairs, step length and stopping.
 
-    :param int steps: maximum number of passes for a problem; None: its share of ``max_passes``, by default 100 for a
-        sample (200 with unknown parameters).
+    :param int steps: maximum number of passes for a problem, each of which counts as two calls; None: its share of
+        ``max_calls``.
     :param float tolerance: a row stops when a step lowers its objective by less than this fraction of the scale of the
         objective: its change for one standard deviation of every unknown (with ``Chain``: the objective itself).
         Default ours.

@@ -134,8 +134,9 @@ def rounded_up(sigma: float) -> float:
 
 
 def decoupled_sigmas(first: float, count: int) -> list[float]:
-    """The noise levels of decoupled stages, geometrically spaced."""
-    return [first * (LAST_DECOUPLED / first) ** (k / max(1, count - 1)) for k in range(count)]
+    """The noise levels of decoupled stages, geometrically spaced, none above the first."""
+    ratio = min(1.0, LAST_DECOUPLED / first)
+    return [first * ratio ** (k / max(1, count - 1)) for k in range(count)]
 
 
 def decoupled_calls(budget: Budget) -> int:

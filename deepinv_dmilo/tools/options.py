@@ -23,7 +23,7 @@ DOWNSAMPLING_HELP = (
     "Downsampling, that of papers); what it costs not to know it is in docs/own_pictures.md"
 )
 NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
-SHARED = ("max_passes", "num_samples")  # settings that methods of other packages need not take
+SHARED = ("max_calls", "max_passes", "num_samples")  # settings that methods of other packages need not take
 
 
 def add_device(command: argparse._ActionsContainer) -> None:
@@ -43,10 +43,13 @@ def add_method(command: argparse._ActionsContainer) -> None:
     command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-passes", type=int, help="forward and backward passes of an image (100 a sample; a few calls on top)"
+        "--max-calls", type=int, help="forward passes of the network for an image (200 a sample; a few on top)"
     )
     command.add_argument(
-        "--num-samples", type=int, help="reconstructions from different noise that share the passes; their mean (1)"
+        "--max-passes", type=int, help="the same in forward and backward passes, each of which counts as two calls"
+    )
+    command.add_argument(
+        "--num-samples", type=int, help="reconstructions from different noise that share the calls; their mean (1)"
     )
     command.add_argument("--factor", type=float, help="super-resolution factor, 1.5 say (4)")
     command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)

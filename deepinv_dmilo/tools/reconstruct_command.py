@@ -54,8 +54,8 @@ def add_reconstruct(commands: Any) -> None:
         "--blind",
         action="store_true",
         help="(motion-)deblurring: the blur is not known, is found, too, and written beside the PNG; --kernel, or a "
-        "Gaussian of --blur-sigma (2), is a first guess of it; with --simulate of deblurring the true one; 200 passes "
-        "a sample, 50 where noise is much, and of several samples the most probable one is written",
+        "Gaussian of --blur-sigma (2), is a first guess of it; with --simulate of deblurring the true one; 400 calls "
+        "a sample, 100 where noise is much, and of several samples the most probable one is written",
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(

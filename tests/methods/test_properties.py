@@ -90,7 +90,7 @@ SOLVERS = st.one_of(
 def models(draw, channels, dtype, unknown=(None,)):
     prior = toy_prior(ConvNet(channels), dtype=dtype)
     shared = {
-        "max_passes": draw(st.sampled_from((1, 3, 6))),
+        **draw(st.sampled_from(({"max_passes": 1}, {"max_passes": 3}, {"max_calls": 5}, {"max_calls": 12}))),
         "num_samples": draw(st.integers(1, 2)),
         "micro_batch": draw(MAYBE_ONE),
         "rng": draw(st.sampled_from((0, 7))),

@@ -200,12 +200,13 @@ def test_deepinv_test_with_convergence_metrics(prior, inpainting, tmp_path):
     assert results["PSNR"] == pytest.approx(sum(expected) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("method", "points"), [("dmilo", 2), ("dmilo-pgd", 2), ("dmplug", 4)])
+@pytest.mark.parametrize(("method", "points"), [("dmilo", 20 + 2), ("dmilo-pgd", 20 + 2), ("dmplug", 4)])
 def test_metrics_have_a_value_per_outer_step_and_sample(method, points, prior, inpainting):
     physics, y = inpainting
     x_gt = torch.rand(4, *IMAGE)
     x, metrics = METHODS[method](prior)(y, physics, x_gt=x_gt, compute_metrics=True)
-    assert set(metrics) == {"cost", "residual", "passes", "psnr"} | ({"noise"} if method != "dmplug" else set())
+    noise = {"noise"} if method != "dmplug" else set()
+    assert set(metrics) == {"cost", "residual", "passes", "calls", "psnr"} | noise
     assert all(len(curve) == points for curves in metrics.values() for curve in curves)
     assert all(len(curves) == 4 for curves in metrics.values())
     rms = (physics.A(x) - y).square().mean((1, 2, 3)).sqrt()
@@ -254,14 +255,14 @@ def test_progress_bar_is_complete(prior, inpainting, capsys):
     assert capsys.readouterr().err == ""
     METHODS["dmilo"](prior, verbose=True)(y, physics)
     err = capsys.readouterr().err
-    assert "8/8" in err  # 2 levels x 4 passes
-    assert re.search(r"outer=1, residual=0\.\d", err)
+    assert "36/36" in err  # 20 decoupled stages, and 2 levels x 4 passes of two calls
+    assert re.search(r"outer=22, residual=0\.\d", err)
     METHODS["dmilo-published"](prior, verbose=True)(y, physics)
     err = capsys.readouterr().err
-    assert "18/18" in err  # 2 outer steps x 3 layers x 3 inner steps
+    assert "36/36" in err  # 2 outer steps x 3 layers x 3 inner steps of two calls
     assert re.search(r"outer=2, residual=0\.\d", err)
     METHODS["dmplug"](prior, verbose=True)(y, physics)
-    assert "9/9" in capsys.readouterr().err  # 3 steps, through 3 layers each
+    assert "18/18" in capsys.readouterr().err  # 3 steps, through 3 layers each, of two calls
 
 
 def test_energy_counts_complex_values_and_lists():
@@ -297,7 +298,8 @@ def test_levels_that_the_prior_does_not_tell_apart_are_one():
 @pytest.mark.parametrize("method", METHODS)
 def test_printing_shows_every_setting(method, prior):
     text = repr(METHODS[method](prior, num_samples=3, micro_batch=2, rng=7))
-    assert all(part in text for part in ("num_samples=3", "micro_batch=2", "rng=7", "verbose=False", "max_passes=None"))
+    assert all(part in text for part in ("num_samples=3", "micro_batch=2", "rng=7", "verbose=False", "max_calls=None"))
     if method == "dmilo-pgd":
-        assert "schedule=Levels(sigmas=(1.0, 0.2), skip=True, mean=True, deviation_threshold=5.0, finishing=())" in text
+        levels = "sigmas=(1.0, 0.2), skip=True, decoupled=True, mean=True, deviation_threshold=5.0, finishing=()"
+        assert f"schedule=Levels({levels})" in text
         assert "step_size='auto', gradient_steps=10, normalize_gradient=False" in text

@@ -76,6 +76,11 @@ def test_a_number_is_no_schedule():
         (DMILO, {"max_passes": 14, "schedule": Chain(), "solver": Adam()}, "max_passes=14 is less .* at least 15"),
         (DMILO, {"max_passes": 1, "num_samples": 2}, "type at least 2"),
         (DMPlug, {"max_passes": 2}, "max_passes=2 is less than a pass .* type at least 3"),
+        (DMILO, {"max_calls": 1}, "max_calls=1 is less than a pass .* type at least 2,"),
+        (DMILOPGD, {"max_calls": 3, "num_samples": 2}, "max_calls=3 is less than a pass .* type at least 4,"),
+        (DMPlug, {"max_calls": 5}, "max_calls=5 is less than a pass .* type at least 6,"),
+        (DMILO, {"max_calls": 0}, "max_calls=0: type a whole number of at least 1"),
+        (DMPlug, {"max_calls": 60, "max_passes": 30}, "^max_calls=60 and max_passes=30 both .* type one of them$"),
         (DMPlug, {"num_samples": 0}, "num_samples=0"),
         (DMPlug, {"micro_batch": 0}, "micro_batch=0"),
         (DMILO, {"rng": -3}, "rng=-3: type a seed of at least 0"),
@@ -114,9 +119,9 @@ def test_a_setting_that_another_leaves_without_effect(prior, setting, message):
         ("outer_steps", r"type schedule=Chain\(outer_steps=...\)"),
         ("sparsity", r"type schedule=Chain\(sparsity=...\)"),
         ("sigma", "type noise_level=..., or give the physics its noise model"),
-        ("max_iter", "type max_passes=..."),
+        ("max_iter", "type max_calls=..., forward passes of the network, or max_passes=..., forward and backward"),
         ("max_pases", "has no setting 'max_pases': type max_passes$"),
-        ("colour", "type some of prior, max_passes, num_samples"),
+        ("colour", "type some of prior, max_calls, max_passes, num_samples"),
     ],
 )
 def test_a_setting_that_is_elsewhere_or_nowhere(prior, name, message):

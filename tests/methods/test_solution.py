@@ -44,7 +44,7 @@ def test_a_plan_names_what_would_be_done(masked):
     assert "first image: prior mean, least squares\n  noise level: simulated\n" in text
     assert "2 stages of noise 1, 0.3, 10 steps a layer at most\n" in text
     assert "finishing: PosteriorMean, SparseDeviation\n" in text
-    assert "at most 20 passes of the network for an image\n" in text
+    assert "at most 20 passes of the network for an image: 40 calls\n" in text
     assert text.endswith(f"about {plan.seconds:.2g} s in all")
     assert plan.seconds > 0
 
@@ -55,6 +55,7 @@ def test_a_plan_of_the_published_method_and_of_samples(masked):
     model = DMILO(toy_prior(ConvNet()), schedule=chain, solver=LBFGS(steps=4), num_samples=2)
     plan = model.plan(y, physics_of(slice(0, 3)))
     assert plan.passes == (2 * 3 * 2 * 4,)
+    assert plan.calls == (2 * 2 * 3 * 2 * 4,)
     assert "images 0, 1, 2: as published\n  first image: mid-grey\n  noise level: not used\n  3 stages" in str(plan)
     assert "finishing: none" in str(plan)
 
@@ -79,7 +80,7 @@ def test_what_was_planned_is_what_is_done(method, masked):
     physics_of, y = masked
     physics, model = physics_of(slice(0, 3)), METHODS[method]()
     planned, solution = model.plan(y, physics), model.solve(y, physics, compute_metrics=True)
-    assert solution.plan.passes == planned.passes
+    assert (solution.plan.passes, solution.plan.calls) == (planned.passes, planned.calls)
     assert solution.plan.seconds is None
     assert solution.plan.groups == planned.groups  # numbers, rules, stages, facts
     for (images, plan), (_, done) in zip(planned.groups, solution.plan.groups, strict=True):
@@ -88,15 +89,16 @@ def test_what_was_planned_is_what_is_done(method, masked):
         layers = len(plan.stages[0].levels) - 1 if method == "published" else 1
         for image in images:
             assert {len(curves[image]) for curves in solution.metrics.values()} == {points}
-            assert len(solution.ended[image]) == layers * len(plan.stages)
+            assert len(solution.ended[image]) == layers * sum(stage.steps > 0 for stage in plan.stages)
     assert sorted(image for images, _ in planned.groups for image in images) == [0, 1, 2]
-    numbered = zip(planned.groups, planned.passes, strict=True)
-    most = {image: passes for (images, _), passes in numbered for image in images}
+    numbered = list(zip(planned.groups, planned.passes, planned.calls, strict=True))
+    most, most_calls = ({image: one[k] for one in numbered for image in one[0][0]} for k in (1, 2))
     for image, curve in enumerate(solution.metrics["passes"]):
         assert curve[-1] == pytest.approx(sum(problem.passes for problem in solution.ended[image]))
         if method in ("published", "dmplug"):  # whose steps are all taken
             assert curve[-1] == most[image]
         assert curve[-1] <= most[image]
+        assert solution.metrics["calls"][image][-1] <= most_calls[image]
 
 
 @pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd"])

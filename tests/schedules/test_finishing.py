@@ -5,32 +5,15 @@ import pytest
 import torch
 from deepinv.loss.metric import PSNR
 from deepinv.physics import GaussianNoise, Inpainting
-from toys import ConvNet, toy_prior
+from toys import ConvNet, GaussianImages, toy_prior
 
 from deepinv_dmilo import DMILO, DiffusionPrior, Levels
-from deepinv_dmilo.likelihood.wiener import _spectrum
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.schedules.finishing import rounded_down
 from deepinv_dmilo.tools.tasks import make_physics
 
 SIZE = (24, 40)
-
-
-class GaussianImages(dinv.models.Denoiser):
-    """Of a 1/f spectrum, mean 0.5 and deviation 0.12: draws of them, and as a denoiser their mean given a noisy one."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("power", _spectrum(torch.zeros(1, 1, *SIZE).double()) * (0.12 / 0.3) ** 2)
-
-    def forward(self, x, sigma):
-        gain = self.power / (self.power + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2)
-        return 0.5 + torch.fft.ifft2(torch.fft.fft2(x - 0.5) * gain).real
-
-    def draw(self, n):
-        white = torch.randn(n, 1, *SIZE, generator=torch.Generator().manual_seed(0)).double()
-        return 0.5 + torch.fft.ifft2(torch.fft.fft2(white) * self.power.sqrt()).real
 
 
 @pytest.mark.parametrize(
@@ -44,7 +27,7 @@ def test_strong_noise_costs_no_image_of_a_known_mean(task, options):
 
     A tenth of a decibel is what one level may cost, since it is told of noise of all frequencies.
     """
-    images = GaussianImages()
+    images = GaussianImages(SIZE)
     x, prior = images.draw(4), DiffusionPrior.from_denoiser(images, max_noise=40.0)
     physics = make_physics(task, (1, *SIZE), noise=0.3, **options).double()
     y = physics(x)

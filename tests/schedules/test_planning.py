@@ -96,4 +96,4 @@ def test_the_noise_that_an_image_begins_with_hides_what_is_open_and_what_noise_b
 )
 def test_levels_are_taken_evenly_as_many_as_the_budget_is_worth(start, passes, settings, taken):
     rule = Rule("any", lambda f: True, **settings)
-    assert active_levels(start, 7, rule, Budget(passes, None)) == taken
+    assert active_levels(start, 7, rule, Budget(passes and 2 * passes, None)) == taken

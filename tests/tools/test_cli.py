@@ -148,6 +148,22 @@ def test_wrong_options_of_the_benchmark_are_one_line(more, told, tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", ["reconstruct", "evaluate"])
+@pytest.mark.parametrize(("option", "budget"), [("--max-calls", (12, None)), ("--max-passes", (None, 12))])
+def test_a_budget_of_calls_or_of_passes(name, option, budget, commands, monkeypatch, capsys):
+    given = []
+
+    def forward(self, y, physics):
+        given.append((self.max_calls, self.max_passes))
+        return physics.A_adjoint(y)
+
+    monkeypatch.setattr(DMILO, "forward", forward)
+    assert main([*commands[name], option, "12"]) == 0
+    assert given == [budget]
+    assert main([*commands[name], "--max-calls", "12", "--max-passes", "12"]) == 2
+    assert "max_calls=12 and max_passes=12 both set the budget; type one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "evaluate"])
 def test_bfloat16_is_what_the_network_computes_in(name, commands, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     computed = []

@@ -238,6 +238,8 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
         ({"--max-passes": "8", "--task": "deblurring", "--simulate": None, "--published": None}, "type at least 30"),
+        ({"--max-calls": "1"}, "max_calls=1 is less than a pass per layer problem and sample; type at least 2"),
+        ({"--max-calls": "8", "--max-passes": "4"}, "both set the budget; type one of them"),
         ({"--task": "deblurring"}, "--blind, or of a Gaussian blur --blur-sigma"),
         ({"--task": "compressed-sensing"}, "type --simulate and a clean one"),
         ({"--task": "motion-deblurring"}, "needs --kernel FILE, a grey picture of the blur, --blind"),
