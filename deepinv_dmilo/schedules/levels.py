@@ -133,10 +133,10 @@ class Levels(Schedule):
         self, prior: Prior, levels: tuple[Level, ...], facts: Facts, rule: Rule, budget: Budget
     ) -> tuple[Level, ...]:
         """The levels of the decoupled stages; none where the last level hides the error."""
-        first = rounded_up(sigma_to_cover(facts, rule, COVER_ALL))
+        first = min(rounded_up(sigma_to_cover(facts, rule, COVER_ALL)), levels[0].sigma)
         if not self.decoupled or facts.blind or first <= levels[-1].sigma:
             return ()
-        return _distinct(prior, decoupled_sigmas(min(first, levels[0].sigma), decoupled_calls(budget)))
+        return _distinct(prior, decoupled_sigmas(first, decoupled_calls(budget)))
 
     def _finishing(self, posterior: Posterior, facts: Facts) -> tuple[Finish, ...]:
         steps: list[Finish] = []

@@ -81,9 +81,8 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
     [
         ("pseudo-inverse", 0, 0),
         ("TV", 0, 0),
-        # a call for the start, for each of 16 decoupled stages, for the image of each of three levels, and for the mean
-        ("DMILO, 25 passes", 15, 21),
-        ("DMILO-PGD, 25 passes", 15, 21),
+        ("DMILO, 25 passes", 24, 6),  # a call for the start, for the image of each of four levels, and for the mean
+        ("DMILO-PGD, 25 passes", 24, 6),
         ("FAST-DIPS, 75 calls", 0, 75),
         ("SITCOM, 10 x 10", None, 10),  # fewer than 100 passes where the measurements are fitted before
         ("DAPS, 100 calls", 0, 100),

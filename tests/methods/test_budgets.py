@@ -8,11 +8,12 @@ import torch
 from deepinv.physics import GaussianNoise
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Positive
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, Adam, Chain, DMPlug, Levels, Positive
 from deepinv_dmilo.methods import monitor
 
 IMAGE = (3, 16, 24)
 METHODS = (DMILO, DMILOPGD)
+DECOUPLED = Levels(decoupled=True)
 
 
 def counting():
@@ -45,7 +46,7 @@ def stages_of(plan):
 def test_max_calls_is_a_hard_budget(method, num_samples, problem):
     """Counted where nothing ends early; on top come the first image, the image of each level, and the last call."""
     physics, y = problem
-    settings = {"num_samples": num_samples, "solver": LBFGS(tolerance=0.0), "noise_level": 0.05}
+    settings = {"num_samples": num_samples, "solver": LBFGS(tolerance=0.0), "noise_level": 0.05, "schedule": DECOUPLED}
     net, rows = counting()
     model = method(toy_prior(net), max_calls=60 * num_samples, **settings)
     solution = model.solve(y, physics, compute_metrics=True)
@@ -98,7 +99,7 @@ def test_tiny_budgets(method, max_calls, problem):
     """A level takes at least a pass, which decoupled stages leave."""
     physics, y = problem
     net, rows = counting()
-    solution = method(toy_prior(net), max_calls=max_calls, noise_level=0.05).solve(y, physics)
+    solution = method(toy_prior(net), max_calls=max_calls, noise_level=0.05, schedule=DECOUPLED).solve(y, physics)
     ((_, plan),) = solution.plan.groups
     coarse, levels = stages_of(plan)
     assert (coarse, levels) == (max_calls // 3, 1)
@@ -109,7 +110,7 @@ def test_tiny_budgets(method, max_calls, problem):
 @pytest.mark.parametrize("budget", [{"max_calls": 60}, {"max_passes": 30}])
 def test_a_plan_tells_passes_and_calls(budget, problem):
     physics, y = problem
-    plan = DMILO(toy_prior(ConvNet()), num_samples=2, noise_level=0.05, **budget).plan(y, physics)
+    plan = DMILO(toy_prior(ConvNet()), num_samples=2, noise_level=0.05, schedule=DECOUPLED, **budget).plan(y, physics)
     ((_, of_image),) = plan.groups
     coarse, levels = stages_of(of_image)
     first, last = (of_image.stages[k].levels[0].sigma for k in (0, coarse - 1))

@@ -170,8 +170,8 @@ def test_the_start_follows_the_seed_and_is_no_level_s_noise(monkeypatch):
     y = physics(torch.rand(1, *IMAGE).double())
     for seed in (0, 1):
         METHODS["dmilo"](toy_prior(ConvNet()), rng=seed)(y, physics)
-    assert len(drawn) == 2 * (1 + 20 + 2)  # the start, decoupled stages and two levels each
-    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == len(drawn)
+    assert len(drawn) == 2 * (1 + 2)  # the start and two levels each
+    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 6
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -222,7 +222,7 @@ def test_max_passes_is_a_hard_budget(method, passes, num_samples):
         ({"max_calls": 50}, 50),
         ({"max_passes": 200}, 400),
         ({"max_passes": 200, "num_samples": 2}, 400),
-        ({"max_passes": 200, "solver": LBFGS(7, tolerance=0.0)}, 400 // 3 + 2 * 7 * 4),
+        ({"max_passes": 200, "solver": LBFGS(7, tolerance=0.0)}, 2 * 7 * 6),
         ({"schedule": Chain(), "solver": Adam(200), "max_passes": 150}, 300),
     ],
 )
