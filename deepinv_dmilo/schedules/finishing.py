@@ -10,15 +10,14 @@ from torch import Tensor
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, real
 from deepinv_dmilo.likelihood.noise import same_noise
-from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.utils.rows import column
 
-# Bounds of the noise level, in [0, 1], of the denoised image whose error the proximal step assumes: ours. With the
-# lower one alone, photons of gain 1/5 lose 0.9 dB on photos; with the upper one alone, deblurring 0.4 (noise 0.05).
-IMAGE_ERROR, MOST_ERROR = 0.1, 0.2
+# Bounds of the standard deviation of the image error, in [0, 1], in the proximal step: ours. With the lower one alone,
+# photons of gain 1/5 lose 0.9 dB (photos); with 0.2 alone, deblurring 0.6 dB (photos, noise 0.05).
+IMAGE_ERROR, MOST_ERROR = 0.1, 0.3
 LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
 STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/defaults.md
 
@@ -41,7 +40,7 @@ class PosteriorMean:
         """
         posterior = with_noise_at(posterior, x, again=True)
         prior, likelihood = posterior.prior, posterior.likelihood
-        spectrum = conditional_spectrum(x, column(_image_error(likelihood, x), x))
+        spectrum = column(_image_error(likelihood, x).square(), x)  # white, as the denoiser expects the noise to be
         noisy, noisier = (
             proximal_point(x, one.gaussian_at(x), spectrum=spectrum, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
             for one in (likelihood, likelihood.perturbed(x, _standard_noise))
