@@ -4,15 +4,16 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
-from deepinv.physics import GaussianNoise, PoissonNoise
+from deepinv.physics import GaussianNoise
 from toys import AffineNet, ConvNet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
 from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
-from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, mean_lmmse_error, worst_lmmse_error
+from deepinv_dmilo.likelihood.wiener import SPREAD, conditional_spectrum, worst_lmmse_error
+from deepinv_dmilo.optim.descent import proximal_point
 from deepinv_dmilo.priors.pretrained import held_out_images
-from deepinv_dmilo.schedules.initial import START_STEPS, _prior_mean, descend_likelihood
+from deepinv_dmilo.schedules.initial import START_STEPS
 from deepinv_dmilo.schedules.planning import SEVEN
 from deepinv_dmilo.tools.tasks import make_physics
 
@@ -30,11 +31,6 @@ def leaves_open(physics, *, noise, images=1, shape=IMAGE):
     return worst_lmmse_error(*observed(physics, physics.A, noise, images, shape))
 
 
-def well_determined(plan):
-    """Of each image."""
-    return [facts.well_determined for _, of_group in plan.groups for facts in of_group.facts]
-
-
 @pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     rows, columns = torch.fft.fftfreq(24) * 40, torch.fft.fftfreq(40) * 40
@@ -43,9 +39,6 @@ def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     error = (power * noise**2 / (power + noise**2)).sqrt()
     # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
     assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
-    physics = dinv.physics.Denoising()
-    found = mean_lmmse_error(*observed(physics, physics.A, noise))
-    assert found.item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.1)  # of 2,880 random numbers
 
 
 def test_a_small_hole_leaves_as_much_open_in_a_large_image():
@@ -61,22 +54,27 @@ def test_a_small_hole_leaves_as_much_open_in_a_large_image():
     torch.testing.assert_close(small, large, rtol=0.5, atol=0)  # of other random images, and other frequencies
 
 
-def test_least_squares_of_plain_denoising_are_the_wiener_filter():
+def fitted(likelihood, x):
+    """The first image for a prior mean x."""
+    everything = {"steps": START_STEPS, "limits": (-torch.inf, torch.inf)}
+    return proximal_point(x, likelihood, spectrum=conditional_spectrum(x, torch.inf), **everything)
+
+
+def test_a_proximal_step_on_plain_denoising_is_the_wiener_filter():
     rows, columns = torch.fft.fftfreq(24) * 40, torch.fft.fftfreq(40) * 40
     power = 1 / (rows[:, None] ** 2 + columns**2 + 1)
     gain = 1 / (1 + 0.1**2 * power.mean() / (SPREAD**2 * power))
     physics, y = dinv.physics.Denoising(), torch.rand(1, *IMAGE).double()
     likelihood, x = observed(physics, lambda x: y, 0.1)
     expected = x + torch.fft.ifft2(gain * torch.fft.fft2(y - x)).real
-    # Conjugate gradients stop after fifteen steps; here the first inverse is the right one and one would do.
-    torch.testing.assert_close(least_squares(likelihood, x), expected, rtol=0, atol=1e-6)
+    assert (fitted(likelihood, x) - expected).square().mean().sqrt() < 0.01  # it stops at 1e-5 of its objective
 
 
-def test_least_squares_fill_a_scratch_from_what_is_around_it():
+def test_a_proximal_step_fills_a_scratch_from_what_is_around_it():
     ramp = torch.linspace(0.2, 0.8, 24).double().view(1, 1, 24, 1).expand(1, *IMAGE)
     mask = torch.ones(1, *IMAGE).double()
     mask[..., 11:13, :] = 0
-    found = least_squares(*observed(dinv.physics.Inpainting(IMAGE, mask=mask), lambda x: mask * ramp, 1e-3))
+    found = fitted(*observed(dinv.physics.Inpainting(IMAGE, mask=mask), lambda x: mask * ramp, 1e-3))
     assert ((found - ramp).abs() < 0.02).all()  # mid-grey is up to 0.04 off there, and what is there 0.5
 
 
@@ -209,25 +207,7 @@ def test_the_last_call_denoises_what_the_steps_let_through():
     assert asked[-1] == pytest.approx(kept, rel=0.05)  # of 2,880 random numbers
 
 
-def test_a_nonlinear_blur_is_not_taken_to_determine_the_image():
-    """Its gain is that between two images, no norm: strong noise over it may be more than what is left open."""
-    prior, x = DiffusionPrior.from_pretrained("photos"), held_out_images("photos")[12:13, :, 96:160, 96:160]
-    physics = make_physics("nonlinear-deblurring", (3, 64, 64), noise=0.05)
-    assert well_determined(DMILO(prior, max_passes=10).plan(physics(x), physics)) == [False]
-
-
-@pytest.mark.parametrize(
-    ("task", "determines"), [("denoising", True), ("deblurring", False), ("super-resolution", False)]
-)
-def test_strong_noise_does_not_make_an_operator_determine_the_image(task, determines):
-    """It hides what a blur takes away, as it hides all else; that does not mean that the blur may be undone."""
-    physics = make_physics(task, IMAGE, noise=0.3).double()
-    x = torch.full((1, *IMAGE), 0.5).double()
-    plan = DMILO(toy_prior(ConvNet()), max_passes=10).plan(physics(x), physics, init=x)
-    assert well_determined(plan) == [determines]
-
-
-def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_a_linear_one():
+def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_that_of_a_linear_one():
     """Columns that are not measured are filled from those beside them, whether the others are bent or not."""
     x = make_physics("deblurring", IMAGE).A(torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(0))).double()
     errors = []
@@ -239,24 +219,6 @@ def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_
     assert errors[1] < 1.2 * errors[0]
 
 
-@pytest.mark.parametrize(("photons", "squares"), [(100, True), (5, False)])
-def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squares):
-    """Their noise is of many sizes, and no more about Gaussian."""
-    x = held_out_images("digits")[240:241]
-    noise = PoissonNoise(1 / photons, clip_positive=True, rng=torch.Generator().manual_seed(0))
-    physics = dinv.physics.Denoising(noise)
-    y, model = physics(x), DMILO(DiffusionPrior.from_pretrained("digits"), max_passes=10)
-    with model._at_work() as working:
-        (posterior,) = working._posteriors(y, physics, None)
-        mean, _ = _prior_mean(posterior)
-        steps = descend_likelihood(posterior.likelihood, mean, steps=START_STEPS, limits=model.prior.limits)
-    plan = model.plan(y, physics)
-    ((_, of_image),) = plan.groups
-    assert of_image.first[1:] == (("least squares",) if squares else ()) + ("gradient steps",)
-    assert torch.equal(of_image.first_image, steps) is not squares
-    assert well_determined(plan) == [False]
-
-
 @pytest.mark.parametrize("unit", [1e-6, 1e3])
 def test_the_unit_of_the_measurements_does_not_matter(unit):
     physics = make_physics("deblurring", IMAGE).double()
@@ -265,9 +227,10 @@ def test_the_unit_of_the_measurements_does_not_matter(unit):
     def at(scale):
         scaled = dinv.physics.LinearPhysics(A=lambda x: scale * physics.A(x), A_adjoint=None)
         likelihood, x = observed(scaled, lambda x: scaled.A(inner), 0.0004 * scale)
-        return worst_lmmse_error(likelihood, x), least_squares(likelihood, x)
+        return worst_lmmse_error(likelihood, x), fitted(likelihood, x)
 
-    torch.testing.assert_close(at(unit), at(1.0), rtol=1e-3, atol=1e-3)
+    for found, expected, accuracy in zip(at(unit), at(1.0), (1e-3, 1e-2), strict=True):
+        torch.testing.assert_close(found, expected, rtol=accuracy, atol=accuracy)
 
 
 @pytest.mark.parametrize("task", ["denoising", "deblurring", "super-resolution", "inpainting", "motion-deblurring"])
