@@ -25,8 +25,6 @@ def first_image(posterior: Posterior) -> tuple[Tensor, tuple[str, ...]]:
     likelihood = posterior.likelihood.simulated_at(x)
     if posterior.nuisance is not None:  # the residual of a first guess of A counts as noise
         likelihood = likelihood.gaussian(likelihood.residual_variance(x))
-    elif likelihood.has_noise:  # 50 photons, super-resolution: 1 dB above as many evaluations of their own likelihood
-        likelihood = likelihood.gaussian_at(x)
     limits = posterior.prior.limits
     x = proximal_point(x, likelihood, spectrum=conditional_spectrum(x, inf), steps=START_STEPS, limits=limits)
     return x, (how, "proximal step")
