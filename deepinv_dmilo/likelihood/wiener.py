@@ -13,7 +13,7 @@ from deepinv_dmilo.likelihood.measurements import energy, parts
 from deepinv_dmilo.likelihood.noise import same_noise
 from deepinv_dmilo.optim.cg import conjugate_gradients
 from deepinv_dmilo.optim.descent import filtered
-from deepinv_dmilo.utils.rows import column
+from deepinv_dmilo.utils.rows import column, dot
 
 # All ours.
 SPREAD = 0.3  # standard deviation of a pixel under the prior
@@ -47,6 +47,21 @@ def worst_lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
     errors = torch.cat([error for point in points for error in _errors(likelihood, point)])
     # NaN where the derivative of A is not finite: the other linearisation counts.
     return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
+
+
+def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
+    """
+    The LMMSE estimate of images with prior mean x, (n, C, H, W); it interpolates masked pixels smoothly.
+
+    :param Gaussian likelihood: of n images measured by a linear A.
+    :param torch.Tensor x: the prior mean, (n, C, H, W).
+    """
+    squares = _LeastSquares(likelihood, x)
+    residual = [-r for r in parts(likelihood.residual(x))]
+    right = squares.right(residual)
+    solutions = torch.stack(squares.solutions(right))
+    values = torch.stack([dot(v, squares.normal(v) - 2 * right) for v in solutions])
+    return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
 
 
 def conditional_spectrum(x: Tensor, sigma: float | Tensor) -> Tensor:

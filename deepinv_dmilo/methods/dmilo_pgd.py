@@ -12,8 +12,9 @@ from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, Squares
 from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
-from deepinv_dmilo.optim.descent import STANDSTILL, gradient_steps, proximal_point
+from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
 from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.schedules.initial import descend_likelihood
 from deepinv_dmilo.schedules.schedule import Plan, Stage
 from deepinv_dmilo.utils.settings import check_settings
 
@@ -109,8 +110,7 @@ class DMILOPGD(DMILO):
         if self.step_size == "auto" and stage.image_error is not None:
             return proximal_point(x, likelihood, spectrum=conditional_spectrum(x, stage.image_error), **how)
         if self.step_size == "auto":
-            size = 1 / likelihood.squared_norm if likelihood.forward.is_known_linear else None
-            return gradient_steps(x, likelihood.gaussian(one), size=size, standstill=STANDSTILL, **how)
+            return descend_likelihood(likelihood.gaussian(one), x, **how)
         squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)
         if stage.image_error is None:
             penalty = None

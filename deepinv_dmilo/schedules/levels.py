@@ -16,7 +16,7 @@ from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
-from deepinv_dmilo.schedules.initial import first_image
+from deepinv_dmilo.schedules.initial import first_images
 from deepinv_dmilo.schedules.planning import (
     COVER_ALL,
     COVER_ERROR,
@@ -93,16 +93,18 @@ class Levels(Schedule):
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """Each image has the plan of its rule; images with equal plans form a group."""
-        x, how = first_image(posterior)
-        posterior, groups = with_noise_at(posterior, x), []
-        facts = facts_of(posterior, x, with_error=self.skip)
-        plans = [self._stages(posterior, of_image, budget) for of_image in facts]
-        for rule, stages in (plan for k, plan in enumerate(plans) if plan not in plans[:k]):
-            images = [image for image, plan in enumerate(plans) if plan == (rule, stages)]
-            rows = posterior.rows_of(torch.tensor(images, device=x.device))
-            of_images = tuple(facts[image] for image in images)
-            plan = Plan(rule, stages, x[rows], of_images, how, posterior.likelihood.source or "noise model")
-            groups.append((posterior.select(rows), plan))
+        groups = []
+        for part, x, how in first_images(posterior):
+            part = with_noise_at(part, x)
+            facts = facts_of(part, x, with_error=self.skip)
+            plans = [self._stages(part, of_image, budget) for of_image in facts]
+            distinct = [plan for k, plan in enumerate(plans) if plan not in plans[:k]]
+            for rule, stages in distinct:
+                images = [image for image, plan in enumerate(plans) if plan == (rule, stages)]
+                rows = part.rows_of(torch.tensor(images, device=x.device))
+                of_images = tuple(facts[image] for image in images)
+                plan = Plan(rule, stages, x[rows], of_images, how, part.likelihood.source or "noise model")
+                groups.append((part.select(rows), plan))
         return groups
 
     def _stages(self, posterior: Posterior, facts: Facts, budget: Budget) -> tuple[str, tuple[Stage, ...]]:

@@ -10,6 +10,8 @@ import argparse
 from math import isinf
 from pathlib import Path
 
+from deepinv_dmilo.schedules.initial import MOST_NOISE_FOR_SQUARES as SQUARES
+from deepinv_dmilo.schedules.initial import NEWTON_STEPS, START_STEPS
 from deepinv_dmilo.schedules.planning import COVER_ERROR, COVER_NOISE, PASSES_OF_A_LEVEL, RULES, Rule
 
 HEAD = f"""# What a call does
@@ -48,14 +50,23 @@ spaced, as many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it e
 | rule | levels | must reach at most | limit | evidence |
 |---|---|---|---|---|
 """
-FIRST = """
+FIRST = f"""
 The figures are from [defaults.md](defaults.md), which lists all trials.
 
 ## First image
 
-`init`, if it is given. Else the prior mean, which is what the network makes of pure noise (mid-grey if it knows none),
-and from there one proximal step on the likelihood without the network: the most probable image under a 1/f spectrum. In
-blind problems, the residual of the first guess of A counts as Gaussian noise. `schedule=Chain()` starts from mid-grey.
+The first row that applies. The prior mean is what the network makes of pure noise (mid-grey if it knows none).
+
+| measurements | first image |
+|---|---|
+| any, with `init=` | `init` |
+| blind; noise Gaussian, or not with a linear A | prior mean, then least squares with the residual as the noise |
+| Gaussian noise of known or simulated level, A linear | prior mean, then regularised least squares (LMMSE) |
+| the same, noise level estimated | the same, then {START_STEPS} gradient steps |
+| Gaussian noise, A nonlinear | up to {NEWTON_STEPS} Gauss-Newton steps, then {START_STEPS} gradient steps |
+| photons, speckle, heavy tails, noise up to {SQUARES} in [0, 1], A linear | least squares, then gradient steps |
+| the same with more noise or A nonlinear; outliers; a `data_fidelity` | gradient steps on the likelihood |
+| `schedule=Chain()` | mid-grey; the chain starts from pure noise |
 
 ## Noise
 
