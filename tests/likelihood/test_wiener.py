@@ -228,7 +228,6 @@ def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squar
     ((_, of_image),) = plan.groups
     assert of_image.first[1:] == (("least squares",) if squares else ()) + ("gradient steps",)
     assert torch.equal(of_image.first_image, steps) is not squares
-    assert well_determined(plan) == [False]
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])

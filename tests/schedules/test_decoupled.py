@@ -236,7 +236,7 @@ def test_no_gradient_of_the_network_and_one_call_for_each_row(method, num_sample
         return result
 
     monkeypatch.setattr(DMILO, "denoise", denoise)
-    physics = masked(3)
+    physics = masked()
     y = physics(torch.rand(3, *IMAGE).double())
     settings = {"num_samples": num_samples, "max_calls": 30 * num_samples, "micro_batch": 2, "noise_level": 0.05}
     model = method(toy_prior(Watched()), schedule=DecoupledAlone(decoupled=True), **settings)
