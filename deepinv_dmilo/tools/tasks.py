@@ -222,8 +222,9 @@ def make_physics(
         if m * pixels > DENSE:
             with torch.random.fork_rng([device] if "cuda" in str(device) else []):
                 torch.manual_seed(seed + 1)  # its phases are drawn from the global random state
-                return RealStructuredPhaseRetrieval(
-                    img_size, _resized(img_size, ratio), n_layers=2, noise_model=noise_model, device=device
-                )
+                size = _resized(img_size, ratio)
+                structured = RealStructuredPhaseRetrieval(img_size, size, n_layers=2, device=device)
+            structured.set_noise_model(noise_model)  # its constructor would add the noise before the modulus, too
+            return structured
         return RealPhaseRetrieval(m=m, img_size=img_size, rng=rng, noise_model=noise_model, device=device)
     raise ValueError(f"no task {task!r}; type one of {', '.join(TASKS)}")
