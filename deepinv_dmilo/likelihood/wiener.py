@@ -49,6 +49,17 @@ def worst_lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
     return _largest_amplitude(errors).nan_to_num(torch.inf).view(-1, len(x)).amin(0)
 
 
+def mean_lmmse_error(likelihood: Gaussian, x: Tensor) -> Tensor:
+    """
+    The root mean square LMMSE error of a pixel, (n,), by the same estimate.
+
+    :param Gaussian likelihood: of n images by a linear A; its forward model and variance are used, not y.
+    :param torch.Tensor x: images in [0, 1], (n, C, H, W).
+    """
+    errors = torch.stack(_errors(likelihood, x))
+    return errors.square().flatten(2).mean(2).sqrt().amin(0)
+
+
 def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
     """
     The LMMSE estimate of images with prior mean x, (n, C, H, W); it interpolates masked pixels smoothly.

@@ -17,7 +17,7 @@ from deepinv_dmilo.likelihood.observe import observe
 from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
-from deepinv_dmilo.optim.descent import proximal_point
+from deepinv_dmilo.optim.descent import correlated_proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.posterior.elbo import negative_elbo
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -210,7 +210,8 @@ class DMILO(PriorReconstructor):
         x = posterior.denoised(layers.variables[0]["latent"], stage.levels[0])
         monitor.called(posterior)
         spectrum = conditional_spectrum(x, stage.levels[0].sigma)
-        x = proximal_point(x, likelihood, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=posterior.prior.limits)
+        limits = posterior.prior.limits
+        x = correlated_proximal_point(x, likelihood, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood, Squares
-from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import gradient_steps, proximal_point
@@ -108,7 +107,7 @@ class DMILOPGD(DMILO):
         how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}
         one = torch.ones_like(x[:, 0, 0, 0])
         if self.step_size == "auto" and stage.image_error is not None:
-            return proximal_point(x, likelihood, spectrum=conditional_spectrum(x, stage.image_error), **how)
+            return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
             return descend_likelihood(likelihood.gaussian(one), x, **how)
         squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)

@@ -47,6 +47,11 @@ class Penalised:
     def select(self, rows: Tensor) -> Penalised:
         return Penalised(self.objective.select(rows), self.center[rows], self.penalty[rows])
 
+    def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and gradients for images as the rows of a matrix, (n, d)."""
+        value, gradient = value_and_gradient(self, z.view_as(self.center))
+        return value, gradient.flatten(1)
+
 
 @dataclass(frozen=True)
 class Whitened:
@@ -114,6 +119,20 @@ def proximal_point(
     x: Tensor,
     objective: Potential,
     *,
+    penalty: Tensor,
+    steps: int,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """An approximate minimiser of ``objective(x) + p |x - x_0|^2 / 2``: ``steps`` evaluations of L-BFGS, clamped."""
+    target = Penalised(objective, x, penalty)
+    moved, value, _ = lbfgs.minimize(target, x.flatten(1), steps=steps, tolerance=ACCURACY)
+    return torch.where(column(torch.isfinite(value), x), moved.view_as(x), x).clamp(*limits)
+
+
+def correlated_proximal_point(
+    x: Tensor,
+    objective: Potential,
+    *,
     spectrum: Tensor,
     steps: int,
     limits: tuple[float, float] = (0.0, 1.0),
@@ -125,7 +144,7 @@ def proximal_point(
 
     :param torch.Tensor x: the images :math:`x_0`, (n, C, H, W).
     :param torch.Tensor spectrum: eigenvalues of the covariance C of the error of :math:`x_0`, by frequency, (H, W) or
-        for each image; a constant for white errors.
+        for each image, (n, 1, H, W); a constant for white errors.
     :param int steps: maximum number of evaluations of the objective.
     """
     target = Whitened(objective, x, spectrum.sqrt())

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.likelihoods import Gaussian
 from deepinv_dmilo.likelihood.measurements import mean_energy
 from deepinv_dmilo.likelihood.wiener import worst_lmmse_error
 from deepinv_dmilo.posterior.posterior import Posterior
+
+# An image is well determined if its LMMSE error is at most this many times its noise level, and would be at this noise
+# level in [0, 1], too; measured in docs/defaults.md.
+WELL_DETERMINED, LOW_NOISE = 1.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Facts:
     :param float relative_noise: root mean square of the noise of the noisiest measurement, relative to that of y.
     :param float image_noise: its standard deviation over the norm of A: the noise level of an image in [0, 1].
     :param float lmmse_error: the worst LMMSE error over frequencies and places, a standard deviation in [0, 1].
+    :param bool well_determined: the LMMSE error is hardly larger than the noise.
     """
 
     linear: bool
@@ -35,6 +41,7 @@ class Facts:
     relative_noise: float
     image_noise: float
     lmmse_error: float
+    well_determined: bool
 
     @property
     def nonlinear(self) -> bool:
@@ -60,6 +67,7 @@ def facts_of(posterior: Posterior, x: Tensor, *, with_error: bool = True) -> lis
         (variance / mean_energy(likelihood.y)).sqrt(),
         noise,
         error,
+        _well_determined(first, x, noise, error),
     )
     has_open_boundary = posterior.nuisance is not None and posterior.nuisance.open_boundary
     shared = forward.is_known_linear, posterior.nuisance is not None, has_open_boundary
@@ -67,3 +75,13 @@ def facts_of(posterior: Posterior, x: Tensor, *, with_error: bool = True) -> lis
         Facts(*shared, fully_observed, likelihood.is_gaussian, *numbers)
         for fully_observed, *numbers in zip(*(t.tolist() for t in columns), strict=True)
     ]
+
+
+def _well_determined(posterior: Posterior, x: Tensor, noise: Tensor, error: Tensor) -> Tensor:
+    """Whether the LMMSE error is hardly larger than the noise, (B,), for linear A and Gaussian noise."""
+    likelihood, forward = posterior.likelihood, posterior.likelihood.forward
+    if not isinstance(likelihood, Gaussian) or not forward.is_known_linear or (error > WELL_DETERMINED * noise).all():
+        return torch.zeros_like(noise, dtype=torch.bool)
+    low = noise.clamp(max=LOW_NOISE)  # high noise would hide frequencies that A does not transmit
+    error_at_low = worst_lmmse_error(likelihood.gaussian(low.square() * likelihood.squared_norm), x)
+    return error_at_low <= WELL_DETERMINED * low

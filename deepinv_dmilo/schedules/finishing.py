@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, parts, real
 from deepinv_dmilo.likelihood.noise import same_noise
+from deepinv_dmilo.likelihood.wiener import mean_lmmse_error
 from deepinv_dmilo.optim.descent import proximal_point, sparse_deviation
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
-from deepinv_dmilo.utils.rows import column
 
-# Bounds of the standard deviation of the image error, in [0, 1], in the proximal step: ours. With the lower one alone,
-# photons of gain 1/5 lose 0.9 dB (photos); with 0.2 alone, deblurring 0.6 dB (photos, noise 0.05).
-IMAGE_ERROR, MOST_ERROR = 0.1, 0.3
+# Standard deviation of the image error, in [0, 1], in the proximal steps; larger where both the noise and the LMMSE
+# error are: ours.
+IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
 STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/defaults.md
 
@@ -29,8 +28,13 @@ class PosteriorMean:
 
     A level ends at a mode of the posterior, and a denoiser returns means. The noise that the proximal step transfers
     from y to the image is measured by repeating it with fresh noise added to y. The result is not clamped before it is
-    denoised, since a denoiser expects zero-mean noise also in black and white areas.
+    denoised, since a denoiser expects zero-mean noise also in black and white areas. Where the image is well
+    determined, the step has no proximal term: the denoiser gets the least squares solution.
+
+    :param bool well_determined: the LMMSE error is hardly larger than the noise.
     """
+
+    well_determined: bool = False
 
     def __call__(self, posterior: Posterior, x: Tensor) -> Tensor:
         """
@@ -40,9 +44,10 @@ class PosteriorMean:
         """
         posterior = with_noise_at(posterior, x, again=True)
         prior, likelihood = posterior.prior, posterior.likelihood
-        spectrum = column(_image_error(likelihood, x).square(), x)  # white, as the denoiser expects the noise to be
+        free = torch.zeros_like(x[:, 0, 0, 0])
+        penalty = free if self.well_determined else 1 / _image_error(posterior, x).square()
         noisy, noisier = (
-            proximal_point(x, one.gaussian_at(x), spectrum=spectrum, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
+            proximal_point(x, one.gaussian_at(x), penalty=penalty, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
             for one in (likelihood, likelihood.perturbed(x, _standard_noise))
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
@@ -93,7 +98,18 @@ def _standard_noise(y: Measurements) -> Measurements:
     return same_noise(y, torch.ones_like(real(parts(y)[0])[:, 0]))
 
 
-def _image_error(likelihood: Likelihood, x: Tensor) -> Tensor:
-    """The noise level of y within bounds, (n,); the lower bound for nonlinear A, whose norm is not exact."""
-    noise = (likelihood.mean_variance(x) / likelihood.squared_norm).sqrt()
-    return noise.clamp(IMAGE_ERROR, MOST_ERROR if likelihood.forward.is_known_linear else IMAGE_ERROR)
+def _image_error(posterior: Posterior, x: Tensor) -> Tensor:
+    """
+    The standard deviation of the image error in the proximal step, (n,).
+
+    ``IMAGE_ERROR``, or the noise level of y where that is larger, capped by the mean LMMSE error: with a weaker
+    proximal term the step would fit noise at the few measured frequencies, and the denoiser expects white noise.
+    """
+    likelihood, error = posterior.likelihood, torch.full_like(x[:, 0, 0, 0], IMAGE_ERROR)
+    if not likelihood.forward.is_known_linear:
+        return error
+    variance = likelihood.mean_variance(x)
+    noise = (variance / likelihood.squared_norm).sqrt()
+    if (noise > error).any():
+        noise = torch.minimum(noise, mean_lmmse_error(likelihood.gaussian(variance), x))
+    return torch.maximum(error, noise)

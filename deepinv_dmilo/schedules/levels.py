@@ -141,7 +141,7 @@ class Levels(Schedule):
     def _finishing(self, posterior: Posterior, facts: Facts) -> tuple[Finish, ...]:
         steps: list[Finish] = []
         if self.mean and posterior.likelihood.has_noise and posterior.prior.affine:
-            steps.append(PosteriorMean())
+            steps.append(PosteriorMean(facts.well_determined))
         has_deviation = posterior.likelihood.allows_deviation and not facts.blind
         if self.deviation_threshold is not None and has_deviation:
             steps.append(SparseDeviation(self.deviation_threshold))

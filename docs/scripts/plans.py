@@ -38,7 +38,8 @@ For each image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear and 
 (nuisance) parameters (blind), and if so, whether they are a blur with open boundaries (`padding="valid"`, as in a
 camera); whether every measurement depends on the image (else some are masked); the noise level relative to y, and as
 the noise level of an image; the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the
-frequencies and places where it is largest; whether the noise is Gaussian (for rules of your own).
+frequencies and places where it is largest; whether the noise is Gaussian (for rules of your own); whether that error
+is little more than the noise (well determined).
 
 ## Levels
 

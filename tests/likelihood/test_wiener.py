@@ -10,7 +10,7 @@ from toys import AffineNet, ConvNet, toy_prior
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels
 from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.likelihoods import Gaussian
-from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, worst_lmmse_error
+from deepinv_dmilo.likelihood.wiener import SPREAD, least_squares, mean_lmmse_error, worst_lmmse_error
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.schedules.initial import START_STEPS, _prior_mean, descend_likelihood
 from deepinv_dmilo.schedules.planning import SEVEN
@@ -30,6 +30,11 @@ def leaves_open(physics, *, noise, images=1, shape=IMAGE):
     return worst_lmmse_error(*observed(physics, physics.A, noise, images, shape))
 
 
+def well_determined(plan):
+    """Of each image."""
+    return [facts.well_determined for _, of_group in plan.groups for facts in of_group.facts]
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     rows, columns = torch.fft.fftfreq(24) * 40, torch.fft.fftfreq(40) * 40
@@ -38,6 +43,9 @@ def test_of_plain_denoising_it_is_the_error_of_the_wiener_filter(noise):
     error = (power * noise**2 / (power + noise**2)).sqrt()
     # The root mean square of 27 random numbers, nine frequencies in three channels, is off by a seventh or two.
     assert leaves_open(dinv.physics.Denoising(), noise=noise).item() == pytest.approx(error.max().item(), rel=0.3)
+    physics = dinv.physics.Denoising()
+    found = mean_lmmse_error(*observed(physics, physics.A, noise))
+    assert found.item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.1)  # of 2,880 random numbers
 
 
 def test_a_small_hole_leaves_as_much_open_in_a_large_image():
@@ -201,6 +209,24 @@ def test_the_last_call_denoises_what_the_steps_let_through():
     assert asked[-1] == pytest.approx(kept, rel=0.05)  # of 2,880 random numbers
 
 
+def test_a_nonlinear_blur_is_not_taken_to_determine_the_image():
+    """Its gain is that between two images, no norm: strong noise over it may be more than what is left open."""
+    prior, x = DiffusionPrior.from_pretrained("photos"), held_out_images("photos")[12:13, :, 96:160, 96:160]
+    physics = make_physics("nonlinear-deblurring", (3, 64, 64), noise=0.05)
+    assert well_determined(DMILO(prior, max_passes=10).plan(physics(x), physics)) == [False]
+
+
+@pytest.mark.parametrize(
+    ("task", "determines"), [("denoising", True), ("deblurring", False), ("super-resolution", False)]
+)
+def test_strong_noise_does_not_make_an_operator_determine_the_image(task, determines):
+    """It hides what a blur takes away, as it hides all else; that does not mean that the blur may be undone."""
+    physics = make_physics(task, IMAGE, noise=0.3).double()
+    x = torch.full((1, *IMAGE), 0.5).double()
+    plan = DMILO(toy_prior(ConvNet()), max_passes=10).plan(physics(x), physics, init=x)
+    assert well_determined(plan) == [determines]
+
+
 def test_the_first_image_of_a_nonlinear_operator_is_as_good_as_least_squares_of_a_linear_one():
     """Columns that are not measured are filled from those beside them, whether the others are bent or not."""
     x = make_physics("deblurring", IMAGE).A(torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(0))).double()
@@ -228,6 +254,7 @@ def test_few_photons_have_no_least_squares_and_determine_no_image(photons, squar
     ((_, of_image),) = plan.groups
     assert of_image.first[1:] == (("least squares",) if squares else ()) + ("gradient steps",)
     assert torch.equal(of_image.first_image, steps) is not squares
+    assert well_determined(plan) == [False]
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])

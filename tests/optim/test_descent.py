@@ -9,7 +9,14 @@ from toys import ConvNet, observe, toy_prior
 from deepinv_dmilo import DMILOPGD
 from deepinv_dmilo.likelihood.measurements import energy
 from deepinv_dmilo.likelihood.wiener import SPREAD, conditional_spectrum
-from deepinv_dmilo.optim.descent import filtered, gradient_steps, proximal_point, sparse_deviation, squared_norm
+from deepinv_dmilo.optim.descent import (
+    correlated_proximal_point,
+    filtered,
+    gradient_steps,
+    proximal_point,
+    sparse_deviation,
+    squared_norm,
+)
 
 IMAGE = (3, 24, 40)
 
@@ -143,12 +150,11 @@ def test_the_proximal_point_is_reached_in_few_evaluations_image_by_image():
     left = matrix.T @ matrix + penalty.view(2, 1, 1) * torch.eye(24).double()
     right = y @ matrix + penalty[:, None] * x0.flatten(1)
     best = objective(torch.linalg.solve(left, right).view_as(x0))
-    spectrum = 1 / penalty.view(2, 1, 1, 1)  # white
-    found = proximal_point(x0, misfit, spectrum=spectrum, steps=30, limits=(-1e9, 1e9))
+    found = proximal_point(x0, misfit, penalty=penalty, steps=30, limits=(-1e9, 1e9))
     assert (objective(found) < 1.001 * best).all()
     slow = gradient_steps(x0, misfit, steps=30, size=torch.ones(2).double(), penalty=penalty, limits=(-1e9, 1e9))
     assert objective(slow)[0] > 1.01 * best[0]
-    alone = proximal_point(x0[1:], misfit.select(torch.tensor([1])), spectrum=spectrum[1:], steps=30)
+    alone = proximal_point(x0[1:], misfit.select(torch.tensor([1])), penalty=penalty[1:], steps=30)
     torch.testing.assert_close(alone, found[1:].clamp(0, 1))
 
 
@@ -175,13 +181,13 @@ def test_the_proximal_point_is_that_of_the_covariance_with_a_spectrum(kind):
         gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + torch.eye(12).double())
         expected.append(x0[n] + (gain @ (y[n] - A @ x0[n].flatten())).view(size))
     misfit = HalfSquares(y, lambda x, rows: x.flatten(1) @ A.T)
-    found = proximal_point(x0, misfit, spectrum=spectrum, steps=60, limits=(-1e9, 1e9))
+    found = correlated_proximal_point(x0, misfit, spectrum=spectrum, steps=60, limits=(-1e9, 1e9))
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=5e-3)
     assert sum(1 in rows for rows in misfit.calls) <= 2  # of the 60 steps
     for n in range(3):
         row = torch.tensor([n])
         of_one = spectrum[row] if spectrum.ndim == 4 else spectrum
-        alone = proximal_point(x0[row], misfit.select(row), spectrum=of_one, steps=60, limits=(-1e9, 1e9))
+        alone = correlated_proximal_point(x0[row], misfit.select(row), spectrum=of_one, steps=60, limits=(-1e9, 1e9))
         torch.testing.assert_close(alone, found[row])
 
 
@@ -197,7 +203,7 @@ def test_a_conditional_spectrum_is_that_of_the_image_below_the_noise_and_white_a
 def test_a_proximal_point_where_nothing_is_finite_is_where_it_began():
     x = torch.rand(2, *IMAGE).double()
     nowhere = HalfSquares(x, lambda v, rows: torch.where(rows.view(-1, 1, 1, 1) == 0, v.log() * torch.nan, v))
-    found = proximal_point(x, nowhere, spectrum=torch.ones(IMAGE[1:]).double(), steps=5)
+    found = correlated_proximal_point(x, nowhere, spectrum=torch.ones(IMAGE[1:]).double(), steps=5)
     torch.testing.assert_close(found, x)
 
 
@@ -217,7 +223,7 @@ def test_a_row_that_has_finished_is_not_evaluated_again(how):
             size = of_row / 9 if how == "gradient steps" else None
             return objective, gradient_steps(start, objective, steps=20, size=size, standstill=1e-3)
         if how == "proximal point":
-            return objective, proximal_point(start, objective, spectrum=100 * of_row.view(-1, 1, 1, 1), steps=20)
+            return objective, proximal_point(start, objective, penalty=0.01 * of_row, steps=20)
         return objective, start + sparse_deviation(objective, start, 1e-3 * of_row, of_row / 9)
 
     objective, together = moved(torch.arange(3))

@@ -127,6 +127,13 @@ def test_tasks_are_repeatable_and_leave_the_global_state(task):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_noise_of_a_task_is_in_its_noise_model_alone(task):
+    """Also where an image is so large that a random operator is one of fast transforms."""
+    physics, x = make_physics(task, (3, 64, 64), noise=0.1), torch.rand(1, 3, 64, 64)
+    assert torch.equal(physics.A(x), physics.A(x))
+
+
 @pytest.mark.parametrize("side", [32, 128])  # a dense matrix, and fast transforms
 def test_compressed_sensing_mixes_all_pixels_of_a_channel(side):
     """A pixel reaches measurements all over; a transform along rows alone would leave it in its row."""

@@ -38,8 +38,8 @@ def test_strong_noise_costs_no_image_of_a_known_mean(task, options):
     assert mean > mode - 0.1
 
 
-def test_an_image_does_not_depend_on_the_batch():
-    """One image of little noise, and one whose noise is more than is left open."""
+def test_the_error_that_is_assumed_does_not_depend_on_the_batch():
+    """One image of little noise, for which nothing need be asked, and one whose noise is more than is left open."""
     kernels = torch.tensor([1.0, 0.1]).view(2, 1, 1, 1) * torch.full((2, 1, 3, 5), 1 / 15)
     x = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0)).double()
     model = DMILO(toy_prior(ConvNet()), max_passes=10, noise_level=0.09)

@@ -16,6 +16,7 @@ PLAIN = {
     "relative_noise": 0.01,
     "image_noise": 0.01,
     "lmmse_error": 0.1,
+    "well_determined": False,
 }
 BLIND = {"linear": False, "blind": True}
 CAMERA = {**BLIND, "open_boundary": True}
