@@ -12,7 +12,16 @@ from pathlib import Path
 
 from deepinv_dmilo.schedules.initial import MOST_NOISE_FOR_SQUARES as SQUARES
 from deepinv_dmilo.schedules.initial import NEWTON_STEPS, START_STEPS
-from deepinv_dmilo.schedules.planning import COVER_ERROR, COVER_NOISE, PASSES_OF_A_LEVEL, RULES, Rule
+from deepinv_dmilo.schedules.planning import (
+    COVER_ALL,
+    COVER_ERROR,
+    COVER_NOISE,
+    COVER_REST,
+    LAST_DECOUPLED,
+    PASSES_OF_A_LEVEL,
+    RULES,
+    Rule,
+)
 
 HEAD = f"""# What a call does
 
@@ -47,6 +56,10 @@ The first level must reach {COVER_ERROR} times the LMMSE error and {COVER_NOISE:
 or the bound of the rule, if that is less; it is the lowest level at or above. From there on the levels are evenly
 spaced, as many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally; with fewer than
 {2 * PASSES_OF_A_LEVEL} passes it is the last level alone. `Levels(skip=False)` begins with the first.
+
+With `Levels(decoupled=True)`, decoupled stages come before them (not in blind problems): a third of the calls, from
+{COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to {LAST_DECOUPLED}. The first level after
+them must reach {COVER_REST} times the error.
 
 | rule | levels | must reach at most | limit | evidence |
 |---|---|---|---|---|
