@@ -22,6 +22,7 @@ import datetime
 import platform
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -235,6 +236,18 @@ def train(
     return {"steps": step, "images_seen": step * args.batch, "minutes": elapsed / 60}
 
 
+def card_rows(args, facts: dict) -> str:
+    """Rows of the card: network, training, losses, date."""
+    return f"""| network | diffusers `UNet2DModel`, {facts["parameters"]:,} parameters, channels {", ".join(map(str, args.channels))}, half-precision safetensors |
+| diffusion | `DDPMScheduler`, 1000 training steps, linear betas, predicts the noise (epsilon) |
+| training | {facts["steps"]:,} steps of {args.batch} images, {facts["minutes"]:.0f} minutes, AdamW, rate {args.lr}, decaying over the last fifth, exponential moving average 0.999, seed {args.seed} |
+| denoising loss, held out | {facts["held_out_loss"]:.4f} |
+| denoising loss, training images | {facts["train_loss"]:.4f} |
+| date | {datetime.date.today()} |
+| machine, versions | {platform.machine()}, {args.device}, {torch.get_num_threads()} threads; torch {torch.__version__}, diffusers {diffusers.__version__} |
+"""
+
+
 def write_card(folder: Path, args, facts: dict) -> None:
     """README.md of the prior: data, licence, settings, date, losses."""
     if args.data == "digits":
@@ -265,14 +278,7 @@ def write_card(folder: Path, args, facts: dict) -> None:
 | data | {data}; grey or colour values in [0, 1] scaled to [-1, 1] |
 | licence | {licence} |
 | training / held-out images | {facts["train"]} / {facts["held_out"]} (one in {args.hold_out_every}; held-out ones are in `held_out.npz`) |
-| network | diffusers `UNet2DModel`, {facts["parameters"]:,} parameters, channels {", ".join(map(str, args.channels))}, half-precision safetensors |
-| diffusion | `DDPMScheduler`, 1000 training steps, linear betas, predicts the noise (epsilon) |
-| training | {facts["steps"]:,} steps of {args.batch} images, {facts["minutes"]:.0f} minutes, AdamW, rate {args.lr}, decaying over the last fifth, exponential moving average 0.999, seed {args.seed} |
-| denoising loss, held out | {facts["held_out_loss"]:.4f} |
-| denoising loss, training images | {facts["train_loss"]:.4f} |
-| date | {datetime.date.today()} |
-| machine, versions | {platform.machine()}, {args.device}, {torch.get_num_threads()} threads; torch {torch.__version__}, diffusers {diffusers.__version__} |
-
+{card_rows(args, facts)}
 Made by `python examples/train_prior.py {command}`.
 The loss is the mean squared error of the predicted noise over all training steps, on the rounded weights, on fixed
 noise. The picture shows 50-step DDIM samples. The prior is meant for examples and tests of reconstruction methods.
@@ -291,7 +297,9 @@ def write_attribution(file: Path, rows: dict[str, dict[str, str]], names: list[s
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_prior(folder: Path, args, unet, scheduler, train_images, held_out, facts: dict) -> None:
+def write_prior(
+    folder: Path, args, unet, scheduler, train_images, held_out, facts: dict, write_card: Callable = write_card
+) -> None:
     """The pipeline folder: half-precision weights, held-out images, samples, model card."""
     DDPMPipeline(unet.half(), scheduler).save_pretrained(folder, safe_serialization=True)
     unet.float().eval()  # from here on the rounded weights
