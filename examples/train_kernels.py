@@ -11,7 +11,7 @@ An image of the prior is the square root of a kernel over its maximum, in [0, 1]
 of the network, squared, do little harm. ``to_kernels`` gets the kernel back: cropped, squared, with the sum 1. The
 network takes 36 x 36; three rows and columns of zeros follow the kernel below and to the right.
 
-Kernels are motion blur and diffraction of deepinv (:footcite:t:`schuler2015learning`), Gaussians, disks of defocus,
+Kernels are motion blur and diffraction of deepinv's generators, Gaussians, disks of defocus,
 straight lines, a delta, and sums and convolutions of two of these. The centre of mass of each is within half a pixel of
 the middle, as a shifted kernel and a shifted image are the same measurement. They are generated once and kept in
 ``--state``, with the state of the training. Ctrl-C saves it; the same command with ``--resume`` goes on, and with more
@@ -127,8 +127,10 @@ def centred(kernels: Tensor) -> Tensor:
     wide = torch.nn.functional.pad(kernels, [margin] * 4)
     shifts = [[-int(s) for s in shift] for shift in off_centre(kernels).round().clamp(-margin, margin)]
     moved = torch.stack([k.roll(shift, (0, 1)) for k, shift in zip(wide, shifts, strict=True)])
-    moved = normalised(moved[:, margin:-margin, margin:-margin])
-    return moved[(off_centre(moved).abs().amax(1) <= 0.5) & ((moved.sum((1, 2)) - 1).abs() < 1e-3)]
+    moved = moved[:, margin:-margin, margin:-margin]
+    whole = moved.sum((1, 2)) > 0.99
+    moved = normalised(moved)
+    return moved[(off_centre(moved).abs().amax(1) <= 0.5) & whole]
 
 
 def generate(n: int, seed: int) -> Tensor:
@@ -157,7 +159,9 @@ def to_kernels(images: Tensor) -> Tensor:
 def kept_images(file: Path, n: int, seed: int) -> list[Tensor]:
     """Images of generated kernels, each (1, PADDED, PADDED) uint8, from a file that is written if it is not there."""
     if not file.exists():
-        np.save(file, (to_images(generate(n, seed)) * 255).round().byte().numpy())
+        partial = file.with_suffix(".partial.npy")
+        np.save(partial, (to_images(generate(n, seed)) * 255).round().byte().numpy())
+        partial.replace(file)
     return list(torch.from_numpy(np.load(file)))
 
 
@@ -182,7 +186,7 @@ def denoising_rows(folder: Path) -> str:
 
 def write_kernel_card(folder: Path, args: argparse.Namespace, facts: dict) -> None:
     """README.md of the prior."""
-    options = f"--hours {args.hours:g} --channels {' '.join(map(str, args.channels))} --kernels {args.kernels}"
+    options = f"--out OUT --state STATE --hours {args.hours:g} --channels {' '.join(map(str, args.channels))} --kernels {args.kernels}"
     text = f"""# Diffusion prior `{folder.name}`
 
 ![samples](samples.png)

@@ -75,15 +75,16 @@ def least_squares(likelihood: Gaussian, x: Tensor) -> Tensor:
     return x + solutions[values.argmin(0), torch.arange(len(x), device=x.device)]
 
 
-def conditional_spectrum(x: Tensor, sigma: float | Tensor) -> Tensor:
+def conditional_spectrum(x: Tensor, sigma: float) -> Tensor:
     r"""
     The power spectrum of the error of a denoised image, (H, W): :math:`C^{-1} = S^{-1} + \sigma^{-2}`.
 
-    It is the covariance of an image with a 1/f spectrum S, given the image with white noise. The error of a denoiser is
-    not white: noise hides fine details, but hardly the average of a large area.
+    It is the covariance of an image with power spectrum S (amplitudes of 1/f), given the image with white noise. The
+    error of a denoiser is not white: noise hides fine details, but hardly the average of a large area.
 
     :param torch.Tensor x: images, for their size, (n, C, H, W).
-    :param float, torch.Tensor sigma: standard deviation of the noise, for images in [0, 1]; inf: the spectrum S.
+    :param float sigma: standard deviation of the noise, for images in [0, 1], above 0; inf: the spectrum S.
+    :return: the variance of each frequency of an orthonormal FFT, (H, W).
     """
     return 1 / (1 / _spectrum(x) + 1 / sigma**2)
 

@@ -48,7 +48,7 @@ class PriorReconstructor(Configured):
     :param Prior, deepinv.models.Denoiser prior: the prior, or any deepinv denoiser, which is wrapped as one.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; a forward and
         backward pass counts as two.
-    :param int max_passes: the same as ``max_calls`` of twice as many.
+    :param int max_passes: ``max_passes=n`` is ``max_calls=2 * n``; type one of both.
     :param int num_samples: reconstructions of each image, from different noise; their mean is returned, in blind
         problems the most probable one.
     :param int micro_batch: reconstructions per pass of the network; None: all.
@@ -200,10 +200,11 @@ class PriorReconstructor(Configured):
             latents of the prior are pixels.
         :param torch.Tensor x_gt: ground truth in [0, 1], shape (B, C, H, W), for the metric ``psnr`` only.
         :param bool compute_metrics: also return a dictionary of lists of B lists with a value per outer step (DMPlug:
-            before each of its steps, and at the end): ``cost`` (objective of the last layer), ``residual`` (root mean
-            square of A(x) - y), ``passes`` and ``calls`` (of the network so far), with levels and Gaussian noise
-            ``noise`` (its standard deviation, as given or estimated) and, with ``x_gt``, ``psnr`` (dB). In blind
-            problems they are those of the sample of least objective.
+            before each of its steps, and at the end): ``cost`` (objective of the last layer; of a decoupled stage, the
+            negative log-likelihood), ``residual`` (root mean square of A(x) - y), ``passes`` and ``calls`` (as the
+            budget counts them, so far), with levels and Gaussian noise ``noise`` (its standard deviation, as given or
+            estimated) and, with ``x_gt``, ``psnr`` (dB). In blind problems they are those of the sample of least
+            objective.
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param bool return_unknown: also return the nuisance parameters of the physics, a dictionary of tensors with a
             row for each image.

@@ -82,11 +82,12 @@ class DMILO(PriorReconstructor):
         ``Custom``), e.g. ``{"filter": Simplex(kernel)}``. They are fitted for each image;
         ``model(y, physics, return_unknown=True)`` returns them, too.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; a forward and
-        backward pass counts as two. What decoupled stages leave is shared equally by the layer problems. None: limited
-        by the steps of the solver alone and, if these are not given, 200 per sample, 400 in blind problems. Blind
-        problems without masked pixels and with a relative noise above 2.5 % use at most ten levels, of ten calls each
-        unless the solver has its own steps. Finishing steps and an estimate of the noise take a few more.
-    :param int max_passes: the same in forward and backward passes; type one of both.
+        backward pass counts as two. What decoupled stages leave is shared equally by the layer problems. One call after
+        each level, the finishing steps and an estimate of the noise are not counted. None: limited by the steps of the
+        solver alone and, if these are not given, 200 per sample, 400 in blind problems. Blind problems without masked
+        pixels and with a relative noise above 2.5 % use at most ten levels, of ten calls each unless the solver has
+        its own steps.
+    :param int max_passes: the same in forward and backward passes, ``max_calls`` over two; type one of both.
     :param int num_samples: reconstructions of each image, from different noise, in one batch. Their mean is returned,
         in blind problems the most probable sample by likelihood and prior (with a ``Chain`` that of the least
         objective) and its parameters. ``model(y, physics, return_std=True)`` also returns their standard deviation.
@@ -175,7 +176,7 @@ class DMILO(PriorReconstructor):
         for stage in plan.stages:
             likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            project = self.fit if stage.steps else self.denoise
+            project = self.denoise if stage.decoupled else self.fit
             x, cost = project(posterior, stage, layers, likelihood, monitor)
             for finish in stage.finishing:
                 x = finish(posterior, x)

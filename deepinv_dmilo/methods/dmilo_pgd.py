@@ -92,11 +92,13 @@ class DMILOPGD(DMILO):
         x, layers = plan.first_image, None
         for stage in plan.stages:
             likelihood = self.schedule.likelihood(posterior, plan, stage, x)
-            if stage.steps:
+            target = likelihood
+            if not stage.decoupled:
                 x = self.descend(posterior, stage, likelihood, x)
+                target = self.schedule.after_descent(likelihood, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            project = self.fit if stage.steps else self.denoise
-            x, cost = project(posterior, stage, layers, self.schedule.after_descent(likelihood, x), monitor)
+            project = self.denoise if stage.decoupled else self.fit
+            x, cost = project(posterior, stage, layers, target, monitor)
             for finish in stage.finishing:
                 x = finish(posterior, x)
             monitor.record(posterior, stage, x, cost, likelihood)

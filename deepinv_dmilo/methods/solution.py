@@ -57,14 +57,14 @@ class CallPlan:
                 f"  noise level: {plan.noise}",
                 *_described(plan.stages),
                 f"  finishing: {', '.join(finishing) or 'none'}",
-                f"  at most {passes} passes of the network for an image: {calls} calls",
+                f"  at most {passes} passes of the network for an image, {calls} calls in all",
             ]
         return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
 
 
 def _described(stages: tuple[Stage, ...]) -> list[str]:
     """The decoupled stages, and the others, a line each."""
-    coarse, fine = ([stage for stage in stages if bool(stage.steps) is solves] for solves in (False, True))
+    coarse, fine = ([stage for stage in stages if stage.decoupled is kind] for kind in (True, False))
     lines = []
     if coarse:
         first, last = (stage.levels[0].sigma for stage in (coarse[0], coarse[-1]))

@@ -146,6 +146,7 @@ def correlated_proximal_point(
     :param torch.Tensor spectrum: eigenvalues of the covariance C of the error of :math:`x_0`, by frequency, (H, W) or
         for each image, (n, 1, H, W); a constant for white errors.
     :param int steps: maximum number of evaluations of the objective.
+    :return: the images, (n, C, H, W), clamped to ``limits``; :math:`x_0` where no value is finite.
     """
     target = Whitened(objective, x, spectrum.sqrt())
     w, value, _ = lbfgs.minimize(target, torch.zeros_like(x).flatten(1), steps=steps, tolerance=ACCURACY)

@@ -59,8 +59,8 @@ class Levels(Schedule):
         each.
     :param bool decoupled: begin with stages without gradients of the network, for a third of the budget: denoise, a
         proximal step on the likelihood, fresh noise :footcite:p:`zhu2023diffpir`. In the proximal step, the error of
-        the denoised image has a 1/f spectrum, up to the noise level (ours). For linear A; not in blind problems, nor
-        with ``skip=False``. What it gains and loses is in :doc:`defaults`.
+        the denoised image has the spectrum of natural images, up to the noise level (ours). Not in blind problems. What
+        it gains and loses is in :doc:`/defaults`.
     :param bool mean: after the last level, move from the most probable image towards the posterior mean, by a proximal
         step on the measurements and one network call as a denoiser (ours); not with a ``data_fidelity`` or a latent
         prior.
@@ -87,6 +87,8 @@ class Levels(Schedule):
             # torch cannot multiply by a Fraction
             object.__setattr__(self, "deviation_threshold", float(self.deviation_threshold))
         check_flags(skip=self.skip, decoupled=self.decoupled, mean=self.mean)
+        if self.decoupled and not self.skip:
+            raise ValueError("decoupled=True needs the LMMSE error, which skip=False leaves out; type one of them")
         for name in ("finishing", "rules"):
             if not isinstance(getattr(self, name), tuple):
                 raise TypeError(f"{name}={getattr(self, name)!r}: type a tuple, {name}=(one, another)")
@@ -124,7 +126,7 @@ class Levels(Schedule):
             steps = min(steps, rule.max_steps)
         is_fixed = posterior.likelihood.has_outliers  # which gradient steps would fit
         errors = [FIXED_IMAGE if is_fixed else min(IMAGE_ERROR, level.sigma / 2) for level in levels]
-        stages = [Stage(k, (level, last), 0) for k, level in enumerate(coarse)]
+        stages = [Stage(k, (level, last), 0, decoupled=True) for k, level in enumerate(coarse)]
         stages += [Stage(len(coarse) + k, (levels[k], last), steps, errors[k]) for k in active]
         stages[-1] = replace(stages[-1], finishing=self._finishing(posterior, facts))
         return rule.name, tuple(stages)
@@ -133,8 +135,10 @@ class Levels(Schedule):
         self, prior: Prior, levels: tuple[Level, ...], facts: Facts, rule: Rule, budget: Budget
     ) -> tuple[Level, ...]:
         """The levels of the decoupled stages; none where the last level hides the error."""
-        first = min(rounded_up(sigma_to_cover(facts, rule, COVER_ALL)), levels[0].sigma)
-        if not self.decoupled or facts.blind or first <= levels[-1].sigma:
+        if not self.decoupled or facts.blind:
+            return ()
+        first = min(rounded_up(sigma_to_cover(facts, rule, COVER_ALL)), rule.most_to_cover, levels[0].sigma)
+        if first <= levels[-1].sigma:
             return ()
         return _distinct(prior, decoupled_sigmas(first, decoupled_calls(budget)))
 

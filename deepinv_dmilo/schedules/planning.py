@@ -12,10 +12,12 @@ import torch
 from deepinv_dmilo.posterior.facts import Facts
 from deepinv_dmilo.schedules.schedule import Budget
 
-# The first level reaches at least these multiples of the LMMSE error and of the noise of the first image, after
-# decoupled stages a smaller one of the error, and the first decoupled stage a larger one; measured in docs/defaults.md.
-COVER_ERROR, COVER_NOISE, COVER_REST, COVER_ALL = 1.5, 2.0, 0.75, 3.0
-# Decoupled stages: number without a budget, share of the calls, standard deviation of the last one.
+# The first level reaches at least these multiples of the LMMSE error and of the noise of the first image; measured in
+# docs/defaults.md.
+COVER_ERROR, COVER_NOISE = 1.5, 2.0
+# With decoupled stages: multiples of the error that the first level, and the first of these stages, reach; their number
+# without a budget, share of the calls, and standard deviation of the last one. By trials.
+COVER_REST, COVER_ALL = 0.75, 3.0
 DECOUPLED, SHARE_DECOUPLED, LAST_DECOUPLED = 20, 1 / 3, 0.05
 # Minimum number of passes per level.
 PASSES_OF_A_LEVEL = 5

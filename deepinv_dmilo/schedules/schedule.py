@@ -61,11 +61,11 @@ class Stage:
 
     :param int index: number of the stage in the whole schedule, from 0.
     :param tuple[Level] levels: noise levels between the layers, from the noise to the image.
-    :param int steps: maximum number of solver steps per layer; 0: decoupled, the layer is a denoiser, whose output a
-        proximal step fits to the measurements.
+    :param int steps: maximum number of solver steps per layer.
     :param float image_error: standard deviation, in [0, 1], of the proximal term of DMILO-PGD's gradient steps; None:
         no proximal term.
     :param tuple finishing: finishing steps after it.
+    :param bool decoupled: no layer is solved: the network is a denoiser, whose output a proximal step fits to y.
     """
 
     index: int
@@ -73,6 +73,7 @@ class Stage:
     steps: int
     image_error: float | None = None
     finishing: tuple[Finish, ...] = ()
+    decoupled: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Plan:
     @property
     def calls(self) -> int:
         """Maximum number of forward passes per sample; a forward and backward pass counts as two."""
-        return CALLS_OF_A_PASS * self.passes + sum(not stage.steps for stage in self.stages)
+        return CALLS_OF_A_PASS * self.passes + sum(stage.decoupled for stage in self.stages)
 
 
 @dataclass

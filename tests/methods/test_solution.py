@@ -44,7 +44,7 @@ def test_a_plan_names_what_would_be_done(masked):
     assert "first image: prior mean, least squares\n  noise level: simulated\n" in text
     assert "2 stages of noise 1, 0.3, 10 steps a layer at most\n" in text
     assert "finishing: PosteriorMean, SparseDeviation\n" in text
-    assert "at most 20 passes of the network for an image: 40 calls\n" in text
+    assert "at most 20 passes of the network for an image, 40 calls in all\n" in text
     assert text.endswith(f"about {plan.seconds:.2g} s in all")
     assert plan.seconds > 0
 

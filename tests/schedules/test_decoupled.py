@@ -30,7 +30,7 @@ class DecoupledAlone(Levels):
 
 
 def decoupled(plan):
-    return tuple(stage for stage in plan.stages if not stage.steps)
+    return tuple(stage for stage in plan.stages if stage.decoupled)
 
 
 def sigmas(plan):
@@ -108,7 +108,6 @@ def test_their_levels_never_rise(first, count):
     [
         ({}, 0.05, False),
         ({"schedule": DECOUPLED}, 0.05, True),
-        ({"schedule": Levels(skip=False, decoupled=True)}, 0.05, False),
         ({"schedule": Levels((0.3,), decoupled=True)}, 0.05, False),  # the last level is all that there is
         ({"schedule": Levels((1.0, 0.04, 0.01), decoupled=True)}, 0.05, True),
         ({"schedule": DECOUPLED, "solver": LBFGS(steps=3)}, 0.05, True),
@@ -123,6 +122,11 @@ def test_where_they_are_planned(settings, noise, coarse):
     falling = sigmas(plan)[: len(decoupled(plan))]
     assert falling == sorted(falling, reverse=True)
     assert plan.stages[-1].steps > 0
+
+
+def test_they_need_the_error_that_skip_computes():
+    with pytest.raises(ValueError, match="decoupled=True needs the LMMSE error, which skip=False leaves out"):
+        Levels(skip=False, decoupled=True)
 
 
 def test_blind_problems_have_none():
