@@ -100,13 +100,9 @@ class PriorReconstructor(Configured):
             raise ValueError(
                 f"max_calls={self.max_calls} and max_passes={self.max_passes} both set the budget; type one of them"
             )
-        problems = self.schedule.least_problems
         for name, cost in (("max_calls", CALLS_OF_A_PASS), ("max_passes", 1)):
-            if getattr(self, name) is not None and self._budget().steps(problems) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is less than a pass per layer problem and sample; type at least "
-                    f"{self.num_samples * problems * cost}, or fewer layers, outer steps or samples"
-                )
+            if (given := getattr(self, name)) is not None:
+                self._budget().check(f"{name}={given}", self.schedule.least_problems, cost * self.num_samples)
 
     def _budget(self) -> Budget:
         """The budget of one sample."""

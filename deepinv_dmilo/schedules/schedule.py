@@ -49,6 +49,14 @@ class Budget:
         share = self.passes // problems
         return share if self.solver_steps is None else min(self.solver_steps, share)
 
+    def check(self, given: str, problems: int, cost: int) -> None:
+        """Refuse a budget, as given by a setting, of less than a pass, at a cost in its unit, per layer problem."""
+        if self.steps(problems) < 1:
+            raise ValueError(
+                f"{given} is less than a pass per layer problem and sample; type at least {problems * cost}, or fewer "
+                "layers, outer steps or samples"
+            )
+
 
 #: a finishing step: it maps the images of the last stage, (n, C, H, W), to images
 Finish: TypeAlias = Callable[[Posterior, Tensor], Tensor]
