@@ -157,6 +157,8 @@ class DMILO(PriorReconstructor):
             )
         if self.noise_level is not None and self.data_fidelity is not None:
             raise ValueError("noise_level and data_fidelity both define the likelihood; type one of them")
+        if self.unknown and isinstance(self.schedule, Levels) and self.schedule.decoupled:
+            raise ValueError("blind problems, unknown=..., have no decoupled stages; type Levels(decoupled=False)")
         has_deviations = self.schedule.sparsity is not None
         if has_deviations and isinstance(self.solver, LBFGS):
             raise ValueError("L-BFGS solves smooth problems; type solver=Adam(), or schedule=Chain(sparsity=None)")

@@ -59,8 +59,9 @@ class Levels(Schedule):
         each.
     :param bool decoupled: begin with stages without gradients of the network, for a third of the budget: denoise, a
         proximal step on the likelihood, fresh noise :footcite:p:`zhu2023diffpir`. In the proximal step, the error of
-        the denoised image has the spectrum of natural images, up to the noise level (ours). Not in blind problems. What
-        it gains and loses is in :doc:`/defaults`.
+        the denoised image has the spectrum of natural images, up to the noise level (ours). An error with
+        ``unknown``; none are planned with a latent prior, whose noise is not that of pixels. What it gains and loses is
+        in :doc:`/defaults`.
     :param bool mean: after the last level, move from the most probable image towards the posterior mean, by a proximal
         step on the measurements and one network call as a denoiser (ours); not with a ``data_fidelity`` or a latent
         prior.
@@ -134,8 +135,8 @@ class Levels(Schedule):
     def _decoupled(
         self, prior: Prior, levels: tuple[Level, ...], facts: Facts, rule: Rule, budget: Budget
     ) -> tuple[Level, ...]:
-        """The levels of the decoupled stages; none where the last level hides the error."""
-        if not self.decoupled or facts.blind:
+        """The levels of the decoupled stages; none with a latent prior, or where the last level hides the error."""
+        if not self.decoupled or not prior.affine:
             return ()
         first = min(rounded_up(sigma_to_cover(facts, rule, COVER_ALL)), rule.most_to_cover, levels[0].sigma)
         if first <= levels[-1].sigma:

@@ -57,9 +57,9 @@ or the bound of the rule, if that is less; it is the lowest level at or above. F
 spaced, as many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally; with fewer than
 {2 * PASSES_OF_A_LEVEL} passes it is the last level alone. `Levels(skip=False)` begins with the first.
 
-With `Levels(decoupled=True)`, decoupled stages come before them (not in blind problems): a third of the calls, from
-{COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to {LAST_DECOUPLED}. The first level after
-them must reach {COVER_REST} times the error.
+With `Levels(decoupled=True)`, decoupled stages come before them (not with a latent prior; blind problems refuse them):
+a third of the calls, from {COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to
+{LAST_DECOUPLED}. The first level after them must reach {COVER_REST} times the error.
 
 | rule | levels | must reach at most | limit | evidence |
 |---|---|---|---|---|

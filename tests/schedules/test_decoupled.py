@@ -129,13 +129,16 @@ def test_they_need_the_error_that_skip_computes():
         Levels(skip=False, decoupled=True)
 
 
-def test_blind_problems_have_none():
-    physics = Gain(sigma=0.3)
-    y = physics(torch.rand(1, *IMAGE).double())
-    for unknown, coarse in ((None, True), ({"gain": Positive(torch.ones(1, 1, 1, 1))}, False)):
-        model = DMILO(toy_prior(ConvNet()), noise_level=0.3, unknown=unknown, schedule=DECOUPLED)
-        ((_, plan),) = model.plan(y, physics).groups
-        assert bool(decoupled(plan)) is coarse
+@pytest.mark.parametrize("method", METHODS)
+def test_blind_problems_refuse_them(method):
+    unknown = {"gain": Positive(torch.ones(1, 1, 1, 1))}
+    refused = r"blind problems, unknown=\.\.\., have no decoupled stages; type Levels\(decoupled=False\)"
+    with pytest.raises(ValueError, match=refused):
+        method(toy_prior(ConvNet()), unknown=unknown, schedule=DECOUPLED)
+    model = method(toy_prior(ConvNet()), unknown=unknown)
+    model.schedule = DECOUPLED
+    with pytest.raises(ValueError, match=refused):
+        model.check(torch.rand(1, *IMAGE).double(), Gain(sigma=0.3))
 
 
 class Fourier(dinv.physics.LinearPhysics):
@@ -180,13 +183,7 @@ PHYSICS = {
 }
 
 
-def latent():
-    inside = DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False)
-    return LatentPrior(inside, tiny_autoencoder()).double()
-
-
 PRIORS = {
-    "latent": latent,
     "tiles": lambda: Tiled(toy_prior(ConvNet()), tile=8, overlap=4),
     "denoiser": lambda: DiffusionPrior.from_denoiser(GaussianImages(SIZE), max_noise=40.0),
 }
@@ -220,6 +217,16 @@ def test_any_operator_noise_and_prior_image_by_image_and_in_micro_batches(case, 
     torch.testing.assert_close(model(part, physics)[0], solution.images[1], rtol=0, atol=1e-6)
     model.micro_batch = 2
     torch.testing.assert_close(model(y, physics), solution.images, rtol=0, atol=1e-6)
+
+
+def test_a_latent_prior_has_none():
+    """Noise of its latents is not that of pixels: the plan is that of the default."""
+    physics = masked()
+    y = physics(torch.rand(1, *IMAGE).double())
+    inside = DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False)
+    prior = LatentPrior(inside, tiny_autoencoder()).double()
+    asked, default = (DMILO(prior, max_calls=24, schedule=s).plan(y, physics) for s in (DECOUPLED, Levels()))
+    assert asked.groups == default.groups
 
 
 @pytest.mark.parametrize("method", METHODS)
