@@ -222,6 +222,11 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.resume and not (args.state / "training_state.pt").exists():
         parser.error(f"--resume: {args.state} has no training_state.pt; start without --resume")
+    if args.resume:
+        state = torch.load(args.state / "training_state.pt", weights_only=True, map_location="cpu")
+        kernels, seed = state.get("images", args.kernels), state.get("seed", args.seed)  # older states have neither
+        if (kernels, seed) != (args.kernels, args.seed):
+            parser.error(f"--resume: {args.state} began with other kernels; type --kernels {kernels} --seed {seed}")
     return args
 
 

@@ -189,6 +189,7 @@ def train(
 
     def save_state():
         state = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+        state |= {"images": len(train_images), "seed": args.seed}
         partial = state_file.with_suffix(".partial")
         torch.save(state | {"rng": rng.get_state(), "step": step, "elapsed": elapsed}, partial)
         partial.replace(state_file)

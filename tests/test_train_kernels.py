@@ -50,6 +50,21 @@ def test_kernels_of_every_kind_are_centred_and_come_back_from_images(script):
     torch.testing.assert_close(script["to_kernels"](images), kernels)
 
 
+@pytest.mark.parametrize("options", [["--kernels", "41"], ["--seed", "1"]])
+@pytest.mark.parametrize("kept", [{"images": 40, "seed": 0}, {}], ids=["state", "state of before"])
+def test_a_state_goes_on_with_its_own_kernels_only(script, kept, options, tmp_path, monkeypatch, capsys):
+    torch.save({"step": 1, **kept}, tmp_path / "training_state.pt")
+    argv = f"--state {tmp_path} --out {tmp_path} --kernels 40 --resume"
+    monkeypatch.setattr(sys, "argv", ["train_kernels.py", *argv.split(), *options])
+    if not kept:
+        assert script["parse_arguments"]().resume
+        return
+    with pytest.raises(SystemExit):
+        script["parse_arguments"]()
+    assert "began with other kernels; type --kernels 40 --seed 0" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.npy"))  # none were generated
+
+
 def test_kernels_become_a_prior_also_after_a_stop(script, tmp_path, monkeypatch):
     state, out = tmp_path / "state", tmp_path / "kernels"
 
@@ -63,7 +78,7 @@ def test_kernels_become_a_prior_also_after_a_stop(script, tmp_path, monkeypatch)
         with pytest.raises(SystemExit, match="with --resume goes on"):
             train()
     stopped, made = torch.load(state / "training_state.pt", weights_only=True), (state / "kernels_40_0.npy").stat()
-    assert stopped["step"] == 1
+    assert (stopped["step"], stopped["images"], stopped["seed"]) == (1, 40, 0)
     train("--resume")
     ended = torch.load(state / "training_state.pt", weights_only=True)  # stays, for more hours
     assert ended["step"] > 1
