@@ -13,7 +13,7 @@ from deepinv_dmilo.likelihood.wiener import worst_lmmse_error
 from deepinv_dmilo.posterior.posterior import Posterior
 
 # An image is well determined if its LMMSE error is at most this many times its noise level, and would be at this noise
-# level in [0, 1], too; measured in docs/defaults.md.
+# level in [0, 1], too; measured in docs/lab-book/levels.md.
 WELL_DETERMINED, LOW_NOISE = 1.5, 0.02
 
 

@@ -18,7 +18,7 @@ from deepinv_dmilo.posterior.posterior import Posterior
 # error are: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
-STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/defaults.md
+STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/lab-book/levels.md
 
 
 @dataclass(frozen=True)

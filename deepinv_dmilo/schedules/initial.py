@@ -18,7 +18,7 @@ from deepinv_dmilo.utils.warning import warn
 # steps where least squares are not exact: ours.
 START_NOISE, NEWTON_STEPS, START_STEPS = 10.0, 3, 10
 # Noise of the noisiest measurement, in [0, 1], up to which other likelihoods are approximated by a Gaussian (25
-# photons); measured in docs/defaults.md.
+# photons); measured in docs/lab-book/levels.md.
 MOST_NOISE_FOR_SQUARES = 0.2
 MARGIN = 0.5  # by which an init may exceed [0, 1] without a warning
 

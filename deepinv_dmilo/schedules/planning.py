@@ -21,7 +21,7 @@ COVER_REST, COVER_ALL = 0.75, 3.0
 DECOUPLED, SHARE_DECOUPLED, LAST_DECOUPLED = 20, 1 / 3, 0.05
 # Minimum number of passes per level.
 PASSES_OF_A_LEVEL = 5
-# Relative noise above which a blind problem counts as noisy; measured in docs/defaults.md.
+# Relative noise above which a blind problem counts as noisy; measured in docs/lab-book/blind.md.
 MUCH_NOISE = 0.025
 
 SEVEN = (5.0, 2.2, 1.0, 0.65, 0.37, 0.17, 0.055)
@@ -107,7 +107,7 @@ RULES = (
         "nonlinear",
         partial(hold, names=("nonlinear", "fully_observed")),
         most_to_cover=0.6,
-        evidence="A linearised at the first image overstates the LMMSE error: docs/defaults.md",
+        evidence="A linearised at the first image overstates the LMMSE error: docs/lab-book/levels.md",
     ),
     Rule(
         "linear, or masked",

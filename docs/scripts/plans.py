@@ -65,7 +65,7 @@ a third of the calls, from {COVER_ALL:.0f} times the LMMSE error, rounded up to 
 |---|---|---|---|---|
 """
 FIRST = f"""
-The figures are from [defaults.md](defaults.md), which lists all trials.
+The figures are from [defaults.md](defaults.md) and the [lab book](lab-book/index.md).
 
 ## First image
 
