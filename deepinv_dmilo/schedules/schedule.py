@@ -16,7 +16,8 @@ from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level
 
-# Time of a forward and backward pass relative to a forward pass: with frozen weights 2.03 for the bundled priors.
+# Time of a forward and backward pass relative to a forward pass: with frozen weights 1.9 to 2.4 for the bundled priors
+# (docs/defaults.md, Calls of a pass).
 CALLS_OF_A_PASS = 2
 
 
