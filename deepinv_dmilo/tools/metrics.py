@@ -14,11 +14,11 @@ SMALLEST = 64  # pixels, the side of the patches that the authors of ST-LPIPS te
 
 class STLPIPS(Metric):
     r"""
-    ST-LPIPS, the distance of deep features with anti-aliased pooling of :footcite:t:`ghildyal2022stlpips`: lower is
-    better.
+    ST-LPIPS, a perceptual distance that hardly sees shifts of a pixel; lower is better.
 
-    AlexNet and its trained weights are those of the package ``stlpips-pytorch``; nothing is downloaded. Images are in
-    [0, 1], shape (B, 3, H, W), of at least 64 x 64 pixels; (B, 1, H, W) is taken for three equal channels.
+    It compares the features of an AlexNet with anti-aliased pooling :footcite:p:`ghildyal2022stlpips`. Network and
+    trained weights are those of the package ``stlpips-pytorch``; nothing is downloaded. Images are in [0, 1], shape
+    (B, 3, H, W), of at least 64 x 64 pixels; (B, 1, H, W) is taken for three equal channels.
 
     .. rubric:: References
 
