@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DISTRIBUTIONS = {"PIL": "pillow"}  # those whose module has another name
+DISTRIBUTIONS = {"PIL": "pillow", "stlpips_pytorch": "stlpips-pytorch"}  # those whose module has another name
 
 
 def imported():

@@ -77,7 +77,7 @@ def _report(args: argparse.Namespace) -> None:
     from deepinv_dmilo.benchmarks.records import Row, read_lines
     from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, claim_folder, run, write
     from deepinv_dmilo.benchmarks.studies import PRESETS, Study
-    from deepinv_dmilo.tools.scoring import perceptual_metric
+    from deepinv_dmilo.tools.metrics import perceptual_metrics
 
     with door():
         name = args.preset or "photos"
@@ -94,8 +94,7 @@ def _report(args: argparse.Namespace) -> None:
         claim_folder(preset, args.out)
         study = None if args.only_write else Study.open(preset, device)
     if study is not None:
-        lpips = perceptual_metric()
-        run(study, methods, args.out, None if lpips is None else lpips.to(device))
+        run(study, methods, args.out, perceptual_metrics(tuple(study.pictures.shape[1:]), device))
     rows = read_lines(Row, args.out / "results.csv")
     order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
     rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))

@@ -68,18 +68,20 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
 def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
     """What a method costs over the tasks that it did, and the other metrics; a column that a row lacks is left out."""
     columns = {
-        "lpips": ("LPIPS", "{:.3f}"),
-        "residual": ("residual", "{:.4f}"),
-        "passes": ("passes", "{:.0f}"),
-        "calls": ("calls", "{:.0f}"),
-        "seconds": ("seconds per image", "{:.2f}"),
+        "lpips": ("LPIPS", ".3f"),
+        "stlpips": ("ST-LPIPS", ".3f"),
+        "residual": ("residual", ".4f"),
+        "passes": ("passes", ".0f"),
+        "calls": ("calls", ".0f"),
+        "seconds": ("seconds per image", ".2f"),
     }
-    columns = {name: c for name, c in columns.items() if not any(math.isnan(getattr(r, name)) for r in rows)}
+    finite = [r for r in rows if not math.isnan(r.psnr)]
+    columns = {name: c for name, c in columns.items() if not any(math.isnan(getattr(r, name)) for r in finite)}
     table = [f"| | tasks | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
     table.append(f"|---|---|{'---|' * (len(columns) + 1)}")
     for method in methods:
         tasks = {r.task for r in rows if r.method == method}
-        cells = [pattern.format(_mean(rows, name, method=method)) for name, (_, pattern) in columns.items()]
+        cells = [_number(_mean(rows, name, method=method), pattern) for name, (_, pattern) in columns.items()]
         memory = max(r.memory_mb for r in rows if r.method == method)
         table.append(f"| {method} | {len(tasks)} | {' | '.join(cells)} | {memory:.0f} |")
     return "\n".join(table)

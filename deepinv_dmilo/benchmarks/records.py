@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from io import StringIO
 from pathlib import Path
+
+from deepinv_dmilo.tools.folder import write_whole
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Row:
     memory_mb: float
     residual: float = math.nan
     lpips: float = math.nan
+    stlpips: float = math.nan
 
 
 @dataclass
@@ -49,12 +53,20 @@ def read_lines(kind: type, file: Path) -> list:
 
 
 def append_lines(rows: list, file: Path) -> None:
-    """Add rows to a CSV file, with a header where it is new; a line that was cut off is dropped first."""
-    new = not file.exists()
-    if not new and not (text := file.read_text()).endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1])
+    """Add rows to a CSV file, new or of fewer columns as well; a line that was cut off is dropped first."""
+    header = ",".join(f.name for f in fields(rows[0])) + "\n"
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if not whole.startswith(header):
+        write_whole(file, header + _as_csv(read_lines(type(rows[0]), file)))
+    elif whole != text:
+        file.write_text(whole)
     with file.open("a", newline="") as lines:
-        writer = csv.DictWriter(lines, [f.name for f in fields(rows[0])], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        lines.write(_as_csv(rows))
+
+
+def _as_csv(rows: list) -> str:
+    """Lines without a header."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(astuple(row) for row in rows)
+    return text.getvalue()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from deepinv.loss.metric import LPIPS
+from deepinv.loss.metric import Metric
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,7 +57,7 @@ def reconstruct(
     weight: float,
     x: Tensor,
     first: int,
-    lpips: LPIPS | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """Reconstructions of pictures x, numbered from ``first`` on, and what each is worth and costs."""
     physics = study.physics(task, noise)
@@ -66,7 +66,7 @@ def reconstruct(
     guess = study.guess(task)
     model = method.make(Case(study.prior, shape, task, noise, weight, guess))
     guessed = None if guess is None else study.physics(task, noise, kernel=guess)
-    return score(model, x, y, physics, guessed=guessed, seed=first, lpips=lpips)
+    return score(model, x, y, physics, guessed=guessed, seed=first, metrics=metrics)
 
 
 def applies(study: Study, method: Method, task: str) -> bool:
@@ -124,7 +124,7 @@ def cells(study: Study, names: Sequence[str]) -> Iterator[tuple[str, str, float,
                     yield name, task, noise, slice(start, min(start + preset.batch_size, count))
 
 
-def run(study: Study, names: Sequence[str], out: Path, lpips: LPIPS | None = None) -> None:
+def run(study: Study, names: Sequence[str], out: Path, metrics: Mapping[str, Metric] | None = None) -> None:
     """Run what is missing and append it to ``results.csv``."""
     results, trials = out / "results.csv", out / "tuning.csv"
     done = {(r.method, r.task, r.noise, r.image) for r in read_lines(Row, results)}
@@ -138,7 +138,7 @@ def run(study: Study, names: Sequence[str], out: Path, lpips: LPIPS | None = Non
             if weight is None:
                 weight = tune(study, name, task, noise, trials)
             x = study.pictures[chosen]
-            _, scores = reconstruct(study, method, task, noise, weight, x, chosen.start, lpips)
+            _, scores = reconstruct(study, method, task, noise, weight, x, chosen.start, metrics)
             rows = [Row(task, noise, label, weight, i, **s) for i, s in zip(numbers, scores, strict=True)]
             append_lines([row for row in rows if (label, task, noise, row.image) not in done], results)
 

@@ -16,6 +16,7 @@ from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, NOISES
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.errors import InputError
+from deepinv_dmilo.tools.metrics import PERCEPTUAL
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def run_suite(
 
 def _rows(table: pandas.DataFrame) -> list[Row]:
     """The parquet's lines as rows of the report's tables."""
-    scores = ("psnr", "ssim", "passes", "calls", "seconds", "memory_mb", "residual", "lpips")
+    scores = ("psnr", "ssim", "passes", "calls", "seconds", "memory_mb", "residual", *PERCEPTUAL)
     return [
         Row(
             task=line["p_dataset_task"],

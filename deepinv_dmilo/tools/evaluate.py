@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
+from deepinv.loss.metric import Metric
 from deepinv.physics import Physics
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,6 +48,7 @@ def evaluate(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     halve_on_out_of_memory: bool = False,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Measure every image, reconstruct it, score it; write ``images/NAME.png``, ``records/NAME.json`` and, when all are
@@ -72,6 +74,7 @@ def evaluate(
     :param int batch_size: images that are reconstructed together.
     :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
+    :param metrics: metrics of colour images beside PSNR and SSIM, by name, on the device.
     :return: the records of all images that could be read, by name.
     """
     model.eval()
@@ -84,7 +87,7 @@ def evaluate(
                 _check_settings(out, settings)
             remove_unfinished(out)
         state.wait_for_everyone()
-        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory)
+        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory, metrics)
         records, unreadable = _evaluate_share(run, images, names, out, batch_size)
         gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
         missing = dict(sorted(gather_object(list(unreadable.items()))))
@@ -127,11 +130,12 @@ def _reconstruct(
     seed: int,
     device: str | torch.device,
     halve_on_out_of_memory: bool,
+    metrics: Mapping[str, Metric] | None,
     x: dict[int, Tensor],
 ) -> list[tuple[int, Tensor, dict[str, float]]]:
     """Reconstructions of a batch of images by index, and their scores."""
     y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-    run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed)
+    run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed, metrics=metrics)
     x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
     return list(zip(x, x_hat, scores, strict=True))
 

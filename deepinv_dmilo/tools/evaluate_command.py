@@ -33,6 +33,9 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument("--limit", type=int, help="only so many images, the first")
     command.add_argument("--batch-size", type=int, default=8, help="images reconstructed together (default: 8)")
     command.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
+    command.add_argument(
+        "--metrics", nargs="+", default=[], metavar="METRIC", help="beside PSNR and SSIM: lpips, stlpips"
+    )
     command.add_argument("--prior", help=f"{PRIOR_HELP} (default: the data set's own, else photos)")
     command.add_argument(
         "--noise", type=float, default=SIMULATED_NOISE, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE})"
@@ -52,6 +55,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from deepinv_dmilo.priors.pretrained import bundled_priors
     from deepinv_dmilo.tools.evaluate import evaluate
     from deepinv_dmilo.tools.images import open_images
+    from deepinv_dmilo.tools.metrics import open_metric
     from deepinv_dmilo.tools.provenance import prior_digest
     from deepinv_dmilo.tools.tasks import make_physics
 
@@ -82,11 +86,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         with state.local_main_process_first():  # it may download
             images, names = open_images(args.dataset, shape, args.data_root, quiet=not state.is_main_process)
         shape = tuple(images.shape[1:]) if torch.is_tensor(images) else shape  # type: ignore[assignment]
+        metrics = {name: open_metric(name, shape, device) for name in args.metrics}
         physics = make_physics(args.task, shape, device=device, **task_options(args, args.noise))
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(measure(torch.zeros(1, *shape, device=device), physics), physics)
     free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
+    if not args.metrics:
+        del settings["metrics"]  # so that a folder begun before there were any goes on
     settings["device"] = torch.device(device).type  # which draws the operator
     settings |= {"size": list(shape[1:]), "weights": prior_digest(prior), "version": __version__}
     if args.size is None and state.is_main_process and not torch.is_tensor(images):
@@ -104,6 +111,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             device=device,
             halve_on_out_of_memory=auto,
+            metrics=metrics,
         )
     if not state.is_main_process:
         return 0  # the exit code is the first process's, which may still be at work

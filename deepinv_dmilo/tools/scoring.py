@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepinv.loss.metric import LPIPS, PSNR, SSIM
+from deepinv.loss.metric import PSNR, SSIM, Metric
 from deepinv.physics import Physics
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
@@ -31,7 +31,7 @@ def score(
     *,
     guessed: Physics | None = None,
     seed: int = 0,
-    lpips: LPIPS | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """
     Reconstruct a batch, and tell what the images are worth and cost.
@@ -44,10 +44,11 @@ def score(
     :param deepinv.physics.Physics guessed: what the model gets in its place, where its blur is not known; images are
         then registered with x.
     :param int seed: of the global random state that deepinv's samplers draw from; it is as before afterwards.
-    :param deepinv.loss.metric.LPIPS lpips: the metric, where its weights are to be had.
+    :param metrics: more :class:`metrics <deepinv.loss.metric.Metric>` of colour images, by name; grey ones are repeated
+        to three channels for them.
     :return: images clamped to [0, 1], shape (B, C, H, W), and for each of them ``psnr`` (dB), ``ssim``, ``residual``
-        (root mean square of A(x) - y), ``lpips``, and the batch's means of ``passes`` and ``calls`` of the network and
-        of ``seconds``, and its ``memory_mb``.
+        (root mean square of A(x) - y), what ``metrics`` give, and the batch's means of ``passes`` and ``calls`` of the
+        network and of ``seconds``, and its ``memory_mb``.
     """
     prior = next((m for m in getattr(model, "modules", list)() if isinstance(m, DiffusionPrior)), None)
     forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
@@ -58,8 +59,8 @@ def score(
     x_hat = x_hat if guessed is None else registered(x_hat, x)
     misfit = mean_energy(measure(x_hat, physics) - y)
     columns = {"psnr": PSNR()(x_hat, x), "ssim": SSIM()(x_hat, x), "residual": misfit.sqrt()}
-    if lpips is not None:
-        columns["lpips"] = lpips(*(image.expand(-1, 3, -1, -1) for image in (x_hat, x)))
+    for name, metric in (metrics or {}).items():
+        columns[name] = metric(*(image.expand(-1, 3, -1, -1) for image in (x_hat, x)))
     costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
     shared = {**{name: cost / len(x) for name, cost in costs.items()}, "memory_mb": meter.memory}
     return x_hat, [{**{name: c[i].item() for name, c in columns.items()}, **shared} for i in range(len(x))]
@@ -84,16 +85,6 @@ def registered(x_hat: Tensor, x: Tensor) -> Tensor:
         best = torch.where((value > highest).view(-1, 1, 1, 1), moved, best)
         highest = torch.maximum(value, highest)
     return best
-
-
-@cache
-def perceptual_metric() -> LPIPS | None:
-    """LPIPS, or None where its weights cannot be had."""
-    try:
-        return LPIPS()
-    except Exception as error:
-        print(f"LPIPS is left out: {error}")
-        return None
 
 
 class Meter:

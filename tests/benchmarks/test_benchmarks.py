@@ -1,5 +1,6 @@
 """The report: what it counts, how it tunes rivals, that it resumes; no image quality, that is what it measures."""
 
+import math
 import time
 from dataclasses import replace
 
@@ -64,7 +65,7 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
         return (a - b).abs().mean((1, 2, 3))
 
     before = torch.random.get_rng_state()
-    x_hat, scores = score(lambda y, physics: y, x, y, physics, lpips=lpips)
+    x_hat, scores = score(lambda y, physics: y, x, y, physics, metrics={"lpips": lpips})
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(x_hat, y)
     # deepinv keeps its PSNR finite by a small constant
@@ -224,6 +225,27 @@ def test_a_run_that_was_cut_off_resumes(study, fake, tmp_path):
     again = report.read_lines(report.Row, tmp_path / "results.csv")
     assert len(fake) == before
     assert [(r.method, r.image, r.psnr) for r in again] == [(r.method, r.image, r.psnr) for r in first]
+
+
+def test_a_record_of_fewer_columns_goes_on_with_those_of_today(study, tmp_path):
+    """The reports of 0.2.0 have no ST-LPIPS."""
+    study = replace(study, preset=study.preset.with_settings(tasks=("denoising",), noises=(0.005,), limit=2))
+    file = tmp_path / "results.csv"
+    head = "task,noise,method,weight,image,psnr,ssim,passes,calls,seconds,memory_mb,residual,lpips\n"
+    file.write_text(head + "denoising,0.005,pseudo-inverse,0.0,0,46.1,0.9,0.0,0.0,0.1,1.0,0.2,nan\ndenoising,0.005,cut")
+    whole = replace(study, pictures=study.pictures[:1])
+    report.run(whole, ["pseudo-inverse"], tmp_path)
+    assert file.read_text().startswith(head)  # nothing to add
+    report.run(replace(study, pictures=study.pictures[:2]), ["pseudo-inverse"], tmp_path, {"stlpips": PSNR()})
+    old, new = report.read_lines(report.Row, file)
+    assert (old.image, old.psnr, old.residual) == (0, 46.1, 0.2)
+    assert math.isnan(old.stlpips)
+    assert new.stlpips == pytest.approx(new.psnr)  # grey counts as three equal channels
+    assert file.read_text().splitlines()[0] == f"{head.strip()},stlpips"
+    report.write(study.preset, [old], tmp_path, "command")
+    assert "ST-LPIPS" not in (tmp_path / "report.md").read_text()
+    report.write(study.preset, [replace(new, image=0)], tmp_path, "command")
+    assert "| | tasks | ST-LPIPS | residual |" in (tmp_path / "report.md").read_text()
 
 
 def test_measurements_do_not_depend_on_the_chunk(study):

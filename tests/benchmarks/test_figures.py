@@ -1,5 +1,7 @@
 """The report's tables and pictures."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -73,5 +75,10 @@ def test_a_method_that_diverged_is_named_so_and_hides_no_other():
     assert first.startswith("| other | diverged |")
     assert second.startswith("| ours | **27.50** |")
     assert report.gain_table(rows, ["denoising"], methods, "ours").splitlines()[2:] == ["| other | diverged |"]
+    rows = [replace(row, residual=row.psnr / 1000, stlpips=row.psnr / 1000) for row in rows]
+    costs = figures.cost_table(rows, methods).splitlines()
+    assert costs[0].startswith("| | tasks | ST-LPIPS | residual |")
+    assert costs[2].startswith("| other | 1 | diverged | diverged |")
+    assert costs[3].startswith("| ours | 1 | 0.028 | 0.0275 |")
     figures.bar_figure(rows, ["denoising"], methods)
     figures.convergence_figure(rows, ["denoising"], methods)

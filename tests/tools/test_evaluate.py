@@ -341,6 +341,8 @@ def test_killed_and_started_again(tmp_path, capsys):
         (["--batch-size", "0"], "--batch-size 0: type a whole number"),
         (["--micro-batch", "half"], "--micro-batch half: type a whole number of at least 1, or auto"),
         (["--prior", "nothing here"], "neither a bundled prior"),
+        (["--metrics", "psnr"], "no metric 'psnr'; type some of lpips, stlpips (PSNR and SSIM are always there)"),
+        (["--metrics", "stlpips"], "the metric stlpips cannot be had"),  # digits are too small for it
     ],
 )
 def test_wrong_options_are_one_line(more, told, tmp_path, capsys):

@@ -3,7 +3,8 @@
 import torch
 from benchopt import BaseObjective
 
-from deepinv_dmilo.tools.scoring import perceptual_metric, score
+from deepinv_dmilo.tools.metrics import perceptual_metrics
+from deepinv_dmilo.tools.scoring import score
 
 
 class Objective(BaseObjective):
@@ -36,8 +37,8 @@ class Objective(BaseObjective):
         for start in range(0, len(self.dataset), self.batch_size):
             batch = [self.dataset[i] for i in range(start, min(start + self.batch_size, len(self.dataset)))]
             x, y = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
-            lpips = perceptual_metric()
-            _, scores = score(model, x, y, physics, seed=start, lpips=None if lpips is None else lpips.to(device))
+            metrics = perceptual_metrics(tuple(x.shape[1:]), device)
+            _, scores = score(model, x, y, physics, seed=start, metrics=metrics)
             rows += [{"image": start + i, **values} for i, values in enumerate(scores)]
         return rows
 
