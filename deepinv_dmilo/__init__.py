@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.likelihood.constraints import Custom, Free, Positive, Simplex
     from deepinv_dmilo.methods.dmilo import DMILO
     from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
+    from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
     from deepinv_dmilo.methods.dmplug import DMPlug
     from deepinv_dmilo.optim.solvers import LBFGS, Adam
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
@@ -26,6 +27,7 @@ __all__ = [
     "Channelwise",
     "Complex",
     "Custom",
+    "DMILOSampler",
     "DMPlug",
     "DiffusionPrior",
     "Free",
@@ -40,6 +42,7 @@ __all__ = [
 _HOMES = {
     "DMILO": "methods.dmilo",
     "DMILOPGD": "methods.dmilo_pgd",
+    "DMILOSampler": "methods.dmilo_sampler",
     "DMPlug": "methods.dmplug",
     "DiffusionPrior": "priors.diffusers",
     "LatentPrior": "priors.latent",

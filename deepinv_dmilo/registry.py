@@ -36,7 +36,7 @@ def available(group: str = RECONSTRUCTORS) -> list[str]:
 
     >>> from deepinv_dmilo import registry
     >>> [name for name in registry.available() if name.startswith("dm")]
-    ['dmilo', 'dmilo-pgd', 'dmplug']
+    ['dmilo', 'dmilo-pgd', 'dmilo-sampler', 'dmplug']
     """
     return sorted(_found(group))
 

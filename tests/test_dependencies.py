@@ -25,7 +25,7 @@ def imported():
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests outside the repository")
 def test_every_import_is_declared():
     text = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|bench) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    lists = re.findall(r"^(?:dependencies|bench|perceptual) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
     declared = set(re.findall(r'"([\w-]+)', " ".join(lists))) | {"deepinv_dmilo"}
     assert len(lists) == 2
     foreign = {DISTRIBUTIONS.get(name, name) for name in imported() if name not in sys.stdlib_module_names}

@@ -89,6 +89,15 @@ def conditional_spectrum(x: Tensor, sigma: float) -> Tensor:
     return 1 / (1 / _spectrum(x) + 1 / sigma**2)
 
 
+def octave_spectrum(v: Tensor) -> Tensor:
+    """The power spectrum of each of n images, averaged over its channels and each octave, (n, 1, H, W)."""
+    power = torch.fft.fft2(v, norm="ortho").abs().square().mean(1, keepdim=True)
+    octave = _octave(_frequency(v))
+    for k in range(int(octave.max()) + 1):
+        power[..., octave == k] = power[..., octave == k].mean(-1, keepdim=True)
+    return power
+
+
 def _errors(likelihood: Gaussian, x: Tensor) -> list[Tensor]:
     """The errors of two estimates of a random image, with A linearised at x, (n, C, H, W) each."""
     squares = _LeastSquares(likelihood, x)
@@ -160,6 +169,11 @@ def _frequency(x: Tensor) -> Tensor:
     return max(x.shape[2:]) * (rows[:, None] + columns).sqrt()
 
 
+def _octave(frequency: Tensor) -> Tensor:
+    """The number of the octave of each frequency; lower ones belong to the first, 0."""
+    return (frequency / LOWEST).log2().floor().clamp(min=0)
+
+
 def _white(x: Tensor, seed: int) -> Tensor:
     return parts(same_noise(x, torch.ones_like(x[:, 0, 0, 0]), seed=seed))[0]
 
@@ -168,7 +182,7 @@ def _largest_amplitude(error: Tensor) -> Tensor:
     """The largest local amplitude of errors over the octaves, relative to white noise, (n,)."""
     frequency = _frequency(error)
     white = torch.cat([_white(error[:1], seed=2 + k) for k in range(WHITE_IMAGES)])
-    octave = (frequency / LOWEST).log2().floor().clamp(min=0)  # lower frequencies belong to the first
+    octave = _octave(frequency)
     amplitudes = []
     for k in range(int(octave.max()) + 1):
         window = torch.exp(-2 * (torch.pi * WINDOW * frequency / (1.5 * LOWEST * 2**k)).square())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from deepinv.models import Denoiser
@@ -23,20 +23,19 @@ from deepinv_dmilo.methods.configured import Configured
 from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
 from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
 from deepinv_dmilo.methods.solution import CallPlan, Solution
-from deepinv_dmilo.methods.validation import check_ground_truth, check_inputs, check_latent
+from deepinv_dmilo.methods.validation import check_ground_truth, check_inputs, check_latent, check_misplaced
 from deepinv_dmilo.optim.solvers import SLOWER, Solver
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Schedule
-from deepinv_dmilo.utils.draws import Draws, check_new_draws, check_rng
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Planner
+from deepinv_dmilo.utils.draws import Draws, check_not_sampled, check_rng
 from deepinv_dmilo.utils.private import frozen, private
 from deepinv_dmilo.utils.settings import check_flags, check_settings
 
-# Default calls of the network per sample, and in blind problems: ours.
-CALLS_OF_A_SAMPLE, CALLS_IF_BLIND = 200, 400
+CALLS_IF_BLIND = 400  # default calls of the network per sample in blind problems: ours
 _Model = TypeVar("_Model", bound="PriorReconstructor")
 
 
@@ -56,6 +55,9 @@ class PriorReconstructor(Configured):
     :param torch.Generator, int rng: generator of the noise, or a seed, which gives every image the same noise.
     """
 
+    #: default calls of the network per sample: ours
+    calls_of_a_sample: ClassVar[int] = 200
+
     prior: Prior
     _: KW_ONLY
     max_calls: int | None = None
@@ -69,7 +71,7 @@ class PriorReconstructor(Configured):
         self._check()
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Planner:
         """The schedule of the outer steps."""
         raise NotImplementedError
 
@@ -109,7 +111,7 @@ class PriorReconstructor(Configured):
         calls = self.max_calls if self.max_passes is None else CALLS_OF_A_PASS * self.max_passes
         if calls is not None:
             return Budget(calls // self.num_samples, self.solver.steps)
-        default = CALLS_IF_BLIND if self.unknown else CALLS_OF_A_SAMPLE
+        default = CALLS_IF_BLIND if self.unknown else self.calls_of_a_sample
         return Budget(default if self.solver.steps is None else None, self.solver.steps)
 
     def check(self, y: Measurements, physics: Physics, init: Tensor | None = None) -> tuple[int, ...]:
@@ -182,7 +184,6 @@ class PriorReconstructor(Configured):
         init: Tensor | None = None,
         x_gt: Tensor | None = None,
         compute_metrics: bool = False,
-        return_std: bool = False,
         return_unknown: bool = False,
         **misplaced: object,
     ) -> Any:
@@ -201,27 +202,18 @@ class PriorReconstructor(Configured):
             budget counts them, so far), with levels and Gaussian noise ``noise`` (its standard deviation, as given or
             estimated) and, with ``x_gt``, ``psnr`` (dB). In blind problems they are those of the sample of least
             objective.
-        :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param bool return_unknown: also return the nuisance parameters of the physics, a dictionary of tensors with a
             row for each image.
         :return: images in [0, 1], shape (B, C, H, W), detached: the mean over the samples, in blind problems the most
-            probable sample; or a tuple (images, standard deviations, parameters, metrics) of those asked for.
+            probable sample; or a tuple (images, parameters, metrics) of those asked for.
         :raises TypeError, ValueError: y, physics, prior and init do not fit; the message says which and what to type.
         :raises FloatingPointError: the objective is not finite.
         """
-        for name in misplaced:
-            raise TypeError(
-                f"a call takes y, physics, init, x_gt, compute_metrics, return_std, return_unknown, and no {name!r}; "
-                f"settings are given to the model: type {type(self).__name__}(prior, {name}=...)(y, physics)"
-            )
-        if return_std and self.num_samples == 1:
-            raise ValueError("return_std=True needs several samples; type num_samples=4")
+        check_misplaced(misplaced, type(self).__name__, "compute_metrics, return_unknown")
         if return_unknown and not self.unknown:
             raise ValueError('return_unknown=True needs a blind problem; type DMILO(prior, unknown={"filter": kernel})')
         solution = self.solve(y, physics, init=init, x_gt=x_gt, compute_metrics=compute_metrics)
         result: list[Any] = [solution.images]
-        if return_std:
-            result.append(solution.samples.std(1))
         if return_unknown:
             result.append(solution.parameters)
         if compute_metrics:
@@ -244,7 +236,7 @@ class PriorReconstructor(Configured):
         """
         if x_gt is not None and not compute_metrics:
             raise ValueError("x_gt is only used for the metric psnr; type compute_metrics=True, or leave it out")
-        check_new_draws(self.rng)
+        check_not_sampled()
         with self._at_work() as model:
             return model._solution(model._posteriors(y, physics, init), x_gt, compute_metrics)
 

@@ -143,7 +143,7 @@ class DMILO(PriorReconstructor):
                 "deepinv.optim.L2(sigma=0.05)"
             )
         if self.noise_level is not None:
-            self.noise_level = _one_number(self.noise_level)
+            self.noise_level = one_number(self.noise_level)
         self._check_together()
         super()._check()
 
@@ -239,7 +239,7 @@ class DMILO(PriorReconstructor):
         return observe(y, forward, num_samples=self.num_samples, noise_level=noise_level, data_fidelity=data_fidelity)
 
 
-def _one_number(noise_level: float) -> float:
+def one_number(noise_level: float) -> float:
     """Check that a noise level is one positive number."""
     shape = tuple(getattr(noise_level, "shape", ()))
     if shape:

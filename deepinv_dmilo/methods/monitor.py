@@ -81,10 +81,10 @@ class Monitor:
         self._count(each * minimum.passes.cpu(), each * stage.steps, posterior, stage)
         return minimum
 
-    def called(self, posterior: Posterior) -> None:
-        """Count a forward pass of the network for each row."""
-        self.bar.update(1)
-        self.calls[posterior.rows.cpu()] += 1
+    def called(self, posterior: Posterior, calls: int = 1) -> None:
+        """Count calls of the network for each row."""
+        self.bar.update(calls)
+        self.calls[posterior.rows.cpu()] += calls
 
     def _count(self, passes: Tensor, most: int, posterior: Posterior, stage: Stage) -> None:
         """Count the passes of each row, (n,), out of at most ``most``."""

@@ -52,6 +52,18 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     return shape
 
 
+def check_misplaced(misplaced: dict[str, object], method: str, known: str) -> None:
+    """Refuse arguments of a call of a method that it does not take."""
+    for name in misplaced:
+        hint = f"settings are given to the model: type {method}(prior, {name}=...)(y, physics)"
+        if name in ("return_std", "return_samples", "quantiles"):
+            hint = (
+                "the spread of its samples is no uncertainty: type "
+                f"DMILOSampler(prior)(y, physics, {name}=...), or for the estimates solve(y, physics).samples"
+            )
+        raise TypeError(f"a call takes y, physics, init, x_gt, {known}, and no {name!r}; {hint}")
+
+
 def check_latent(init: Tensor, prior: Prior, num_samples: int) -> None:
     """Refuse an ``init`` that a chain cannot start from; the rest is checked with the other arguments."""
     if num_samples > 1:

@@ -55,11 +55,12 @@ class Penalised:
 
 @dataclass(frozen=True)
 class Whitened:
-    """``objective(x) + |w|^2 / 2`` for images x = c + F^-1 g F w, with F the Fourier transform and a gain g."""
+    """``objective(x) + s x + |w|^2 / 2`` for images x = c + F^-1 g F w, with F the Fourier transform and a gain g."""
 
     objective: Potential
     center: Tensor  # c, (n, C, H, W)
     gain: Tensor  # g, (H, W), or (n, 1, H, W)
+    slope: Tensor  # s, (n, C, H, W)
 
     def images(self, w: Tensor) -> Tensor:
         """The images of white variables, (n, d) -> (n, C, H, W)."""
@@ -67,11 +68,15 @@ class Whitened:
 
     def gradients(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Values and gradients for white variables as the rows of a matrix, (n, d)."""
-        return value_and_gradient(lambda v: self.objective(self.images(v)) + sum_of_squares(v) / 2, w)
+        return value_and_gradient(self._value, w)
+
+    def _value(self, w: Tensor) -> Tensor:
+        x = self.images(w)
+        return self.objective(x) + dot(self.slope, x) + sum_of_squares(w) / 2
 
     def select(self, rows: Tensor) -> Whitened:
         gain = self.gain[rows] if self.gain.ndim == 4 else self.gain
-        return Whitened(self.objective.select(rows), self.center[rows], gain)
+        return Whitened(self.objective.select(rows), self.center[rows], gain, self.slope[rows])
 
 
 def gradient_steps(
@@ -135,10 +140,11 @@ def correlated_proximal_point(
     *,
     spectrum: Tensor,
     steps: int,
+    slope: Tensor | None = None,
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     r"""
-    An approximate minimiser of ``objective(x)`` :math:`+ (x - x_0)^\top C^{-1} (x - x_0) / 2`, clamped.
+    An approximate minimiser of ``objective(x)`` :math:`+ s^\top x + (x - x_0)^\top C^{-1} (x - x_0) / 2`, clamped.
 
     L-BFGS over white variables :math:`w, x = x_0 + C^{1/2} w`, which precondition the problem.
 
@@ -146,9 +152,10 @@ def correlated_proximal_point(
     :param torch.Tensor spectrum: eigenvalues of the covariance C of the error of :math:`x_0`, by frequency, (H, W) or
         for each image, (n, 1, H, W); a constant for white errors.
     :param int steps: maximum number of evaluations of the objective.
+    :param torch.Tensor slope: s, (n, C, H, W); None: 0.
     :return: the images, (n, C, H, W), clamped to ``limits``; :math:`x_0` where no value is finite.
     """
-    target = Whitened(objective, x, spectrum.sqrt())
+    target = Whitened(objective, x, spectrum.sqrt(), torch.zeros_like(x) if slope is None else slope)
     w, value, _ = lbfgs.minimize(target, torch.zeros_like(x).flatten(1), steps=steps, tolerance=ACCURACY)
     return torch.where(column(torch.isfinite(value), x), target.images(w), x).clamp(*limits)
 

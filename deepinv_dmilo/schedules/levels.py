@@ -82,7 +82,7 @@ class Levels(Schedule):
 
     def __post_init__(self) -> None:
         if self.sigmas is not None:
-            object.__setattr__(self, "sigmas", _falling(self.sigmas))
+            object.__setattr__(self, "sigmas", check_falling(self.sigmas))
         if self.deviation_threshold is not None:
             check_settings(steps={}, rates={}, weights={"deviation_threshold": self.deviation_threshold})
             # torch cannot multiply by a Fraction
@@ -114,7 +114,7 @@ class Levels(Schedule):
         """The name of the rule for an image, and its stages."""
         rule, last = rule_for(facts, self.rules), posterior.prior.levels(1)[-1]
         sigmas = self.sigmas or rule.sigmas
-        levels = _distinct(posterior.prior, sigmas)
+        levels = distinct_levels(posterior.prior, sigmas)
         coarse: tuple[Level, ...] = ()
         start = 0
         if self.skip:
@@ -141,7 +141,7 @@ class Levels(Schedule):
         first = min(rounded_up(sigma_to_cover(facts, rule, COVER_ALL)), rule.most_to_cover, levels[0].sigma)
         if first <= levels[-1].sigma:
             return ()
-        return _distinct(prior, decoupled_sigmas(first, decoupled_calls(budget)))
+        return distinct_levels(prior, decoupled_sigmas(first, decoupled_calls(budget)))
 
     def _finishing(self, posterior: Posterior, facts: Facts) -> tuple[Finish, ...]:
         steps: list[Finish] = []
@@ -181,7 +181,7 @@ class Levels(Schedule):
         )
 
 
-def _distinct(prior: Prior, sigmas: Iterable[float]) -> tuple[Level, ...]:
+def distinct_levels(prior: Prior, sigmas: Iterable[float]) -> tuple[Level, ...]:
     """The levels of a prior nearest to noise levels for images in [0, 1], without duplicates."""
     return tuple(dict.fromkeys(prior.level(2 * sigma) for sigma in sigmas))
 
@@ -191,7 +191,7 @@ def _lowest(levels: tuple[Level, ...], sigma: float) -> int:
     return max(0, sum(level.sigma >= sigma for level in levels) - 1)
 
 
-def _falling(given: object) -> tuple[float, ...]:
+def check_falling(given: object) -> tuple[float, ...]:
     """Check that noise levels are positive and decrease."""
     if not isinstance(given, Iterable):
         raise TypeError(f"sigmas={given!r}: type a sequence of noise levels, Levels((1.0, 0.2)), or Levels() for ours")

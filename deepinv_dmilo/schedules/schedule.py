@@ -75,6 +75,7 @@ class Stage:
         no proximal term.
     :param tuple finishing: finishing steps after it.
     :param bool decoupled: no layer is solved: the network is a denoiser, whose output a proximal step fits to y.
+    :param int products: products with the Jacobian of the denoiser in a decoupled stage, each counted as a call.
     """
 
     index: int
@@ -83,6 +84,7 @@ class Stage:
     image_error: float | None = None
     finishing: tuple[Finish, ...] = ()
     decoupled: bool = False
+    products: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Plan:
     @property
     def calls(self) -> int:
         """Maximum number of forward passes per sample; a forward and backward pass counts as two."""
-        return CALLS_OF_A_PASS * self.passes + sum(stage.decoupled for stage in self.stages)
+        return CALLS_OF_A_PASS * self.passes + sum(stage.decoupled * (1 + stage.products) for stage in self.stages)
 
 
 @dataclass
@@ -134,9 +136,8 @@ class Layers:
         return z
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """The outer steps of a reconstructor. Your own inherits from it, as ``Levels`` and ``Chain`` do."""
+class Planner(Protocol):
+    """Plans the outer steps of a call."""
 
     #: whether the data term is a likelihood with a noise level; False: the paper's mean squares
     uses_likelihood: ClassVar[bool] = True
@@ -148,13 +149,18 @@ class Schedule(Protocol):
         """Minimum number of layer problems, each of which needs a pass of the network."""
         return 1
 
+    def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        """The plan of each group of images."""
+
+
+@runtime_checkable
+class Schedule(Planner, Protocol):
+    """The outer steps of a reconstructor. Your own inherits from it, as ``Levels`` and ``Chain`` do."""
+
     @property
     def sparsity(self) -> float | None:
         """Weight of the sparse deviations, which make the problems nonsmooth; None: no deviations."""
         return None
-
-    def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
-        """The plan of each group of images."""
 
     def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
         """The likelihood at a stage of the plan, given the current images x; by default always the same."""

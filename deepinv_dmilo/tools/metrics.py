@@ -30,7 +30,9 @@ class STLPIPS(Metric):
         try:
             from stlpips_pytorch.stlpips import LPIPS as Network
         except ImportError as error:  # it imports ipython and torchsummary without asking for them
-            raise ImportError(f"ST-LPIPS needs packages ({error}); type: pip install 'deepinv-dmilo[bench]'") from error
+            raise ImportError(
+                f"ST-LPIPS needs packages ({error}); type: pip install 'deepinv-dmilo[perceptual]'"
+            ) from error
         with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
             self.network = Network(net="alex", variant="shift_tolerant", verbose=False).requires_grad_(False)
         self.lower_better = True

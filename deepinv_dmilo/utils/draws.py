@@ -12,7 +12,7 @@ from deepinv.sampling import DiffusionIterator
 from torch import Tensor
 
 #: purposes of a draw; its number plus the index of the draw enters the seed
-PURPOSES = {"start": 1, "level": 2, "noise level": 10_000, "evidence": 20_000}
+PURPOSES = {"start": 1, "level": 2, "noise level": 10_000, "evidence": 20_000, "sample": 30_000, "measurements": 40_000}
 
 
 class Draws:
@@ -65,13 +65,10 @@ def check_rng(rng: torch.Generator | int) -> None:
         raise ValueError(f"rng={rng}: type a seed of at least 0, or pass torch.Generator().manual_seed({rng})")
 
 
-def check_new_draws(rng: torch.Generator | int) -> None:
-    """Refuse a seed within deepinv's ``DiffusionSampler``, whose samples would all be equal."""
-    is_sampled = any(frame.f_code is DiffusionIterator.forward.__code__ for frame, _ in walk_stack(sys._getframe()))
-    if is_sampled and not isinstance(rng, torch.Generator):
+def check_not_sampled() -> None:
+    """Refuse deepinv's ``DiffusionSampler``, which counts its initial state among the samples."""
+    if any(frame.f_code is DiffusionIterator.forward.__code__ for frame, _ in walk_stack(sys._getframe())):
         raise ValueError(
-            f"rng={rng} is a seed, which gives the same image at every call, and deepinv's DiffusionSampler takes each "
-            f"call for a new sample; pass rng=torch.Generator().manual_seed({rng}), also where a module sets "
-            "another seed before each call, or in place of the sampler type num_samples=8 and model(y, physics, "
-            "return_std=True)"
+            "deepinv's DiffusionSampler counts its initial state among the samples, which biases mean and variance; "
+            "type DMILOSampler(prior, num_samples=8)(y, physics, return_std=True)"
         )

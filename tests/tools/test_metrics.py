@@ -84,7 +84,7 @@ def test_small_images_are_refused_and_left_out(metric, capsys, monkeypatch):
 
 def test_without_the_package_the_pip_line_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "stlpips_pytorch.stlpips", None)
-    with pytest.raises(ImportError, match=r"pip install 'deepinv-dmilo\[bench\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'deepinv-dmilo\[perceptual\]'"):
         STLPIPS()
     with pytest.raises(ValueError, match="the metric stlpips cannot be had: ST-LPIPS needs packages"):
         open_metric("stlpips", (3, 64, 64), "cpu")

@@ -1,0 +1,64 @@
+"""The noise levels of the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepinv_dmilo.likelihood.likelihoods import Likelihood
+from deepinv_dmilo.posterior.moments import PRODUCTS
+from deepinv_dmilo.posterior.noise_estimation import with_noise_at
+from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.schedules.initial import first_images
+from deepinv_dmilo.schedules.levels import check_falling, distinct_levels
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Planner, Stage
+
+# Standard deviations of the first and the last level, in [0, 1]: ours.
+FIRST, LAST = 5.0, 0.02
+FEWEST = 5  # levels from which draws are approximate ones of the posterior; docs/calibration.md
+CALLS_OF_A_LEVEL = 1 + PRODUCTS
+
+
+@dataclass(frozen=True)
+class Annealing(Planner):
+    """
+    Levels from coarse to fine, at each of which an image is drawn and noise is added for the next.
+
+    :param tuple[float] sigmas: standard deviations of the noise, decreasing, for images in [0, 1]; None: from 5 to
+        0.02, evenly spaced in their logarithm, as many as the budget affords.
+    """
+
+    sigmas: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sigmas is None:
+            return
+        object.__setattr__(self, "sigmas", check_falling(self.sigmas))
+        if len(self.sigmas) < FEWEST:
+            raise ValueError(f"sigmas has {len(self.sigmas)} levels; type at least {FEWEST}, or None for ours")
+
+    @property
+    def least_problems(self) -> int:
+        """The passes that the levels cost at least."""
+        return (FEWEST if self.sigmas is None else len(self.sigmas)) * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS
+
+    def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
+        """The same levels for all images."""
+        prior, last = posterior.prior, posterior.prior.levels(1)[-1]
+        levels = distinct_levels(prior, self.sigmas or _evenly_spaced((budget.calls or 0) // CALLS_OF_A_LEVEL))
+        stages = tuple(Stage(k, (a, last), 0, decoupled=True, products=PRODUCTS) for k, a in enumerate(levels))
+        groups = []
+        for part, x, how in first_images(posterior):
+            part = with_noise_at(part, x)
+            groups.append((part, Plan("annealing", stages, x, (), how, part.likelihood.source or "noise model")))
+        return groups
+
+    def likelihood(self, posterior: Posterior, plan: Plan, stage: Stage, x: Tensor) -> Likelihood:
+        """That of the posterior, with the noise simulated at x; an estimated noise level falls with the residual."""
+        return posterior.likelihood if stage is plan.stages[0] else posterior.likelihood.at(x)
+
+
+def _evenly_spaced(count: int) -> list[float]:
+    """Noise levels from the first to the last, evenly spaced in their logarithm."""
+    return [FIRST * (LAST / FIRST) ** (k / max(1, count - 1)) for k in range(count)]
