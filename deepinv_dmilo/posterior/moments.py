@@ -17,8 +17,10 @@ from deepinv_dmilo.utils.rows import column, dot
 
 # Both ours: evaluations of the likelihood in each proximal step, and halvings of the step along the covariance.
 PROXIMAL_STEPS, HALVINGS = 10, 4
+# Steps along the covariance for a draw: with 2, super-resolution of digits gains 1 dB, photographs nothing.
+NEWTON_STEPS = 1
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
-PRODUCTS = 3
+PRODUCTS = 2 + NEWTON_STEPS
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
     A draw :math:`u_0` of p(u | z), moved to the minimiser of
     :math:`f(u) + (u - u_0)^\top C^{-1} (u - u_0) / 2`, with C the covariance and f the likelihood of y with fresh noise
     added: for a linear A and Gaussian noise an exact draw :footcite:p:`bardsley2014randomize`. The minimiser is
-    approximated by a proximal step in the metric of the octaves of :math:`u_0`, a product of C with the dual variable
-    that it finds, and another proximal step from there.
+    approximated by proximal steps in the metric of the octaves of :math:`u_0`: the dual variables that they find are
+    multiplied by C, and the last one corrects what remains.
 
     :param Moments moments: of p(u | z).
     :param objective: f, of clean latents.
@@ -94,20 +96,23 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
     near = partial(
         correlated_proximal_point, objective=objective, spectrum=spectrum, steps=PROXIMAL_STEPS, limits=(-inf, inf)
     )
-    dual = filtered(near(start) - start, 1 / spectrum)
-    move = moments.covariance(dual)
-    length = column(_length(objective, start, dual, move), start)
-    return near(start + length * move, slope=length * dual)
+    u, slope = start, torch.zeros_like(start)
+    for _ in range(NEWTON_STEPS):
+        dual = filtered(near(u, slope=slope) - u, 1 / spectrum)
+        move = moments.covariance(dual)
+        length = column(_length(objective, u, slope, dual, move), u)
+        u, slope = u + length * move, slope + length * dual
+    return near(u, slope=slope)
 
 
-def _length(objective: Potential, start: Tensor, dual: Tensor, move: Tensor) -> Tensor:
+def _length(objective: Potential, u: Tensor, slope: Tensor, dual: Tensor, move: Tensor) -> Tensor:
     """The step size along ``move``, C times ``dual``, (n,): of a Newton step, halved while the objective is larger."""
-    value, gradient = value_and_gradient(objective, start)
-    change = value_and_gradient(objective, start + move)[1] - gradient
-    quadratic = dot(dual, move)
+    value, gradient = value_and_gradient(objective, u)
+    change = value_and_gradient(objective, u + move)[1] - gradient
+    linear, quadratic = dot(move, slope), dot(move, dual)
     curvature = dot(move, change) + quadratic
-    length = torch.where(curvature > 0, -dot(move, gradient) / curvature, 0).clamp(min=0)
+    length = torch.where(curvature > 0, -(dot(move, gradient) + linear) / curvature, 0).clamp(min=0)
     for _ in range(HALVINGS):
-        moved = objective(start + column(length, start) * move) + length.square() * quadratic / 2
+        moved = objective(u + column(length, u) * move) + length * linear + length.square() * quadratic / 2
         length = torch.where(moved <= value, length, length / 2)  # False for NaN
     return torch.where(moved <= value, length, 0)
