@@ -136,7 +136,7 @@ CASES = {
     "levels, no deviation": lambda: case(masked(), schedule=Levels(deviation_threshold=None), max_passes=12),
     "levels, much deviation": lambda: case(masked(), schedule=Levels(deviation_threshold=1.0), max_passes=12),
     "init": lambda: case(masked(), max_passes=12, asked={"init": pictures().flip(3)}),
-    "samples": lambda: case(masked(), max_passes=24, num_samples=2, asked={"return_std": True}),
+    "samples": lambda: case(masked(), max_passes=24, num_samples=2),
     "samples, small batches": lambda: case(masked(images=2), num_samples=2, micro_batch=3, max_passes=24),
     "generator": lambda: case(masked(), rng=torch.Generator().manual_seed(3), max_passes=12),
     "one image": lambda: case(masked(), images=1, max_passes=12),

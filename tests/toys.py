@@ -55,6 +55,54 @@ class GaussianImages(Denoiser):
         white = torch.randn(n, 1, *self.power.shape, generator=torch.Generator().manual_seed(0)).double()
         return 0.5 + torch.fft.ifft2(torch.fft.fft2(white) * self.power.sqrt()).real
 
+    def posterior(self, y, physics, noise):
+        """Mean and covariance of the images given linear measurements with white noise, by dense matrices."""
+        prior, seen, of_y = covariances(self.power, physics, noise)
+        gain = torch.linalg.solve(of_y, seen)
+        residual = y - physics.A(torch.full_like(self.power, 0.5)[None, None])
+        mean = 0.5 + (residual.flatten(1) @ gain).view(len(y), 1, *self.power.shape)
+        return mean, prior - seen.T @ gain
+
+
+def covariances(power, physics, noise):
+    """Of stationary images x; of linear measurements y with x; of y with white noise: dense matrices."""
+    units = torch.eye(power.numel()).double().view(-1, 1, *power.shape)
+    prior = torch.fft.ifft2(torch.fft.fft2(units) * power).real.flatten(1)
+    A = physics.A(units).flatten(1).T
+    return prior, A @ prior, A @ prior @ A.T + noise**2 * torch.eye(len(A)).double()
+
+
+class MixtureImages(Denoiser):
+    """Gaussian images around one of some means, with weights: draws, and as a denoiser their mean given a noisy one."""
+
+    def __init__(self, means, power, weights):
+        super().__init__()
+        for name, value in {"means": means, "power": power, "log_weights": weights.log()}.items():
+            self.register_buffer(name, value)
+
+    def weights_given(self, x, sigma=0.0):
+        """The probability of each mean given images with white noise, (n, K)."""
+        variance = self.power + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2
+        errors = torch.fft.fft2(x[:, None] - self.means, norm="ortho").abs().square() / variance[:, None]
+        return (self.log_weights - errors.flatten(2).sum(2) / 2).softmax(1)
+
+    def weights_measured(self, y, physics, noise):
+        """The probability of each mean given linear measurements with white noise, (n, K), by dense matrices."""
+        residual = (y[:, None] - physics.A(self.means)).flatten(2)
+        whitened = torch.linalg.solve(covariances(self.power, physics, noise)[2], residual.mT).mT
+        return (self.log_weights - (residual * whitened).sum(2) / 2).softmax(1)
+
+    def draw(self, n):
+        rng = torch.Generator().manual_seed(0)
+        modes = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=rng)
+        white = torch.randn(n, 1, *self.power.shape, generator=rng).double()
+        return self.means[modes] + torch.fft.ifft2(torch.fft.fft2(white) * self.power.sqrt()).real
+
+    def forward(self, x, sigma):
+        gain = self.power / (self.power + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2)
+        mean = torch.einsum("nk,kchw->nchw", self.weights_given(x, sigma), self.means)
+        return mean + torch.fft.ifft2(torch.fft.fft2(x - mean) * gain).real
+
 
 class NoDoubles(TorchDispatchMode):
     """Stands for a device without float64, as Apple's: nothing becomes float64, and nothing of it goes elsewhere."""

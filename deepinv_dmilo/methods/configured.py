@@ -58,7 +58,8 @@ class Configured(Reconstructor):
             raise TypeError(f"from_preset takes the task first: type {cls.__name__}.from_preset('inpainting', prior)")
         preset = cls.presets.get(name.replace("-", "_"))
         if preset is None:
-            raise ValueError(f"no preset {name!r} for {cls.__name__}; type one of {', '.join(cls.presets)}")
+            known = f"one of {', '.join(cls.presets)}" if cls.presets else f"{cls.__name__}(prior), it has none"
+            raise ValueError(f"no preset {name!r} for {cls.__name__}; type {known}")
         if parts := overrides.keys() & {"schedule", "solver"}:
             raise TypeError(
                 f"from_preset sets {' and '.join(sorted(parts))} itself; type names of their settings, such as "

@@ -175,7 +175,10 @@ class DMILOSampler(PriorReconstructor):
 
 def check_quantiles(quantiles: Iterable[float], num_samples: int) -> tuple[float, ...]:
     """Check that quantiles are between 0 and 1, and that so many samples can tell them."""
-    given = (quantiles,) if isinstance(quantiles, float | int) else tuple(quantiles)
+    try:
+        given = tuple(float(q) for q in ((quantiles,) if isinstance(quantiles, float | int) else quantiles))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"quantiles={quantiles!r} are no numbers; type quantiles=(0.05, 0.95)") from error
     if not given or not all(0 < q < 1 for q in given):
         raise ValueError(f"quantiles={given} must be between 0 and 1; type quantiles=(0.05, 0.95)")
     outermost = min(min(q, 1 - q) for q in given)

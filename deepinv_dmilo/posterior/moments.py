@@ -65,7 +65,7 @@ class Moments:
         r"""
         A draw of u less its mean, from standard normal e, (n, C, H, W).
 
-        Its covariance is :math:`\sigma^2 (2 J - J^2)^2`, for the square root of J by two products: within 0.07
+        Its covariance is :math:`\sigma^2 (2 J - J^2)^2`, for the square root of J by two products: within 0.13
         :math:`\sigma^2` of :math:`\sigma^2 J` for eigenvalues of J in [0, 1].
         """
         once = self._jacobian(e)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,9 +35,12 @@ class Annealing(Planner):
     def __post_init__(self) -> None:
         if self.sigmas is None:
             return
-        object.__setattr__(self, "sigmas", check_falling(self.sigmas))
-        if len(self.sigmas) < FEWEST:
-            raise ValueError(f"sigmas has {len(self.sigmas)} levels; type at least {FEWEST}, or None for ours")
+        if not isinstance(self.sigmas, Iterable):
+            raise TypeError(f"sigmas={self.sigmas!r}: type at least {FEWEST} noise levels, or None for ours")
+        sigmas = tuple(self.sigmas)
+        if len(sigmas) < FEWEST:
+            raise ValueError(f"sigmas has {len(sigmas)} levels; type at least {FEWEST}, or None for ours")
+        object.__setattr__(self, "sigmas", check_falling(sigmas))
 
     @property
     def least_problems(self) -> int:

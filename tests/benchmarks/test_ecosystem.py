@@ -16,7 +16,7 @@ from deepinv.datasets import TensorDataset
 from torch.utils.data import DataLoader
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, DMPlug, registry
+from deepinv_dmilo import DMILO, DMILOPGD, DMILOSampler, DMPlug, registry
 from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.benchmarks.suite import SOLVER_FILE, run_suite
 
@@ -25,6 +25,7 @@ METHODS = {
     "dmilo": lambda prior: DMILO(prior, max_passes=6),
     "dmilo-pgd": lambda prior: DMILOPGD(prior, max_passes=6),
     "dmplug": lambda prior: DMPlug(prior, steps=3),
+    "dmilo-sampler": lambda prior: DMILOSampler(prior, num_samples=2, max_calls=40),
 }
 
 
@@ -111,18 +112,15 @@ def test_deepinv_test(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_deepinvs_sampler_is_refused_a_seed_and_gets_other_images_from_a_generator(method):
-    """It takes every call for a sample; a user may call a model with a seed as often as it pleases."""
+@pytest.mark.parametrize("rng", [0, torch.Generator().manual_seed(0)])
+def test_deepinvs_sampler_is_refused(method, rng):
+    """It takes every call for a sample, and its initial state, too; a user may call a model as often as it pleases."""
     physics = dinv.physics.Inpainting((3, 8, 8), mask=0.3, noise_model=dinv.physics.GaussianNoise(0.1))
     y, model = torch.rand(1, 3, 8, 8), METHODS[method](toy_prior(ConvNet(), dtype=torch.float32))
-    sampler = dinv.sampling.DiffusionSampler(model, max_iter=3, verbose=False, save_chain=True)
-    with pytest.raises(ValueError, match=r"rng=0 is a seed, .* pass rng=torch.Generator\(\).manual_seed\(0\)"):
-        sampler(y, physics)
-    assert torch.equal(model(y, physics), model(y, physics))
-    model.rng = torch.Generator().manual_seed(0)
-    sampler(y, physics)
-    first, second = (state["x"] for state in sampler.get_chain()[-2:])
-    assert not torch.equal(first, second)
+    model.rng = rng
+    with pytest.raises(ValueError, match=r"initial state among the samples.*; type DMILOSampler\(prior"):
+        dinv.sampling.DiffusionSampler(model, max_iter=3, verbose=False)(y, physics)
+    assert torch.equal(model(y, physics), model(y, physics)) is (rng == 0)
 
 
 class Inside(torch.nn.Module):
@@ -144,11 +142,11 @@ class Passing(DMILO):
 
 
 @pytest.mark.parametrize("make", [lambda prior: Inside(DMILO(prior)), Passing])
-def test_deepinvs_sampler_is_refused_a_seed_through_modules_of_others(make):
+def test_deepinvs_sampler_is_refused_through_modules_of_others(make):
     physics = dinv.physics.Inpainting((3, 8, 8), mask=0.3, noise_model=dinv.physics.GaussianNoise(0.1))
     y, model = torch.rand(1, 3, 8, 8), make(toy_prior(ConvNet(), dtype=torch.float32))
     sampler = dinv.sampling.DiffusionSampler(model, max_iter=3, verbose=False)
-    with pytest.raises(ValueError, match=r"rng=0 is a seed, .* also where a module sets another seed before each call"):
+    with pytest.raises(ValueError, match="initial state among the samples"):
         sampler(y, physics)
 
 

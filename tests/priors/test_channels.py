@@ -171,9 +171,10 @@ def test_a_batch_is_its_images_one_by_one(method, schedule, wrap):
     physics = inpainting((13, 19))
     y = physics(torch.rand(2, 1, 13, 19).double())
     settings = {"schedule": schedule, "solver": LBFGS(steps=3), "num_samples": 2}
-    x_hat, std = method(prior, **settings)(y, physics, return_std=True)
-    assert x_hat.shape == std.shape == (2, 1, 13, 19)
-    assert std.max() > 0
+    solution = method(prior, **settings).solve(y, physics)
+    x_hat = solution.images
+    assert x_hat.shape == (2, 1, 13, 19)
+    assert solution.samples.std(1).max() > 0
     model = method(prior, micro_batch=1, **settings)
     torch.testing.assert_close(model(y, physics), x_hat, rtol=0, atol=1e-6)  # sums in another order
     for k in range(2):

@@ -43,16 +43,6 @@ def masked(images=1, noise=0.05):
     return dinv.physics.Inpainting(IMAGE, mask=mask.expand(-1, 3, -1, -1).double(), noise_model=noise_model).double()
 
 
-def posterior_mean(images, physics, y, noise):
-    """Of Gaussian images and linear measurements with white noise, by dense matrices."""
-    units = torch.eye(images.power.numel()).double().view(-1, 1, *SIZE)
-    covariance = torch.fft.ifft2(torch.fft.fft2(units) * images.power).real.flatten(1)
-    A = physics.A(units).flatten(1).T
-    grey = torch.full((1, 1, *SIZE), 0.5).double()
-    inverse = torch.linalg.inv(A @ covariance @ A.T + noise**2 * torch.eye(len(A)).double())
-    return 0.5 + ((y - physics.A(grey)).flatten(1) @ inverse @ A @ covariance).view(len(y), 1, *SIZE)
-
-
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 @pytest.mark.parametrize("task", ["denoising", "deblurring", "inpainting", "super-resolution"])
 def test_they_end_near_the_posterior_mean_where_that_is_known(task, noise):
@@ -61,7 +51,7 @@ def test_they_end_near_the_posterior_mean_where_that_is_known(task, noise):
     x, prior = images.draw(4), DiffusionPrior.from_denoiser(images, max_noise=40.0)
     physics = make_physics(task, (1, *SIZE), noise=noise).double()
     y, psnr = physics(x), PSNR()
-    best = psnr(posterior_mean(images, physics, y, noise), x).mean()
+    best = psnr(images.posterior(y, physics, noise)[0], x).mean()
     model = DMILO(prior, max_calls=600, num_samples=10, schedule=DecoupledAlone(decoupled=True), noise_level=noise)
     grey = torch.full_like(x, 0.5)  # where nothing of the first image is left
     solution = model.solve(y, physics, init=grey)

@@ -152,15 +152,15 @@ def test_samples_are_runs_of_their_own(method, monkeypatch):
     prior = toy_prior(ConvNet())
     # of the samples of a schedule the noise of the physics is asked for at their mean image: here it is given
     noise = {"noise_level": 0.05} if method.startswith("dmilo") else {}
-    x, std = METHODS[method](prior, num_samples=3, **noise)(y, physics, return_std=True)
+    solution = METHODS[method](prior, num_samples=3, **noise).solve(y, physics)
     drawn, singles = Draws._seeded, []
     for sample in range(3):
         monkeypatch.setattr(Draws, "_seeded", lambda self, n, shape, _, sample=sample: drawn(self, n, shape, sample))
         singles.append(METHODS[method](prior, **noise)(y, physics))
-    singles = torch.stack(singles)
-    torch.testing.assert_close(x, singles.mean(0), rtol=0, atol=1e-6)
-    torch.testing.assert_close(std, singles.std(0), rtol=0, atol=1e-6)
-    assert std.mean() > 1e-3
+    singles = torch.stack(singles, 1)
+    torch.testing.assert_close(solution.images, singles.mean(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(solution.samples, singles, rtol=0, atol=1e-6)
+    assert singles.std(1).mean() > 1e-3
 
 
 def test_the_start_follows_the_seed_and_is_no_level_s_noise(monkeypatch):
@@ -235,11 +235,14 @@ def test_a_budget_is_shared_by_the_problems(settings, calls):
     assert 0.9 * calls <= metrics["calls"][0][-1] <= calls
 
 
-def test_return_std_needs_samples():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("asked", ["return_std", "return_samples", "quantiles"])
+def test_the_spread_of_estimates_is_no_uncertainty(method, asked):
     physics = noisy_inpainting()
     y = physics(torch.rand(2, *IMAGE).double())
-    with pytest.raises(ValueError, match="type num_samples=4"):
-        DMILO(toy_prior(ConvNet()))(y, physics, return_std=True)
+    hint = rf"type DMILOSampler\(prior\)\(y, physics, {asked}=\.\.\.\), .* solve\(y, physics\)\.samples"
+    with pytest.raises(TypeError, match=hint):
+        METHODS[method](toy_prior(ConvNet()), num_samples=2)(y, physics, **{asked: True})
 
 
 def test_automatic_deviations_start_at_five_standard_deviations_of_the_noise():
