@@ -79,6 +79,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from torchvision.transforms.functional import center_crop
 
     from deepinv_dmilo.likelihood.constraints import Simplex
+    from deepinv_dmilo.tools.given_pictures import image_of, kernel_of, mask_of
     from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
 
@@ -86,7 +87,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
         _check_pictures(args)
         device = open_device(args.device)
         prior: Prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
-        prior, picture = _image(args, prior)
+        prior, picture = image_of(args, prior)
         channels = picture.shape[1]
         is_small = args.task == "super-resolution" and not args.simulate
         unsaid = SIMULATED_NOISE if args.simulate else SMALL_NOISE if is_small else 0.0  # else it is estimated
@@ -97,11 +98,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
         if is_small:
             options.setdefault("downsampling", RESAMPLER)
             check_factor(scale)
-        kernel = _kernel(args, tuple(picture.shape[2:]))
+        kernel = kernel_of(args, tuple(picture.shape[2:]))
         height, width = (round(side * scale) for side in picture.shape[2:])
         # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.
         is_photograph = args.blind or not args.simulate
-        options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": is_photograph}
+        options |= {"mask": mask_of(args, picture), "kernel": kernel, "is_photograph": is_photograph}
         physics = make_physics(args.task, (channels, height, width), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
@@ -222,73 +223,3 @@ def _check_pictures(args: argparse.Namespace) -> None:
             "inpainting a degraded picture needs --mask FILE, white where known; type --mask IMAGE, the picture "
             "itself, where what is missing is transparent (or --simulate)"
         )
-
-
-def _image(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
-    """
-    The picture of the command line, (1, C, H, W), and the prior for it.
-
-    A colour prior takes a grey one as one channel: three equal ones are one measurement with one noise, not three.
-    """
-    from deepinv_dmilo.priors.wrappers import Greyscale
-    from deepinv_dmilo.tools.pictures import as_grey, is_grey
-
-    channels = prior.image_shape[0] if prior.image_shape else 3
-    hides = args.mask is not None and args.mask.samefile(args.image)  # what is transparent
-    picture = _read(args.image, channels, f"the prior {args.prior!r}", ground=1.0 if hides else None).to(prior.device)
-    if channels != 3 or not is_grey(picture):
-        return prior, picture
-    print(f"{shown(str(args.image))} is grey: it is reconstructed, and written, as one channel")
-    return Greyscale(prior), as_grey(picture)
-
-
-def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
-    """The mask of the command line, (C, H, W) as the picture (1, C, H, W)."""
-    if args.mask is None:
-        return None
-    from deepinv_dmilo.tools.pictures import read_layers
-
-    is_image = args.mask.samefile(args.image)
-    values = read_layers(args.mask)[1] if is_image else _read(args.mask, 1, "a mask", ground=0.0)[0]
-    mask = values == 1 if is_image else values > 0.5  # at the edge of a hole colours are mixed with what lies behind
-    known, missing = ("opaque", "transparent") if is_image else ("white", "black")
-    if mask.shape[1:] != picture.shape[2:]:
-        mask_size, size = (f"{t.shape[-1]} x {t.shape[-2]}" for t in (mask, picture))
-        raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
-    if not mask.any():
-        most = f"no pixel has more than {values.max():.1%} of {known}"
-        for white in (255, 65535):
-            if (values.max() * white - 1).abs() < 1e-3:  # a mask of 0 and 1, saved as integers
-                most = f"its highest value is 1 of {white}; multiply it by {white}"
-        raise ValueError(f"--mask {args.mask} is {missing}: nothing is known, {most}; give {known} where it is known")
-    if mask.all():
-        raise ValueError(f"--mask {args.mask} is {known}: nothing is missing; give {missing} where it is not known")
-    print(f"{mask.float().mean():.1%} of the picture is known, where {shown(str(args.mask))} is {known}")
-    return mask.float().expand(picture.shape[1], -1, -1)
-
-
-def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
-    """The blur kernel of the command line, (1, 1, h, w) with odd sides, sums to one; not larger than the picture."""
-    if args.kernel is None:
-        return None
-    from torch.nn.functional import pad
-
-    kernel = _read(args.kernel, 1, "a kernel", ground=0.0)
-    if not kernel.sum() > 0:
-        raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
-    height, width = kernel.shape[2:]
-    if height >= size[0] or width >= size[1]:
-        raise ValueError(f"--kernel {args.kernel} has {width} x {height} pixels, IMAGE {size[1]} x {size[0]}; crop it")
-    if height % 2 == 0 or width % 2 == 0:
-        print(f"--kernel {args.kernel} has {width} x {height} pixels, no middle: the picture may move by half a pixel")
-    return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
-
-
-def _read(file: Path, channels: int, what: str, *, ground: float | None = None) -> Tensor:
-    """A picture as (1, channels, H, W) in [0, 1], on ``ground``; refuses colour where one channel is wanted."""
-    from deepinv_dmilo.tools.pictures import as_grey, is_grey, read_picture
-
-    picture = read_picture(file, ground=ground)
-    if channels == 1 and not is_grey(picture):
-        raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
-    return (as_grey(picture) if channels == 1 else picture)[None, :channels]
