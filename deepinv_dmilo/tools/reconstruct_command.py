@@ -13,8 +13,10 @@ from deepinv_dmilo.tools.folder import shown, write_whole
 from deepinv_dmilo.tools.options import (
     NOISE_HELP,
     PRIOR_HELP,
+    SAMPLER,
     SIMULATED_NOISE,
     add_method,
+    choose_method,
     open_device,
     open_method,
     open_prior,
@@ -40,6 +42,12 @@ def add_reconstruct(commands: Any) -> None:
     command = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
     command.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
     command.add_argument("--out", type=png, required=True, help="PNG to write, of 8 bits, in sRGB")
+    command.add_argument(
+        "--uncertainty",
+        type=png,
+        help="PNG to write of the standard deviation of each pixel over samples of the posterior (--method "
+        f"{SAMPLER}); white is the largest, which is printed",
+    )
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument(
         "--mask",
@@ -80,10 +88,12 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     from deepinv_dmilo.likelihood.constraints import Simplex
     from deepinv_dmilo.tools.given_pictures import image_of, kernel_of, mask_of
+    from deepinv_dmilo.tools.pictures import scaled_to_white
     from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
 
     with door():
+        choose_method(args)
         _check_pictures(args)
         device = open_device(args.device)
         prior: Prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
@@ -114,11 +124,18 @@ def _reconstruct(args: argparse.Namespace) -> None:
         model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
-    x_hat, found = model(y, physics, return_unknown=True) if args.blind else (model(y, physics), {})
+    wanted = "return_unknown" if args.blind else "return_std" if args.uncertainty else None
+    x_hat, more = model(y, physics, **{wanted: True}) if wanted else (model(y, physics), {})
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
     shown = center_crop(x_hat, area)
-    kernels = {_kernel_file(args.out): k[0] / k.max() for k in found.values()}
-    _write({args.out: shown[0], **kernels})
+    pictures, white = {args.out: shown[0]}, 0.0
+    if args.blind:
+        pictures |= {_kernel_file(args.out): k[0] / k.max() for k in more.values()}
+    if args.uncertainty:
+        pictures[args.uncertainty], white = scaled_to_white(center_crop(more, area)[0])
+    _write(pictures)
+    if args.uncertainty:
+        print(f"white is a standard deviation of {white:.2g}")
     if args.simulate:
         after, truth, before, how = shown, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
@@ -196,16 +213,24 @@ def _check_pictures(args: argparse.Namespace) -> None:
             raise ValueError(f"{option} goes with --task deblurring or motion-deblurring, not {args.task}")
     if args.kernel is not None and args.blur_sigma is not None:
         raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
+    written = [(f"--out {args.out}", args.out)]
+    if args.blind:
+        written.append((written[0][0], _kernel_file(args.out)))
+    if args.uncertainty:
+        written.append((f"--uncertainty {args.uncertainty}", args.uncertainty))
     for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} is a folder; type a picture" if file.is_dir() else f"{file}: no such picture"
             )
-        for out in (args.out, *([_kernel_file(args.out)] if args.blind else [])):
+        for option, out in written:
             if out.exists() and out.samefile(file):
-                raise ValueError(f"--out {args.out}: {file} would be lost; type another")
-    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
-        raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
+                raise ValueError(f"{option}: {file} would be lost; type another")
+    for option, out in written:
+        if out.is_dir() or not os.access(out.parent, os.W_OK):
+            raise ValueError(f"{option}: no file can be written there; type a name in a folder that is there")
+    if args.uncertainty and args.uncertainty.resolve() == args.out.resolve():
+        raise ValueError(f"--uncertainty {args.uncertainty} is --out, too; type another")
     if args.simulate:
         return
     told = args.kernel is not None or args.blind
