@@ -35,16 +35,16 @@ problems = {
 }
 
 # %%
-# One image, and eight samples
-# ----------------------------
+# One image, and six samples
+# --------------------------
 #
-# The samples of an image share its budget: 320 calls of the network are 40, and ten noise levels, for each.
+# The samples of an image share its budget: 240 calls of the network are 40, and ten noise levels, for each.
 
 single = DMILO(prior, max_passes=25)
-sampler = DMILOSampler(prior, num_samples=8, max_calls=8 * 40)
+sampler = DMILOSampler(prior, num_samples=6, max_calls=6 * 40)
 psnr = dinv.metric.PSNR()
 results = {}
-print(f"{'mask':8} {'DMILO':>8} {'one sample':>12} {'mean of 8':>12}   PSNR (dB)")
+print(f"{'mask':8} {'DMILO':>8} {'one sample':>12} {'mean of 6':>12}   PSNR (dB)")
 for name, physics in problems.items():
     y = physics(x)
     one = single(y, physics)
@@ -68,7 +68,7 @@ def show(name):
         "measurements": y,
         "DMILO": one,
         **{f"sample {i + 1}": samples[:, i] for i in range(3)},
-        "mean of 8": mean,
+        "mean of 6": mean,
     }
     columns |= {"standard\ndeviation": std / std.amax(), "error of\nthe mean": (mean - x).abs() / std.amax()}
     plot({**columns, "ground truth": x}, rescale_mode="clip", figsize=(12, 3), dpi=100, fontsize=9)
@@ -116,12 +116,13 @@ for name, physics in problems.items():
 # What you saw
 # ------------
 #
-# The mean has the highest PSNR where the samples differ, and is blurred there; a sample is sharp, and one of many.
+# DMILO is made for one good picture; the samples say where it may be wrong. Their mean is blurred where they differ, and
+# one of them is sharp, and one of many.
 
 for name in problems:
     _, one, mean, _, samples = results[name]
     gains = [(psnr(mean, x) - psnr(image, x)).mean().item() for image in (one, samples[:, 0])]
-    print(f"{name}: the mean of 8 is {gains[0]:+.2f} dB from DMILO and {gains[1]:+.2f} dB from one sample")
+    print(f"{name}: the mean of 6 is {gains[0]:+.2f} dB from DMILO and {gains[1]:+.2f} dB from one sample")
 
 # %%
 # .. footbibliography::
