@@ -116,7 +116,7 @@ for name, physics in problems.items():
 # What you saw
 # ------------
 #
-# DMILO is made for one good picture; the samples say where it may be wrong. Their mean is blurred where they differ, and
+# DMILO is made for one good picture; the samples say where it may be wrong. Their mean is blurred where they differ;
 # one of them is sharp, and one of many.
 
 for name in problems:
