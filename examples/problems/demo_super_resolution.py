@@ -21,7 +21,7 @@ from deepinv_dmilo import DMILO, DMILOPGD, DiffusionPrior, DMILOSampler
 from deepinv_dmilo.priors.pretrained import held_out_images
 
 prior = DiffusionPrior.from_pretrained("photos")
-x = resize(held_out_images("photos")[[9]], [64, 64], antialias=True).clamp(0, 1)
+x = resize(held_out_images("photos")[[6]], [64, 64], antialias=True).clamp(0, 1)
 
 physics = dinv.physics.Downsampling(
     img_size=tuple(x.shape[1:]),
