@@ -95,5 +95,6 @@ for name, place in details.items():
     print(f"DMILO {'shows' if is_there else 'leaves out'} {name}, as do {agree} of {count} samples: {verdict}.")
 
 # %%
-# Twelve samples tell such a share to about 0.14 (a standard deviation). They are those of this prior: it knows digits alone, so of an
-# image that is none they are too sure. :doc:`/calibration` has how often the truth is where the samples are.
+# Twelve samples tell such a share to about 0.14 (a standard deviation). They are those of this prior: it knows digits
+# alone, so of an image that is none they are too sure. :doc:`/calibration` has how often the truth is where the samples
+# are.
