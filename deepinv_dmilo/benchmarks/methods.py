@@ -21,6 +21,7 @@ from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TA
 from deepinv_dmilo.likelihood.constraints import Simplex
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
+from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.methods.dmplug import DMPlug
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.tools.demo import DPS_STEPS
@@ -199,6 +200,7 @@ METHODS = {
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),
+    "DMILOSampler, 8 x 100 calls": Method(lambda case: DMILOSampler(case.prior)),  # the mean of its samples
     # The default there, and four such searches, of which the most probable is returned.
     "DMILO, 200 passes": Method(partial(_ours, method=DMILO, passes=200, samples=1), tasks=tuple(BLIND_TASKS)),
     "DMILO, 4 x 200 passes": Method(partial(_ours, method=DMILO, passes=800, samples=4), tasks=tuple(BLIND_TASKS)),

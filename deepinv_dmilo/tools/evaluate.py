@@ -25,15 +25,31 @@ from tqdm import tqdm
 from deepinv_dmilo.likelihood.measurements import Measurements, join
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import check_names, locked, remove_unfinished, shown, write_whole
-from deepinv_dmilo.tools.pictures import UNREADABLE
+from deepinv_dmilo.tools.pictures import UNREADABLE, scaled_to_white
 from deepinv_dmilo.tools.provenance import provenance
 from deepinv_dmilo.tools.records import LABELS, finished_records, image_of, keep, picture_digest
 from deepinv_dmilo.tools.scoring import score
 from deepinv_dmilo.utils.memory import is_out_of_memory
 from deepinv_dmilo.utils.private import seeded
 
-# Images by index, to their reconstructions and scores
-_Batch = Callable[[dict[int, Tensor]], list[tuple[int, Tensor, dict[str, float]]]]
+# Pictures to write, by folder, and scores
+_Done = tuple[int, dict[str, Tensor], dict[str, float]]
+# Images by index, to what is done of them
+_Batch = Callable[[dict[int, Tensor]], list[_Done]]
+
+
+class _WithStd(nn.Module):
+    """A sampler that keeps the standard deviation of its last call."""
+
+    std: Tensor
+
+    def __init__(self, sampler: nn.Module) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(self, y: Measurements, physics: Physics) -> Tensor:
+        x_hat, self.std = self.sampler(y, physics, return_std=True)
+        return x_hat
 
 
 def evaluate(
@@ -49,6 +65,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     halve_on_out_of_memory: bool = False,
     metrics: Mapping[str, Metric] | None = None,
+    uncertainty: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Measure every image, reconstruct it, score it; write ``images/NAME.png``, ``records/NAME.json`` and, when all are
@@ -75,6 +92,8 @@ def evaluate(
     :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
     :param metrics: metrics of colour images beside PSNR and SSIM, by name, on the device.
+    :param bool uncertainty: also write ``std/NAME.png``, the standard deviation over the samples of the model, called
+        with ``return_std=True``; white is ``std_max`` of the record.
     :return: the records of all images that could be read, by name.
     """
     model.eval()
@@ -87,8 +106,9 @@ def evaluate(
                 _check_settings(out, settings)
             remove_unfinished(out)
         state.wait_for_everyone()
-        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory, metrics)
-        records, unreadable = _evaluate_share(run, images, names, out, batch_size)
+        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory, metrics, uncertainty)
+        folders = ("images", *(["std"] if uncertainty else []))
+        records, unreadable = _evaluate_share(run, images, names, out, batch_size, folders)
         gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
         missing = dict(sorted(gather_object(list(unreadable.items()))))
         if state.is_main_process:
@@ -98,13 +118,13 @@ def evaluate(
 
 
 def _evaluate_share(
-    run: _Batch, images: Sequence[Tensor], names: Sequence[str], out: Path, batch_size: int
+    run: _Batch, images: Sequence[Tensor], names: Sequence[str], out: Path, batch_size: int, folders: Sequence[str]
 ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
     """The batches of this process: records by index, and why which images could not be read."""
     state = PartialState()
     batches = [range(i, min(i + batch_size, len(names))) for i in range(0, len(names), batch_size)]
     share = batches[state.process_index :: state.num_processes]
-    records = finished_records(out, images, names, list(chain.from_iterable(share)))
+    records = finished_records(out, images, names, list(chain.from_iterable(share)), folders)
     unreadable: dict[str, str] = {}
     with tqdm(
         total=sum(map(len, share)),
@@ -117,8 +137,8 @@ def _evaluate_share(
             todo = [i for i in batch if i not in records]
             x = _read_batch(images, names, todo, unreadable)
             made_of = {i: picture_digest(images, i, x[i]) for i in x}
-            for i, image, values in _one_by_one_where_it_fails(run, x, names, unreadable) if x else ():
-                records[i] = keep(out, names[i], image, values, made_of[i])
+            for i, pictures, values in _one_by_one_where_it_fails(run, x, names, unreadable) if x else ():
+                records[i] = keep(out, names[i], pictures, values, made_of[i])
             bar.update(len(todo))
     return records, unreadable
 
@@ -131,18 +151,23 @@ def _reconstruct(
     device: str | torch.device,
     halve_on_out_of_memory: bool,
     metrics: Mapping[str, Metric] | None,
+    uncertainty: bool,
     x: dict[int, Tensor],
-) -> list[tuple[int, Tensor, dict[str, float]]]:
+) -> list[_Done]:
     """Reconstructions of a batch of images by index, and their scores."""
     y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-    run = partial(score, model, torch.stack(list(x.values())).to(device), y, physics, seed=seed, metrics=metrics)
+    called = _WithStd(model) if uncertainty else model
+    run = partial(score, called, torch.stack(list(x.values())).to(device), y, physics, seed=seed, metrics=metrics)
     x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
-    return list(zip(x, x_hat, scores, strict=True))
+    done = [(i, {"images": image}, values) for i, image, values in zip(x, x_hat, scores, strict=True)]
+    for (_, pictures, values), std in zip(done, called.std if isinstance(called, _WithStd) else (), strict=False):
+        pictures["std"], values["std_max"] = scaled_to_white(std)
+    return done
 
 
 def _one_by_one_where_it_fails(
     run: _Batch, x: dict[int, Tensor], names: Sequence[str], failed: dict[str, str]
-) -> list[tuple[int, Tensor, dict[str, float]]]:
+) -> list[_Done]:
     """A batch; where an image of it diverges the others are done alone, and the reason goes to ``failed``."""
     try:
         return run(x)

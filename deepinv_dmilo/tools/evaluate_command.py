@@ -12,8 +12,10 @@ from deepinv_dmilo.tools.errors import door
 from deepinv_dmilo.tools.options import (
     NOISE_HELP,
     PRIOR_HELP,
+    SAMPLER,
     SIMULATED_NOISE,
     add_method,
+    choose_method,
     open_device,
     open_method,
     open_prior,
@@ -35,6 +37,12 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument("--micro-batch", help="how many of them go through the network at once; auto: as many as fit")
     command.add_argument(
         "--metrics", nargs="+", default=[], metavar="METRIC", help="beside PSNR and SSIM: lpips, stlpips"
+    )
+    command.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help=f"also write std/NAME.png, the standard deviation over samples of the posterior (--method {SAMPLER}); "
+        "white is std_max of the record",
     )
     command.add_argument("--prior", help=f"{PRIOR_HELP} (default: the data set's own, else photos)")
     command.add_argument(
@@ -66,6 +74,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         is_bundled = args.dataset in bundled_priors() and not Path(args.dataset).is_dir()  # a folder goes before
         args.prior = args.dataset if is_bundled else "photos"
     with door():
+        choose_method(args)
         _check_evaluate(args)
         # One process may wait long for another's last batch.
         state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=30))
@@ -90,7 +99,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         physics = make_physics(args.task, shape, device=device, **task_options(args, args.noise))
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(measure(torch.zeros(1, *shape, device=device), physics), physics)
-    free = ("run", "out", "limit", "batch_size", "micro_batch", "data_root")  # results do not depend on them
+    free = (
+        "run",
+        "out",
+        "limit",
+        "batch_size",
+        "micro_batch",
+        "data_root",
+        "uncertainty",
+    )  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     if not args.metrics:
         del settings["metrics"]  # so that a folder begun before there were any goes on
@@ -112,6 +129,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             device=device,
             halve_on_out_of_memory=auto,
             metrics=metrics,
+            uncertainty=args.uncertainty,
         )
     if not state.is_main_process:
         return 0  # the exit code is the first process's, which may still be at work

@@ -23,6 +23,7 @@ DOWNSAMPLING_HELP = (
     "Downsampling, that of papers); what it costs not to know it is in docs/own_pictures.md"
 )
 NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
+SAMPLER = "dmilo-sampler"  # the method that --uncertainty implies
 SHARED = ("max_calls", "max_passes", "num_samples")  # settings that methods of other packages need not take
 
 
@@ -40,16 +41,20 @@ def add_bfloat16(command: argparse._ActionsContainer) -> None:
 def add_method(command: argparse._ActionsContainer) -> None:
     """Add what says which task and which method."""
     command.add_argument("--task", required=True, choices=TASKS)
-    command.add_argument("--method", default="dmilo", choices=registry.available(), help="(default: dmilo)")
+    command.add_argument(
+        "--method", choices=registry.available(), help=f"(default: dmilo; with --uncertainty {SAMPLER})"
+    )
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
-        "--max-calls", type=int, help="forward passes of the network for an image (200 a sample; a few on top)"
+        "--max-calls",
+        type=int,
+        help="forward passes of the network for an image (200 a sample, 100 of the sampler; a few on top)",
     )
     command.add_argument(
         "--max-passes", type=int, help="the same in forward and backward passes, each of which counts as two calls"
     )
     command.add_argument(
-        "--num-samples", type=int, help="reconstructions from different noise that share the calls; their mean (1)"
+        "--num-samples", type=int, help="reconstructions from different noise that share the calls; their mean (1; 8)"
     )
     command.add_argument("--factor", type=float, help="super-resolution factor, 1.5 say (4)")
     command.add_argument("--downsampling", choices=RESAMPLERS, help=DOWNSAMPLING_HELP)
@@ -118,6 +123,19 @@ def task_options(args: argparse.Namespace, noise: float, without: str | None = N
     return {"noise": noise, "seed": args.seed, **given}
 
 
+def choose_method(args: argparse.Namespace) -> None:
+    """Fill in the method of the command line; refuse to tell an uncertainty where there is none."""
+    args.method = args.method or (SAMPLER if args.uncertainty else "dmilo")
+    if not args.uncertainty:
+        return
+    if args.method != SAMPLER:
+        raise ValueError(f"--uncertainty goes with --method {SAMPLER}, not {args.method}; leave one of them out")
+    if getattr(args, "blind", False):
+        raise ValueError("--uncertainty needs an operator that is known, as the blur of --kernel; leave --blind out")
+    if args.num_samples == 1:
+        raise ValueError("--uncertainty needs several samples; type --num-samples 8, or leave --num-samples out")
+
+
 def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reconstructor:
     """The method of the command line; of another package's method only what its constructor takes is set."""
     settings |= {"rng": args.seed, **{name: getattr(args, name) for name in (*SHARED, "num_layers")}}
@@ -132,7 +150,7 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
         raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
     if not args.published:
         return registry.load(args.method, optional={"prior": prior, **settings}).to(prior.device)
-    if not hasattr(method, "from_preset"):
+    if not (hasattr(method, "from_preset") and getattr(method, "presets", True)):
         raise ValueError(f"{args.method} has no published settings; leave --published out")
     if args.task not in TASK_PRESETS:
         raise ValueError(f"the paper has no settings for {args.task}; leave --published out")

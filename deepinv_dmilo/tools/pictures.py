@@ -188,6 +188,12 @@ def as_png(image: Tensor) -> Image.Image:
     return to_pil_image((255 * image.float().cpu().clamp(0, 1)).round().byte())
 
 
+def scaled_to_white(image: Tensor) -> tuple[Tensor, float]:
+    """An image of values from 0, divided by the largest of them, and that."""
+    white = image.max().item()
+    return image / (white or 1.0), white
+
+
 def png_bytes(image: Tensor) -> bytes:
     """The file of an image (C, H, W) in [0, 1], a PNG of 8 bits."""
     stream = BytesIO()

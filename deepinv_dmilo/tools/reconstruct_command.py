@@ -13,8 +13,10 @@ from deepinv_dmilo.tools.folder import shown, write_whole
 from deepinv_dmilo.tools.options import (
     NOISE_HELP,
     PRIOR_HELP,
+    SAMPLER,
     SIMULATED_NOISE,
     add_method,
+    choose_method,
     open_device,
     open_method,
     open_prior,
@@ -40,6 +42,12 @@ def add_reconstruct(commands: Any) -> None:
     command = commands.add_parser("reconstruct", help="reconstruct a picture of yours")
     command.add_argument("image", type=Path, metavar="IMAGE", help="degraded picture; clean with --simulate")
     command.add_argument("--out", type=png, required=True, help="PNG to write, of 8 bits, in sRGB")
+    command.add_argument(
+        "--uncertainty",
+        type=png,
+        help="PNG to write of the standard deviation of each pixel over samples of the posterior (--method "
+        f"{SAMPLER}); white is the largest, which is printed",
+    )
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument(
         "--mask",
@@ -79,14 +87,17 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from torchvision.transforms.functional import center_crop
 
     from deepinv_dmilo.likelihood.constraints import Simplex
+    from deepinv_dmilo.tools.given_pictures import image_of, kernel_of, mask_of
+    from deepinv_dmilo.tools.pictures import scaled_to_white
     from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
 
     with door():
+        choose_method(args)
         _check_pictures(args)
         device = open_device(args.device)
         prior: Prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
-        prior, picture = _image(args, prior)
+        prior, picture = image_of(args, prior)
         channels = picture.shape[1]
         is_small = args.task == "super-resolution" and not args.simulate
         unsaid = SIMULATED_NOISE if args.simulate else SMALL_NOISE if is_small else 0.0  # else it is estimated
@@ -97,11 +108,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
         if is_small:
             options.setdefault("downsampling", RESAMPLER)
             check_factor(scale)
-        kernel = _kernel(args, tuple(picture.shape[2:]))
+        kernel = kernel_of(args, tuple(picture.shape[2:]))
         height, width = (round(side * scale) for side in picture.shape[2:])
         # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.
         is_photograph = args.blind or not args.simulate
-        options |= {"mask": _mask(args, picture), "kernel": kernel, "is_photograph": is_photograph}
+        options |= {"mask": mask_of(args, picture), "kernel": kernel, "is_photograph": is_photograph}
         physics = make_physics(args.task, (channels, height, width), device=device, **options)
         with torch.no_grad():
             y = physics(picture) if args.simulate else physics.A(picture) if "inpainting" in args.task else picture
@@ -113,11 +124,18 @@ def _reconstruct(args: argparse.Namespace) -> None:
         model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
-    x_hat, found = model(y, physics, return_unknown=True) if args.blind else (model(y, physics), {})
+    wanted = "return_unknown" if args.blind else "return_std" if args.uncertainty else None
+    x_hat, more = model(y, physics, **{wanted: True}) if wanted else (model(y, physics), {})
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
     shown = center_crop(x_hat, area)
-    kernels = {_kernel_file(args.out): k[0] / k.max() for k in found.values()}
-    _write({args.out: shown[0], **kernels})
+    pictures, white = {args.out: shown[0]}, 0.0
+    if args.blind:
+        pictures |= {_kernel_file(args.out): k[0] / k.max() for k in more.values()}
+    if args.uncertainty:
+        pictures[args.uncertainty], white = scaled_to_white(center_crop(more, area)[0])
+    _write(pictures)
+    if args.uncertainty:
+        print(f"white is a standard deviation of {white:.2g}")
     if args.simulate:
         after, truth, before, how = shown, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
@@ -195,16 +213,24 @@ def _check_pictures(args: argparse.Namespace) -> None:
             raise ValueError(f"{option} goes with --task deblurring or motion-deblurring, not {args.task}")
     if args.kernel is not None and args.blur_sigma is not None:
         raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
+    written = [(f"--out {args.out}", args.out)]
+    if args.blind:
+        written.append((written[0][0], _kernel_file(args.out)))
+    if args.uncertainty:
+        written.append((f"--uncertainty {args.uncertainty}", args.uncertainty))
     for file in filter(None, (args.image, args.mask, args.kernel)):
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} is a folder; type a picture" if file.is_dir() else f"{file}: no such picture"
             )
-        for out in (args.out, *([_kernel_file(args.out)] if args.blind else [])):
+        for option, out in written:
             if out.exists() and out.samefile(file):
-                raise ValueError(f"--out {args.out}: {file} would be lost; type another")
-    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
-        raise ValueError(f"--out {args.out}: no file can be written there; type a name in a folder that is there")
+                raise ValueError(f"{option}: {file} would be lost; type another")
+    for option, out in written:
+        if out.is_dir() or not os.access(out.parent, os.W_OK):
+            raise ValueError(f"{option}: no file can be written there; type a name in a folder that is there")
+    if args.uncertainty and args.uncertainty.resolve() == args.out.resolve():
+        raise ValueError(f"--uncertainty {args.uncertainty} is --out, too; type another")
     if args.simulate:
         return
     told = args.kernel is not None or args.blind
@@ -222,73 +248,3 @@ def _check_pictures(args: argparse.Namespace) -> None:
             "inpainting a degraded picture needs --mask FILE, white where known; type --mask IMAGE, the picture "
             "itself, where what is missing is transparent (or --simulate)"
         )
-
-
-def _image(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
-    """
-    The picture of the command line, (1, C, H, W), and the prior for it.
-
-    A colour prior takes a grey one as one channel: three equal ones are one measurement with one noise, not three.
-    """
-    from deepinv_dmilo.priors.wrappers import Greyscale
-    from deepinv_dmilo.tools.pictures import as_grey, is_grey
-
-    channels = prior.image_shape[0] if prior.image_shape else 3
-    hides = args.mask is not None and args.mask.samefile(args.image)  # what is transparent
-    picture = _read(args.image, channels, f"the prior {args.prior!r}", ground=1.0 if hides else None).to(prior.device)
-    if channels != 3 or not is_grey(picture):
-        return prior, picture
-    print(f"{shown(str(args.image))} is grey: it is reconstructed, and written, as one channel")
-    return Greyscale(prior), as_grey(picture)
-
-
-def _mask(args: argparse.Namespace, picture: Tensor) -> Tensor | None:
-    """The mask of the command line, (C, H, W) as the picture (1, C, H, W)."""
-    if args.mask is None:
-        return None
-    from deepinv_dmilo.tools.pictures import read_layers
-
-    is_image = args.mask.samefile(args.image)
-    values = read_layers(args.mask)[1] if is_image else _read(args.mask, 1, "a mask", ground=0.0)[0]
-    mask = values == 1 if is_image else values > 0.5  # at the edge of a hole colours are mixed with what lies behind
-    known, missing = ("opaque", "transparent") if is_image else ("white", "black")
-    if mask.shape[1:] != picture.shape[2:]:
-        mask_size, size = (f"{t.shape[-1]} x {t.shape[-2]}" for t in (mask, picture))
-        raise ValueError(f"--mask {args.mask} has {mask_size} pixels, IMAGE {size}; resize it")
-    if not mask.any():
-        most = f"no pixel has more than {values.max():.1%} of {known}"
-        for white in (255, 65535):
-            if (values.max() * white - 1).abs() < 1e-3:  # a mask of 0 and 1, saved as integers
-                most = f"its highest value is 1 of {white}; multiply it by {white}"
-        raise ValueError(f"--mask {args.mask} is {missing}: nothing is known, {most}; give {known} where it is known")
-    if mask.all():
-        raise ValueError(f"--mask {args.mask} is {known}: nothing is missing; give {missing} where it is not known")
-    print(f"{mask.float().mean():.1%} of the picture is known, where {shown(str(args.mask))} is {known}")
-    return mask.float().expand(picture.shape[1], -1, -1)
-
-
-def _kernel(args: argparse.Namespace, size: tuple[int, ...]) -> Tensor | None:
-    """The blur kernel of the command line, (1, 1, h, w) with odd sides, sums to one; not larger than the picture."""
-    if args.kernel is None:
-        return None
-    from torch.nn.functional import pad
-
-    kernel = _read(args.kernel, 1, "a kernel", ground=0.0)
-    if not kernel.sum() > 0:
-        raise ValueError(f"--kernel {args.kernel} is black; give a picture of the blur of a point, white on black")
-    height, width = kernel.shape[2:]
-    if height >= size[0] or width >= size[1]:
-        raise ValueError(f"--kernel {args.kernel} has {width} x {height} pixels, IMAGE {size[1]} x {size[0]}; crop it")
-    if height % 2 == 0 or width % 2 == 0:
-        print(f"--kernel {args.kernel} has {width} x {height} pixels, no middle: the picture may move by half a pixel")
-    return pad(kernel / kernel.sum(), (0, 1 - width % 2, 0, 1 - height % 2))
-
-
-def _read(file: Path, channels: int, what: str, *, ground: float | None = None) -> Tensor:
-    """A picture as (1, channels, H, W) in [0, 1], on ``ground``; refuses colour where one channel is wanted."""
-    from deepinv_dmilo.tools.pictures import as_grey, is_grey, read_picture
-
-    picture = read_picture(file, ground=ground)
-    if channels == 1 and not is_grey(picture):
-        raise ValueError(f"{file} is a colour picture and {what} takes grey ones; convert it to grey")
-    return (as_grey(picture) if channels == 1 else picture)[None, :channels]

@@ -21,23 +21,28 @@ LABELS = ("name", "picture")  # of a record, beside its scores
 
 
 def finished_records(
-    out: Path, images: Sequence[Any], names: Sequence[str], share: list[int]
+    out: Path, images: Sequence[Any], names: Sequence[str], share: list[int], folders: Sequence[str]
 ) -> dict[int, dict[str, Any]]:
-    """The records of an earlier run by index, of the same pictures; tells how many are of others."""
+    """The records of an earlier run by index, of the same pictures and with all results; tells how many are not."""
     found = {i: record for i in share if (record := _finished(out, names[i])) is not None}
     same = {
         i: record
         for i, record in found.items()
-        if (out / "images" / f"{names[i]}.png").is_file() and record.get("picture") == picture_digest(images, i)
+        if all((out / folder / f"{names[i]}.png").is_file() for folder in folders)
+        and ("std" not in folders or "std_max" in record)
+        and record.get("picture") == picture_digest(images, i)
     }
     if others := [names[i] for i in found if i not in same]:
         print(f"done again, since picture or result is another: {few(others)} ({len(others)} in all)", file=sys.stderr)
     return same
 
 
-def keep(out: Path, name: str, image: Tensor, values: dict[str, float], picture: str | None) -> dict[str, Any]:
-    """Write the picture, then the record that says that the image is done."""
-    write_whole(out / "images" / f"{name}.png", png_bytes(image))
+def keep(
+    out: Path, name: str, pictures: dict[str, Tensor], values: dict[str, float], picture: str | None
+) -> dict[str, Any]:
+    """Write the pictures, by folder, then the record that says that the image is done."""
+    for folder, image in pictures.items():
+        write_whole(out / folder / f"{name}.png", png_bytes(image))
     scores = {key: value if math.isfinite(value) else None for key, value in values.items()}
     record = {"name": name, "picture": picture, **scores}
     write_whole(_record(out, name), json.dumps(record))

@@ -380,3 +380,21 @@ def test_a_folder_named_as_a_bundled_prior_has_the_prior_of_all_folders(tmp_path
     (tmp_path / "digits").rename(tmp_path / "mine")
     assert main(["evaluate", "digits", "--out", "out", *OPTIONS]) == 2
     assert opened == ["photos", "digits"]
+
+
+def test_the_standard_deviation_of_each_image_is_kept_and_made_where_it_is_missing(tmp_path):
+    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "40", "--num-samples", "2"]
+    command += ["--method", "dmilo-sampler", "--batch-size", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(command) == 0
+    before = {f.name: f.read_bytes() for f in (tmp_path / "images").iterdir()}
+    assert not (tmp_path / "std").exists()
+    for missing in ([], ["00001"]):  # all of them, and one
+        for name in missing:
+            (tmp_path / "std" / f"{name}.png").unlink()
+        assert main([*command, "--uncertainty"]) == 0
+        assert {f.name for f in (tmp_path / "std").iterdir()} == before.keys()
+    assert {f.name: f.read_bytes() for f in (tmp_path / "images").iterdir()} == before
+    for record in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines()):
+        assert 0.01 < record["std_max"] < 0.75
+        with Image.open(tmp_path / "std" / f"{record['name']}.png") as picture:
+            assert picture.getextrema()[1] == 255

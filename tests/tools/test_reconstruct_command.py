@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Greyscale
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMILOSampler, Greyscale
 from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
 from deepinv_dmilo.tools.pictures import as_png, read_picture
@@ -77,6 +77,20 @@ def test_several_samples_on_the_command_line(digit, tmp_path):
     model = DMILO(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_passes=20)
     expected = model(y, dinv.physics.Denoising(noise))
     torch.testing.assert_close(read_picture(out)[None, :1], expected.clamp(0, 1), rtol=0, atol=1.01 / 255)
+
+
+def test_the_standard_deviation_of_samples_is_written_and_what_is_white(digit, tmp_path, capsys):
+    """--uncertainty implies the sampler; both pictures are those that Python gives."""
+    out, std, noise = tmp_path / "out.png", tmp_path / "std.png", dinv.physics.GaussianNoise(0.1)
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "40", "--out", str(out)]
+    assert main(["reconstruct", str(digit), *DIGITS, *options, "--uncertainty", str(std)]) == 0
+    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=40)
+    y = read_picture(digit)[None, :1]
+    mean, deviation = model(y, dinv.physics.Denoising(noise), return_std=True)
+    torch.testing.assert_close(read_picture(out)[None, :1], mean.clamp(0, 1), rtol=0, atol=1.01 / 255)
+    white = deviation.max()
+    torch.testing.assert_close(read_picture(std)[None, :1], deviation / white, rtol=0, atol=1.01 / 255)
+    assert f"white is a standard deviation of {white.item():.2g}\n" in capsys.readouterr().out
 
 
 def test_priors_lists_what_is_bundled(capsys):
@@ -237,6 +251,18 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
         ),
         ({"--noise": "nan"}, "noise=nan: type a number"),
         ({"--published": None}, "the paper has no settings for denoising"),
+        ({"--published": None, "--method": "dmilo-sampler"}, "dmilo-sampler has no published settings"),
+        (
+            {"--uncertainty": "std.png", "--method": "dmilo"},
+            "--uncertainty goes with --method dmilo-sampler, not dmilo",
+        ),
+        ({"--uncertainty": "std.png", "--num-samples": "1"}, "--uncertainty needs several samples"),
+        ({"--uncertainty": "std.png", "--task": "deblurring", "--blind": None}, "leave --blind out"),
+        ({"--method": "dmilo-sampler", "--task": "deblurring", "--blind": None}, "takes no unknown blur"),
+        ({"--uncertainty": "std.jpg"}, "must end in .png"),
+        ({"--uncertainty": "nowhere/std.png"}, "does not exist"),
+        ({"--uncertainty": "out"}, "is --out, too; type another"),
+        ({"--uncertainty": "digit"}, "would be lost; type another"),
         ({"--max-passes": "8", "--task": "deblurring", "--simulate": None, "--published": None}, "type at least 30"),
         ({"--max-calls": "1"}, "max_calls=1 is less than a pass per layer problem and sample; type at least 2"),
         ({"--max-calls": "8", "--max-passes": "4"}, "both set the budget; type one of them"),
@@ -277,6 +303,7 @@ def test_bad_input_is_one_line_and_exit_code_2(change, message, digit, tmp_path,
     Image.new("L", (32, 32), 255).save(pictures["full"])
     Image.new("L", (40, 40), 255).save(pictures["white"])
     pictures["text"].write_text("no picture")
+    pictures |= {"out": tmp_path / "out.png", "digit": digit}
     options = {"--task": "denoising", "--prior": "digits", "--out": str(tmp_path / "out.png"), **change}
     image = options.pop("image", digit)
     argv = ["reconstruct", str(pictures.get(image, image))]
