@@ -55,6 +55,8 @@ def coverage(samples: Tensor, x: Tensor, level: float) -> float:
     An interval is the mean of samples (S, ...) plus and minus a quantile of Student's t with S - 1 degrees of freedom
     times the root of (1 + 1 / S) times their variance: exact for any S if the samples and x are Gaussian draws.
     """
+    if not x.numel():
+        return math.nan
     spread = ((1 + 1 / len(samples)) * samples.var(0)).sqrt().clamp(min=torch.finfo(samples.dtype).tiny)
     inside = central_probability((samples.mean(0) - x).abs() / spread, len(samples) - 1) <= level
     return inside.to(samples.dtype).mean().item()

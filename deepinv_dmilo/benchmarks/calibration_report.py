@@ -34,17 +34,15 @@ from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 HELD = ("coverage50", "coverage80", "coverage95")
-INTRO = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times their
-variance; 1 is calibrated, above 1 they are too narrow. *Coverage*: the share of pixels of the truth between {GREY[0]}
-and {GREY[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, which are exact if samples
-and truth are Gaussian draws of the same distribution. A pass of the network counts as its forward and backward passes,
-a call each."""
-EXACT = """Images of a Gaussian prior with a 1/f spectrum, whose posterior has a closed form. *Variance*: that of the samples over
-the exact one (ideal: 1); *error*: the squared error of their mean over the exact variance (ideal: 1/S); *coverage*: the
-share of the exact posterior that the intervals hold. Ranges over the operators; a method that deepinv restricts to some
-of them has fewer."""
-
-
+INTRO = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times
+their variance; 1 is calibrated, above 1 they are too narrow. *Coverage*: the share of pixels of the truth between
+{GREY[0]} and {GREY[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, exact
+if samples and truth are Gaussian draws of the same distribution. Calls of the network and seconds are those of a
+sample; a forward pass counts as a call, and so does a backward pass."""
+EXACT = """Images of a Gaussian prior with a 1/f spectrum, whose posterior has a closed form. *Variance*: that of the
+samples over the exact one (ideal: 1); *error*: the squared error of their mean over the exact variance (ideal: 1/S);
+*coverage*: the share of the exact posterior that the intervals hold. Each is the least and the most over the operators;
+a method that deepinv restricts to some of them has fewer."""
 #: of the calibration where nobody tells: pictures, their size, the side of their middle that is taken, tasks
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"limit": 16, "tasks": TASKS},

@@ -186,7 +186,7 @@ def _range(values: list[float]) -> str:
 
 
 def reliability_figure(rows: Sequence[Any], methods: list[str], levels: Sequence[float]) -> Figure:
-    """The share of pixels that intervals hold against their level, a panel for each task; below the line: too narrow."""
+    """The share of pixels that intervals hold against their level, a panel for each task; below: too narrow."""
     tasks = list(dict.fromkeys(r.task for r in rows))
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)
