@@ -121,6 +121,7 @@ SAMPLINGS = {
     OURS: Sampling(partial(_ours, calls=100), calls_of_a_pass=4),
     "DiffPIR, deepinv's settings": _rival("DiffPIR"),
     "DDRM, deepinv's settings": _rival("DDRM"),
+    "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20), calls_of_a_pass=4),
     "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40), calls_of_a_pass=4),
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),
     "DMILO": Sampling(_dmilo),

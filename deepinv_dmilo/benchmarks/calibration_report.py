@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -25,10 +24,10 @@ from deepinv_dmilo.benchmarks.calibration import (
     weight_of,
 )
 from deepinv_dmilo.benchmarks.closed_form import ClosedForm, run_closed_form
-from deepinv_dmilo.benchmarks.figures import reliability_figure, sample_figure, save_figure
+from deepinv_dmilo.benchmarks.figures import known_mean, reliability_figure, sample_figure, save_figure
 from deepinv_dmilo.benchmarks.methods import METHODS, Case
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
-from deepinv_dmilo.benchmarks.report import chosen_methods, claim_folder
+from deepinv_dmilo.benchmarks.report import cells, chosen_methods, claim_folder
 from deepinv_dmilo.benchmarks.studies import PRESETS, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -60,6 +59,8 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
     settings |= {option: getattr(args, option) for option in options if getattr(args, option) is not None}
     settings |= {"bfloat16": True} if args.bfloat16 else {}
     name, is_exact = args.preset or "photos", args.preset == "gaussian"
+    if args.samples is not None and args.samples < 2:
+        raise InputError(f"--samples {args.samples}: type at least 2, of which there is a variance")
     args.out.mkdir(parents=True, exist_ok=True)
     if is_exact and not args.only_write:
         chosen = {option: settings[option] for option in ("tasks", "noises") if option in settings}
@@ -72,29 +73,19 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
 
 
 def open_study(name: str, device: str, settings: dict[str, Any], out: Path) -> Study:
-    """A preset's pictures, or with a size their middle alone; the tuning of rivals on its prior and pictures counts."""
+    """A preset, or the same on other pictures; what its rivals were tuned on may be of another size."""
     if name not in PRESETS:
         raise InputError(f"--preset {name}: type one of gaussian, {', '.join(PRESETS)}")
     own = PRESETS[name]
-    changed = {**DEFAULTS.get(name, {}), **settings}
-    crop = None if "size" in settings else changed.pop("crop", None)
-    changed.pop("crop", None)
-    preset = own.with_settings(**changed)
-    if (preset.prior, preset.images) == (own.prior, own.images):
-        preset = replace(preset, record=own.record)
+    is_own = not {"prior", "images"} & settings.keys()
+    defaults = dict(DEFAULTS.get(name, {})) if is_own else {}
+    crop = None if "size" in settings else defaults.get("crop")
+    defaults.pop("crop", None)
+    preset = own.with_settings(**{**defaults, **settings})
+    preset = replace(preset, record=own.record) if is_own else preset
     claim_folder(preset, out)
     study = Study.open(preset, device)
     return study if crop is None else replace(study, pictures=center_crop(study.pictures, [crop, crop]))
-
-
-def cells(study: Study, names: Sequence[str]) -> Iterator[tuple[str, str, float, slice]]:
-    """Method, task, noise level and images, in the order in which they are run."""
-    preset, count = study.preset, len(study.pictures)
-    for start in range(0, count, preset.batch_size):
-        for name in names:
-            for noise in preset.noises:
-                for task in preset.tasks:
-                    yield name, task, noise, slice(start, min(start + preset.batch_size, count))
 
 
 def run(study: Study, names: Sequence[str], count: int, out: Path) -> None:
@@ -158,7 +149,7 @@ def calibration_table(rows: Sequence[Calibration]) -> str:
         for method in _ordered(rows, "method"):
             if not (of := [r for r in rows if (r.task, r.method) == (task, method)]):
                 continue
-            held = [_share([getattr(r, name) for r in of]) for name in HELD]
+            held = [f"{100 * known_mean([getattr(r, name) for r in of]):.0f}" for name in HELD]
             psnr, one, calls, seconds = (
                 mean(getattr(r, n) for r in of) for n in ("psnr", "psnr_one", "calls", "seconds")
             )
@@ -184,12 +175,6 @@ def closed_form_table(rows: Sequence[ClosedForm]) -> str:
 def ratio(rows: Sequence[Calibration]) -> float:
     """The squared error of the means over what the samples predict for it."""
     return sum(r.error for r in rows) / max(sum(r.predicted for r in rows), 1e-12)
-
-
-def _share(values: list[float]) -> str:
-    """A mean as per cent; an image without such pixels does not count."""
-    known = [v for v in values if not math.isnan(v)]
-    return f"{100 * mean(known):.0f}" if known else "-"
 
 
 def _span(values: list[float], digits: int) -> str:

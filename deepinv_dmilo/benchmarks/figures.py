@@ -198,7 +198,7 @@ def reliability_figure(rows: Sequence[Any], methods: list[str], levels: Sequence
                 for q in levels
             ]
             if held[0]:
-                ax.plot((0, *levels, 1), (0, *map(_known_mean, held), 1), label=method, **style)
+                ax.plot((0, *levels, 1), (0, *map(known_mean, held), 1), label=method, **style)
         ax.set_title(task, fontsize=9)
         ax.set_xlabel("level", fontsize=8)
         ax.set_ylabel("coverage" if k == 0 else "", fontsize=8)
@@ -226,6 +226,7 @@ def sample_figure(x: Tensor, samples: Tensor) -> Figure:
     return figure
 
 
-def _known_mean(values: list[float]) -> float:
+def known_mean(values: list[float]) -> float:
+    """A mean without the values that are NaN; NaN where all are."""
     known = [v for v in values if not math.isnan(v)]
     return mean(known) if known else math.nan

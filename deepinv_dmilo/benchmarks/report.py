@@ -119,7 +119,7 @@ def cells(study: Study, names: Sequence[str]) -> Iterator[tuple[str, str, float,
         for name in names:
             for noise in preset.noises:
                 for task in preset.tasks:
-                    if METHODS[name].first_only and (start or noise != preset.noises[0]):
+                    if name in METHODS and METHODS[name].first_only and (start or noise != preset.noises[0]):
                         continue
                     yield name, task, noise, slice(start, min(start + preset.batch_size, count))
 

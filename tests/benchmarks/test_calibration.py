@@ -19,10 +19,11 @@ from deepinv_dmilo.benchmarks.calibration import (
     predicted_error,
     squared_error,
 )
-from deepinv_dmilo.benchmarks.calibration_report import calibration_table, closed_form_table
+from deepinv_dmilo.benchmarks.calibration_report import calibration_table, closed_form_table, open_study
 from deepinv_dmilo.benchmarks.closed_form import ClosedForm, GaussianImages, compared
 from deepinv_dmilo.benchmarks.methods import METHODS
 from deepinv_dmilo.benchmarks.records import read_lines
+from deepinv_dmilo.priors.pretrained import held_out_images
 
 
 def gaussian_draws(samples, spread=1.0, n=40_000):
@@ -145,6 +146,17 @@ def test_the_suite_writes_tables_and_pictures_and_resumes(tmp_path, fake, capsys
     capsys.readouterr()
     assert main([*command, "--preset", "gauss"]) == 2
     assert "type one of gaussian, digits, photos, faces" in capsys.readouterr().err
+    assert main([*command, "--samples", "1"]) == 2
+    assert "type at least 2" in capsys.readouterr().err
+
+
+def test_photographs_are_cropped_and_their_rivals_stay_tuned(tmp_path):
+    (tmp_path / "b").mkdir()
+    study = open_study("photos", "cpu", {"limit": 1}, tmp_path)
+    assert study.pictures.shape == (1, 3, 64, 64)
+    assert torch.equal(study.pictures[0], held_out_images("photos")[0, :, 96:160, 96:160])
+    assert calibration.weight_of(SAMPLINGS["DPS, tuned"], "deblurring", 0.05, study.preset.record) > 0
+    assert open_study("photos", "cpu", {"limit": 1, "size": 128}, tmp_path / "b").pictures.shape[2:] == (128, 128)
 
 
 def test_the_closed_form_tells_ours_and_diffpir_from_a_point(tmp_path, capsys):
