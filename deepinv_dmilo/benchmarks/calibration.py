@@ -119,15 +119,15 @@ def _rival(method: str, tuned: bool = False, calls_of_a_pass: int = 2) -> Sampli
 #: in the order in which they are run and shown
 SAMPLINGS = {
     OURS: Sampling(partial(_ours, calls=100), calls_of_a_pass=4),
-    "DiffPIR, deepinv's settings": _rival("DiffPIR"),
-    "DDRM, deepinv's settings": _rival("DDRM"),
+    "DiffPIR, recommended": _rival("DiffPIR"),
+    "DDRM, recommended": _rival("DDRM"),
     "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20), calls_of_a_pass=4),
     "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40), calls_of_a_pass=4),
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),
     "DMILO": Sampling(_dmilo),
-    "PiGDM, deepinv's weight": _rival("PiGDM"),
+    "PiGDM, recommended": _rival("PiGDM"),
     # A forward pass, and five products with the Jacobian: four for three conjugate gradients, one for the gradient.
-    "moment matching, deepinv's weight": Sampling(partial(_copies, make=moment_matching), "PiGDM", calls_of_a_pass=6),
+    "moment matching, recommended": Sampling(partial(_copies, make=moment_matching), "PiGDM", calls_of_a_pass=6),
     "DPS, tuned": _rival("DPS", tuned=True),
     "DAPS, 100 calls, tuned": _rival("DAPS, 100 calls", tuned=True),
     "DMILOSampler, 200 calls": Sampling(partial(_ours, calls=200), calls_of_a_pass=4),

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "photos": {"limit": 4, "size": 256, "crop": 64, "tasks": TASKS[:3]},
 }
 QUICK: dict[str, Any] = {"limit": 1, "tasks": TASKS[:1], "noises": (0.05,)}
-QUICK_METHODS = ("DMILOSampler, 40 calls", "DiffPIR, deepinv's settings")
+QUICK_METHODS = ("DMILOSampler, 40 calls", "DiffPIR, recommended")
 
 
 def benchmark(args: argparse.Namespace, device: str, command: str) -> None:

@@ -111,7 +111,7 @@ def fake(monkeypatch):
         return draw
 
     monkeypatch.setitem(SAMPLINGS, calibration.OURS, Sampling(make))
-    monkeypatch.setitem(SAMPLINGS, "DDRM, deepinv's settings", Sampling(make, "DDRM"))
+    monkeypatch.setitem(SAMPLINGS, "DDRM, recommended", Sampling(make, "DDRM"))
     return calls
 
 
@@ -128,7 +128,7 @@ def test_the_suite_writes_tables_and_pictures_and_resumes(tmp_path, fake, capsys
     assert {r.samples for r in rows} == {4}
     text = (out / "calibration.md").read_text()
     assert "--methods 'DMILOSampler, 100 calls' DDRM" in text
-    assert "| inpainting-70 | DDRM, deepinv's settings | 3 |" in text
+    assert "| inpainting-70 | DDRM, recommended | 3 |" in text
     for name in ("reliability-0.05.png", "inpainting-70-0.05.png"):
         assert f"]({name})" in text
         with Image.open(out / name) as picture:
@@ -176,7 +176,7 @@ def test_the_closed_form_tells_ours_and_diffpir_from_a_point(tmp_path, capsys):
     ]
     assert main(command) == 0
     rows = {r.method: r for r in read_lines(ClosedForm, out / "results.csv")}
-    assert list(rows) == [calibration.OURS, "DiffPIR, deepinv's settings", "DDRM, deepinv's settings", "DMILO"]
+    assert list(rows) == [calibration.OURS, "DiffPIR, recommended", "DDRM, recommended", "DMILO"]
     assert rows[calibration.OURS].variance == pytest.approx(1, abs=0.15)
     assert rows[calibration.OURS].calls == pytest.approx(100, abs=3)
     assert rows[calibration.OURS].coverage80 == pytest.approx(0.8, abs=0.05)
