@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from deepinv_dmilo.benchmarks.methods import METHODS, Case, moment_matching, tuned_weight
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
+from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.scoring import Meter
 
 LEVELS = (0.5, 0.8, 0.95)  # of the intervals
@@ -133,6 +134,12 @@ SAMPLINGS = {
     "DMILOSampler, 200 calls": Sampling(partial(_ours, calls=200), calls_of_a_pass=4),
     "DMILOSampler, 400 calls": Sampling(partial(_ours, calls=400), calls_of_a_pass=4),
 }
+
+
+def check_samples(rows: Sequence[Any], count: int, out: Path) -> None:
+    """Refuse a folder with results of another number of samples, which a table would mix."""
+    if theirs := next((row.samples for row in rows if row.samples != count), None):
+        raise InputError(f"{out} holds results of {theirs} samples; type --samples {theirs}, or another --out")
 
 
 def draw(

@@ -19,6 +19,7 @@ from deepinv_dmilo.benchmarks.calibration import (
     SAMPLINGS,
     TASKS,
     Calibration,
+    check_samples,
     draw,
     measured,
     weight_of,
@@ -91,7 +92,8 @@ def open_study(name: str, device: str, settings: dict[str, Any], out: Path) -> S
 def run(study: Study, names: Sequence[str], count: int, out: Path) -> None:
     """Run what is missing and append it to ``results.csv``; ours has a picture of the first image of each problem."""
     results = out / "results.csv"
-    done = {(r.method, r.task, r.noise, r.image) for r in read_lines(Calibration, results) if r.samples == count}
+    check_samples(known := read_lines(Calibration, results), count, out)
+    done = {(r.method, r.task, r.noise, r.image) for r in known}
     bar = tqdm(list(cells(study, names)), desc="calibration", unit="cell")
     for name, task, noise, chosen in bar:
         bar.set_postfix_str(f"{name}, {task}, {noise}, images {chosen.start}-{chosen.stop - 1}")

@@ -13,7 +13,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.calibration import LEVELS, SAMPLINGS, coverage, draw, weight_of
+from deepinv_dmilo.benchmarks.calibration import LEVELS, SAMPLINGS, check_samples, coverage, draw, weight_of
 from deepinv_dmilo.benchmarks.methods import METHODS, Case
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, measurements
@@ -102,7 +102,8 @@ def run_closed_form(
     prior: Any = DenoiserPrior(images, max_noise=MOST_NOISE)
     white = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
     x = (MEAN + images.filtered(white, images.power.sqrt())).float()
-    done = {(r.method, r.task, r.noise) for r in read_lines(ClosedForm, results)}
+    check_samples(known := read_lines(ClosedForm, results), count, out)
+    done = {(r.method, r.task, r.noise) for r in known}
     cells = [(name, noise, task) for name in names for noise in noises for task in tasks]
     for name, noise, task in tqdm(cells, desc="closed form", unit="cell"):
         sampling, (kind, options) = SAMPLINGS[name], KNOWN_TASKS[task]

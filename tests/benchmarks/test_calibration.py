@@ -146,6 +146,8 @@ def test_the_suite_writes_tables_and_pictures_and_resumes(tmp_path, fake, capsys
     capsys.readouterr()
     assert main([*command, "--preset", "gauss"]) == 2
     assert "type one of gaussian, digits, photos, faces" in capsys.readouterr().err
+    assert main([*command, "--samples", "5"]) == 2
+    assert "holds results of 4 samples; type --samples 4" in capsys.readouterr().err
     assert main([*command, "--samples", "1"]) == 2
     assert "type at least 2" in capsys.readouterr().err
 
