@@ -10,9 +10,11 @@ from typing import Any
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
 
-# Options that have an effect in one suite alone.
+# Options that have no effect in the other suites.
+_OF_STUDIES = ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write")
 _OF_SUITE = {
-    "report": ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write"),
+    "report": _OF_STUDIES,
+    "calibration": (*_OF_STUDIES, "samples"),
     "digits": ("budgets", "solver", "parallel_config"),
 }
 
@@ -23,21 +25,25 @@ def add_benchmark(commands: Any) -> None:
     benchmark.add_argument(
         "--suite",
         default="digits",
-        choices=("digits", "report"),
-        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures",
+        choices=("digits", "report", "calibration"),
+        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures; "
+        "calibration: whether the spread of posterior samples is their error, on the same",
     )
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
     benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
     benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
     benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all)")
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
-    report = benchmark.add_argument_group("report")
-    report.add_argument("--preset", help="digits, photos (default), faces: the paper's settings")
+    report = benchmark.add_argument_group("report, calibration")
+    report.add_argument(
+        "--preset", help="digits, photos (default), faces: the paper's settings; calibration: gaussian, in closed form"
+    )
     report.add_argument("--prior", help="installed or bundled name, pipeline folder or hub id (default: the preset's)")
     report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
     report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
     report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
     report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
+    report.add_argument("--samples", type=int, help="of the calibration, for each picture (default: 8)")
     add_bfloat16(report)
     report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
     suite = benchmark.add_argument_group("digits")
@@ -57,9 +63,15 @@ def _benchmark(args: argparse.Namespace) -> None:
         return
     for suite, names in _OF_SUITE.items():
         for name in names:
-            if suite != args.suite and getattr(args, name):
+            if name not in _OF_SUITE[args.suite] and getattr(args, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} is of the other suite; type --suite {suite}, or leave it out")
+    if args.suite == "calibration":
+        from deepinv_dmilo.benchmarks.calibration_report import benchmark
+
+        with door():
+            benchmark(args, open_device(args.device), _command(args))
+        return
     if args.suite == "report":
         _report(args)
         return
@@ -98,11 +110,27 @@ def _report(args: argparse.Namespace) -> None:
     rows = read_lines(Row, args.out / "results.csv")
     order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
     rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
-    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", "report", "--preset", name])
-    for option, value in given.items():
-        command += f" --{option.replace('_', '-')}"
-        if value is not True:
-            command += f" {shlex.join(map(str, value)) if isinstance(value, list) else value}"
-    write(preset, rows, args.out, command, device)
+    write(preset, rows, args.out, _command(args), device)
     print((args.out / "report.md").read_text())
     print(f"wrote {args.out}")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line of a suite of a preset, as it is to be typed again."""
+    command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", args.suite, "--preset", args.preset or "photos"])
+    for option in (
+        "methods",
+        "prior",
+        "images",
+        "size",
+        "limit",
+        "samples",
+        "tasks",
+        "noises",
+        "batch_size",
+        "bfloat16",
+    ):
+        if value := getattr(args, option):
+            command += f" --{option.replace('_', '-')}"
+            command += "" if value is True else f" {shlex.join(map(str, value)) if isinstance(value, list) else value}"
+    return command

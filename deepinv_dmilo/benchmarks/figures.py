@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.tools.folder import write_whole
@@ -182,3 +183,50 @@ def _range(values: list[float]) -> str:
     values = [v for v in values if v > -math.inf]
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
+
+
+def reliability_figure(rows: Sequence[Any], methods: list[str], levels: Sequence[float]) -> Figure:
+    """The share of pixels that intervals hold against their level, a panel for each task; below: too narrow."""
+    tasks = list(dict.fromkeys(r.task for r in rows))
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)
+    for k, (ax, task) in enumerate(zip(axes.flat, tasks, strict=True)):
+        ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8)
+        for method, style in styles(methods).items():
+            held = [
+                [getattr(r, f"coverage{100 * q:.0f}") for r in rows if (r.task, r.method) == (task, method)]
+                for q in levels
+            ]
+            if held[0]:
+                ax.plot((0, *levels, 1), (0, *map(known_mean, held), 1), label=method, **style)
+        ax.set_title(task, fontsize=9)
+        ax.set_xlabel("level", fontsize=8)
+        ax.set_ylabel("coverage" if k == 0 else "", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.set_aspect("equal")
+    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def sample_figure(x: Tensor, samples: Tensor) -> Figure:
+    """Truth (C, H, W), mean and standard deviation of samples (S, C, H, W), absolute error; the last two alike."""
+    average = samples.mean(0)
+    spread, error = (v.mean(0) for v in (samples.std(0), (average - x).abs()))
+    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    top = max(spread.max().item(), 1e-6)
+    for ax, image, title in zip(
+        figure.subplots(1, 4), (x, average, spread, error), ("truth", "mean", "std", "|error|"), strict=True
+    ):
+        grey = image.ndim == 2 or len(image) == 1
+        shown = image.squeeze(0) if grey else image.permute(1, 2, 0)
+        ax.imshow(shown.cpu(), cmap="gray" if image.ndim == 3 else "magma", vmin=0, vmax=1 if image.ndim == 3 else top)
+        ax.set_title(title, fontsize=9)
+        ax.set_axis_off()
+    return figure
+
+
+def known_mean(values: list[float]) -> float:
+    """A mean without the values that are NaN; NaN where all are."""
+    known = [v for v in values if not math.isnan(v)]
+    return mean(known) if known else math.nan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -119,7 +119,7 @@ def cells(study: Study, names: Sequence[str]) -> Iterator[tuple[str, str, float,
         for name in names:
             for noise in preset.noises:
                 for task in preset.tasks:
-                    if METHODS[name].first_only and (start or noise != preset.noises[0]):
+                    if name in METHODS and METHODS[name].first_only and (start or noise != preset.noises[0]):
                         continue
                     yield name, task, noise, slice(start, min(start + preset.batch_size, count))
 
@@ -208,11 +208,9 @@ def claim_folder(preset: Preset, out: Path) -> None:
     note.write_text(json.dumps(ours) + "\n")
 
 
-def chosen_methods(wanted: Sequence[str] | None) -> list[str]:
-    """The methods of these names, or whose names start so; None: all."""
-    names = [
-        m for m in METHODS if wanted is None or any(m == w or (w not in METHODS and m.startswith(w)) for w in wanted)
-    ]
+def chosen_methods(wanted: Sequence[str] | None, known: Collection[str] = METHODS) -> list[str]:
+    """The known methods of these names, or whose names start so; None: all."""
+    names = [m for m in known if wanted is None or any(m == w or (w not in known and m.startswith(w)) for w in wanted)]
     if not names:
-        raise InputError(f"no method starts with {' or '.join(wanted or ())}; type one of: {'; '.join(METHODS)}")
+        raise InputError(f"no method starts with {' or '.join(wanted or ())}; type one of: {'; '.join(known)}")
     return names
