@@ -104,7 +104,11 @@ class PriorReconstructor(Configured):
             )
         for name, cost in (("max_calls", CALLS_OF_A_PASS), ("max_passes", 1)):
             if (given := getattr(self, name)) is not None:
-                self._budget().check(f"{name}={given}", self.schedule.least_problems, cost * self.num_samples)
+                self._check_budget(f"{name}={given}", cost * self.num_samples)
+
+    def _check_budget(self, given: str, cost: int) -> None:
+        """Refuse a budget that is too small; ``cost`` is that of a pass for all samples, in its unit."""
+        self._budget().check(given, self.schedule.least_problems, cost)
 
     def _budget(self) -> Budget:
         """The budget of one sample."""

@@ -22,8 +22,8 @@ from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
 from deepinv_dmilo.posterior.moments import Moments, OfLatents, conditional_draw
 from deepinv_dmilo.posterior.posterior import Posterior
-from deepinv_dmilo.schedules.annealing import Annealing
-from deepinv_dmilo.schedules.schedule import Plan
+from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL, Annealing
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -90,6 +90,14 @@ class DMILOSampler(PriorReconstructor):
             self.noise_level = one_number(self.noise_level)
         self.sigmas = self.schedule.sigmas
         super()._check()
+
+    def _check_budget(self, given: str, cost: int) -> None:
+        least = CALLS_OF_A_PASS * self.schedule.least_problems
+        if (self._budget().calls or 0) < least:
+            raise ValueError(
+                f"{given} pays for fewer than {least // CALLS_OF_A_LEVEL} levels of {CALLS_OF_A_LEVEL} calls for each "
+                f"of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or fewer samples"
+            )
 
     @property
     def schedule(self) -> Annealing:

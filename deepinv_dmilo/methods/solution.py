@@ -57,7 +57,12 @@ class CallPlan:
                 f"  noise level: {plan.noise}",
                 *_described(plan.stages),
                 f"  finishing: {', '.join(finishing) or 'none'}",
-                f"  at most {passes} passes of the network for an image, {calls} calls in all",
+                "  at most "
+                + (
+                    f"{passes} passes of the network for an image, {calls} calls in all"
+                    if passes
+                    else f"{calls} calls of the network for an image"
+                ),
             ]
         return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
 

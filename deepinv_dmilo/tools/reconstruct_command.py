@@ -135,7 +135,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
         pictures[args.uncertainty], white = scaled_to_white(center_crop(more, area)[0])
     _write(pictures)
     if args.uncertainty:
-        print(f"white is a standard deviation of {white:.2g}")
+        estimated = "" if noise else ", without the error of the estimated noise level; --noise tells it"
+        print(f"white is a standard deviation of {white:.2g}{estimated}")
     if args.simulate:
         after, truth, before, how = shown, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
