@@ -20,10 +20,10 @@ from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.scoring import Meter
 
-LEVELS = (0.5, 0.8, 0.95)  # of the intervals
-GREY = (0.02, 0.98)  # pixels of the truth that count for coverage: neither black nor white
-TASKS = ("super-resolution", "inpainting-70", "deblurring", "nonlinear-deblurring", "compressed-sensing")
-OURS = "DMILOSampler, 100 calls"
+INTERVALS = (0.5, 0.8, 0.95)  # of the intervals
+BETWEEN = (0.02, 0.98)  # pixels of the truth that count for coverage: neither black nor white
+SAMPLED_TASKS = ("super-resolution", "inpainting-70", "deblurring", "nonlinear-deblurring", "compressed-sensing")
+DEFAULT_SAMPLER = "DMILOSampler, 100 calls"
 
 #: case and number of samples -> a function of y and physics that gives them, (B, S, C, H, W)
 Maker = Callable[[Case, int], Callable[[Tensor, Physics], Tensor]]
@@ -119,7 +119,7 @@ def _rival(method: str, tuned: bool = False, calls_of_a_pass: int = 2) -> Sampli
 
 #: in the order in which they are run and shown
 SAMPLINGS = {
-    OURS: Sampling(partial(_ours, calls=100), calls_of_a_pass=4),
+    DEFAULT_SAMPLER: Sampling(partial(_ours, calls=100), calls_of_a_pass=4),
     "DiffPIR, recommended": _rival("DiffPIR"),
     "DDRM, recommended": _rival("DDRM"),
     "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20), calls_of_a_pass=4),
@@ -163,8 +163,8 @@ def weight_of(sampling: Sampling, task: str, noise: float, record: Path | None) 
 
 def measured(samples: Tensor, x: Tensor) -> dict[str, float]:
     """The statistics of the samples (S, C, H, W) of an image (C, H, W)."""
-    grey = (x > GREY[0]) & (x < GREY[1])
-    held = {f"coverage{100 * level:.0f}": coverage(samples[:, grey], x[grey], level) for level in LEVELS}
+    grey = (x > BETWEEN[0]) & (x < BETWEEN[1])
+    held = {f"coverage{100 * level:.0f}": coverage(samples[:, grey], x[grey], level) for level in INTERVALS}
     return {
         "psnr": PSNR()(samples.mean(0)[None], x[None]).item(),
         "psnr_one": PSNR()(samples, x.expand_as(samples)).mean().item(),

@@ -13,11 +13,11 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.calibration import (
-    GREY,
-    LEVELS,
-    OURS,
+    BETWEEN,
+    INTERVALS,
+    SAMPLED_TASKS,
+    DEFAULT_SAMPLER,
     SAMPLINGS,
-    TASKS,
     Calibration,
     check_samples,
     draw,
@@ -34,9 +34,9 @@ from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 HELD = ("coverage50", "coverage80", "coverage95")
-INTRO = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times
+MEANING = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times
 their variance; 1 is calibrated, above 1 they are too narrow. *Coverage*: the share of pixels of the truth between
-{GREY[0]} and {GREY[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, exact
+{BETWEEN[0]} and {BETWEEN[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, exact
 if samples and truth are Gaussian draws of the same distribution. Calls of the network and seconds are those of a
 sample; a forward pass counts as a call, and so does a backward pass."""
 EXACT = """Images of a Gaussian prior with a 1/f spectrum, whose posterior has a closed form. *Variance*: that of the
@@ -45,10 +45,10 @@ samples over the exact one (ideal: 1); *error*: the squared error of their mean 
 a method that deepinv restricts to some of them has fewer."""
 #: of the calibration where nobody tells: pictures, their size, the side of their middle that is taken, tasks
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"limit": 16, "tasks": TASKS},
-    "photos": {"limit": 4, "size": 256, "crop": 64, "tasks": TASKS[:3]},
+    "digits": {"limit": 16, "tasks": SAMPLED_TASKS},
+    "photos": {"limit": 4, "size": 256, "crop": 64, "tasks": SAMPLED_TASKS[:3]},
 }
-QUICK: dict[str, Any] = {"limit": 1, "tasks": TASKS[:1], "noises": (0.05,)}
+QUICK_SETTINGS: dict[str, Any] = {"limit": 1, "tasks": SAMPLED_TASKS[:1], "noises": (0.05,)}
 QUICK_METHODS = ("DMILOSampler, 40 calls", "DiffPIR, recommended")
 
 
@@ -56,7 +56,7 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
     """The suite for the options of the command line."""
     names = chosen_methods(args.methods or (QUICK_METHODS if args.quick else None), SAMPLINGS)
     options = ("prior", "images", "limit", "size", "tasks", "noises", "batch_size")
-    settings = dict(QUICK) if args.quick else {}
+    settings = dict(QUICK_SETTINGS) if args.quick else {}
     settings |= {option: getattr(args, option) for option in options if getattr(args, option) is not None}
     settings |= {"bfloat16": True} if args.bfloat16 else {}
     name, is_exact = args.preset or "photos", args.preset == "gaussian"
@@ -67,8 +67,8 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
         chosen = {option: settings[option] for option in ("tasks", "noises") if option in settings}
         run_closed_form(names, args.out, count=args.samples or (8 if args.quick else 64), **chosen)
     elif not args.only_write:
-        run(open_study(name, device, settings, args.out), names, args.samples or 8, args.out)
-    (write_closed_form if is_exact else write)(args.out, command, device)
+        run_calibration(open_study(name, device, settings, args.out), names, args.samples or 8, args.out)
+    (write_closed_form if is_exact else write_calibration)(args.out, command, device)
     print((args.out / "calibration.md").read_text())
     print(f"wrote {args.out}")
 
@@ -89,7 +89,7 @@ def open_study(name: str, device: str, settings: dict[str, Any], out: Path) -> S
     return study if crop is None else replace(study, pictures=center_crop(study.pictures, [crop, crop]))
 
 
-def run(study: Study, names: Sequence[str], count: int, out: Path) -> None:
+def run_calibration(study: Study, names: Sequence[str], count: int, out: Path) -> None:
     """Run what is missing and append it to ``results.csv``; ours has a picture of the first image of each problem."""
     results = out / "results.csv"
     check_samples(known := read_lines(Calibration, results), count, out)
@@ -114,19 +114,19 @@ def run(study: Study, names: Sequence[str], count: int, out: Path) -> None:
             for i, drawn, truth in zip(numbers, samples, x, strict=True)
         ]
         append_lines([row for row in rows if (name, task, noise, row.image) not in done], results)
-        if name == OURS and chosen.start == 0:
+        if name == DEFAULT_SAMPLER and chosen.start == 0:
             save_figure(sample_figure(x[0], samples[0]), out / f"{task}-{noise}.png")
 
 
-def write(out: Path, command: str, device: str = "cpu") -> None:
+def write_calibration(out: Path, command: str, device: str = "cpu") -> None:
     """``calibration.md``, of what has been run."""
     text = ["# Calibration", "", f"`{command}`; tables of {sentence(provenance(device))}."]
     rows = read_lines(Calibration, out / "results.csv")
-    text += ["", INTRO]
+    text += ["", MEANING]
     for noise in sorted({r.noise for r in rows}):
         level = [r for r in rows if r.noise == noise]
         text += ["", f"## Noise {noise}", "", calibration_table(level)]
-        save_figure(reliability_figure(level, _ordered(level, "method"), LEVELS), out / f"reliability-{noise}.png")
+        save_figure(reliability_figure(level, _ordered(level, "method"), INTERVALS), out / f"reliability-{noise}.png")
         text += ["", f"![Reliability diagram, noise {noise}](reliability-{noise}.png)"]
         for task in _ordered(level, "task"):
             if (out / (name := f"{task}-{noise}.png")).exists():

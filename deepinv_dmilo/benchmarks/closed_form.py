@@ -13,7 +13,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.calibration import LEVELS, SAMPLINGS, check_samples, coverage, draw, weight_of
+from deepinv_dmilo.benchmarks.calibration import INTERVALS, SAMPLINGS, check_samples, coverage, draw, weight_of
 from deepinv_dmilo.benchmarks.methods import METHODS, Case
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, measurements
@@ -80,7 +80,7 @@ def compared(samples: Tensor, mean: Tensor, variance: Tensor) -> dict[str, float
     samples, rng = samples.double(), torch.Generator().manual_seed(0)
     noise = torch.randn(TRUTHS, *mean.shape, generator=rng, dtype=mean.dtype).to(mean.device)
     truths = mean + variance.sqrt() * noise
-    held = {f"coverage{100 * level:.0f}": coverage(samples[:, None], truths, level) for level in LEVELS}
+    held = {f"coverage{100 * level:.0f}": coverage(samples[:, None], truths, level) for level in INTERVALS}
     return {
         "variance": (samples.var(0).mean() / variance.mean()).item(),
         "error": ((samples.mean(0) - mean).square().mean() / variance.mean()).item(),

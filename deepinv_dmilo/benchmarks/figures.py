@@ -22,6 +22,7 @@ WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters
 OUR_LOOKS: dict[str, dict[str, Any]] = {
     "dmilo": {"color": "#d62728", "marker": "o", "linewidth": 4.5, "markersize": 9, "zorder": 4},
     "dmilo-pgd": {"color": "#1f4ed8", "marker": "s", "linewidth": 2.0, "markersize": 5, "zorder": 5},
+    "dmilosampler, 8 x 100 calls": {"color": "#a50f15", "marker": "D", "linewidth": 2.0, "markersize": 5, "zorder": 5},
 }
 #: the others': no two share a colour before there are sixteen, nor a colour and a marker before there are 166
 COLOURS = (

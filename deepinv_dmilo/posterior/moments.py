@@ -16,11 +16,11 @@ from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.rows import column, dot
 
 # Both ours: evaluations of the likelihood in each proximal step, and halvings of the step along the covariance.
-PROXIMAL_STEPS, HALVINGS = 10, 4
+EVALUATIONS, SHORTENINGS = 10, 4
 # Steps along the covariance for a draw: with 2, super-resolution of digits gains 1 dB, photographs nothing.
-NEWTON_STEPS = 1
+PRODUCT_STEPS = 1
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
-PRODUCTS = 2 + NEWTON_STEPS
+PRODUCTS = 2 + PRODUCT_STEPS
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
     start = moments.mean + deviation
     spectrum = octave_spectrum(deviation).clamp(min=torch.finfo(e.dtype).eps, max=moments.level.ratio**2)
     near = partial(
-        correlated_proximal_point, objective=objective, spectrum=spectrum, steps=PROXIMAL_STEPS, limits=(-inf, inf)
+        correlated_proximal_point, objective=objective, spectrum=spectrum, steps=EVALUATIONS, limits=(-inf, inf)
     )
     u, slope = start, torch.zeros_like(start)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(PRODUCT_STEPS):
         dual = filtered(near(u, slope=slope) - u, 1 / spectrum)
         move = moments.covariance(dual)
         length = column(_length(objective, u, slope, dual, move), u)
@@ -112,7 +112,7 @@ def _length(objective: Potential, u: Tensor, slope: Tensor, dual: Tensor, move: 
     linear, quadratic = dot(move, slope), dot(move, dual)
     curvature = dot(move, change) + quadratic
     length = torch.where(curvature > 0, -(dot(move, gradient) + linear) / curvature, 0).clamp(min=0)
-    for _ in range(HALVINGS):
+    for _ in range(SHORTENINGS):
         moved = objective(u + column(length, u) * move) + length * linear + length.square() * quadratic / 2
         length = torch.where(moved <= value, length, length / 2)  # False for NaN
     return torch.where(moved <= value, length, 0)

@@ -14,7 +14,7 @@ from deepinv_dmilo.tools.folder import shown
 from deepinv_dmilo.tools.pictures import as_grey, is_grey, read_layers, read_picture
 
 
-def image_of(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
+def picture_of(args: argparse.Namespace, prior: Prior) -> tuple[Prior, Tensor]:
     """
     The picture of the command line, (1, C, H, W), and the prior for it.
 

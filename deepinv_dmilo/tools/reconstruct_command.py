@@ -87,7 +87,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from torchvision.transforms.functional import center_crop
 
     from deepinv_dmilo.likelihood.constraints import Simplex
-    from deepinv_dmilo.tools.given_pictures import image_of, kernel_of, mask_of
+    from deepinv_dmilo.tools.given_pictures import kernel_of, mask_of, picture_of
     from deepinv_dmilo.tools.pictures import scaled_to_white
     from deepinv_dmilo.tools.scoring import registered
     from deepinv_dmilo.tools.tasks import FACTOR, RESAMPLER, check_factor, make_physics
@@ -97,7 +97,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
         _check_pictures(args)
         device = open_device(args.device)
         prior: Prior = open_prior(args.prior, device, bfloat16=args.bfloat16)
-        prior, picture = image_of(args, prior)
+        prior, picture = picture_of(args, prior)
         channels = picture.shape[1]
         is_small = args.task == "super-resolution" and not args.simulate
         unsaid = SIMULATED_NOISE if args.simulate else SMALL_NOISE if is_small else 0.0  # else it is estimated

@@ -110,7 +110,7 @@ def fake(monkeypatch):
 
         return draw
 
-    monkeypatch.setitem(SAMPLINGS, calibration.OURS, Sampling(make))
+    monkeypatch.setitem(SAMPLINGS, calibration.DEFAULT_SAMPLER, Sampling(make))
     monkeypatch.setitem(SAMPLINGS, "DDRM, recommended", Sampling(make, "DDRM"))
     return calls
 
@@ -119,7 +119,7 @@ def test_the_suite_writes_tables_and_pictures_and_resumes(tmp_path, fake, capsys
     out = tmp_path / "out"
     command = ["benchmark", "--suite", "calibration", "--preset", "digits", "--limit", "3", "--batch-size", "2"]
     command += ["--tasks", "super-resolution", "inpainting-70", "--noises", "0.05", "--samples", "4", "--out", str(out)]
-    command += ["--methods", calibration.OURS, "DDRM"]
+    command += ["--methods", calibration.DEFAULT_SAMPLER, "DDRM"]
     assert main(command) == 0
     rows = read_lines(Calibration, out / "results.csv")
     # DDRM does not take super-resolution
@@ -178,18 +178,18 @@ def test_the_closed_form_tells_ours_and_diffpir_from_a_point(tmp_path, capsys):
     ]
     assert main(command) == 0
     rows = {r.method: r for r in read_lines(ClosedForm, out / "results.csv")}
-    assert list(rows) == [calibration.OURS, "DiffPIR, recommended", "DDRM, recommended", "DMILO"]
-    assert rows[calibration.OURS].variance == pytest.approx(1, abs=0.15)
-    assert rows[calibration.OURS].calls == pytest.approx(100, abs=3)
-    assert rows[calibration.OURS].coverage80 == pytest.approx(0.8, abs=0.05)
+    assert list(rows) == [calibration.DEFAULT_SAMPLER, "DiffPIR, recommended", "DDRM, recommended", "DMILO"]
+    assert rows[calibration.DEFAULT_SAMPLER].variance == pytest.approx(1, abs=0.15)
+    assert rows[calibration.DEFAULT_SAMPLER].calls == pytest.approx(100, abs=3)
+    assert rows[calibration.DEFAULT_SAMPLER].coverage80 == pytest.approx(0.8, abs=0.05)
     assert rows["DMILO"].variance < 0.1
     assert "| DMILO | 1 |" in (out / "calibration.md").read_text()
 
 
 def test_quick_is_one_picture_of_few_samples(tmp_path, fake):
     out = tmp_path / "out"
-    assert main(["benchmark", "--suite", "calibration", "--preset", "digits", "--quick", "--methods", calibration.OURS,
-                 "--out", str(out)]) == 0  # fmt: skip
+    command = ["benchmark", "--suite", "calibration", "--preset", "digits", "--quick", "--out", str(out)]
+    assert main([*command, "--methods", calibration.DEFAULT_SAMPLER]) == 0
     assert fake == [(1, 1, 32, 32)]
 
 
