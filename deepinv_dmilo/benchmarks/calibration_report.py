@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.calibration import (
     BETWEEN,
+    DEFAULT_SAMPLER,
     INTERVALS,
     SAMPLED_TASKS,
-    DEFAULT_SAMPLER,
     SAMPLINGS,
     Calibration,
     check_samples,
