@@ -119,11 +119,11 @@ def _rival(method: str, tuned: bool = False, calls_of_a_pass: int = 2) -> Sampli
 
 #: in the order in which they are run and shown
 SAMPLINGS = {
-    DEFAULT_SAMPLER: Sampling(partial(_ours, calls=100), calls_of_a_pass=4),
+    DEFAULT_SAMPLER: Sampling(partial(_ours, calls=100)),
     "DiffPIR, recommended": _rival("DiffPIR"),
     "DDRM, recommended": _rival("DDRM"),
-    "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20), calls_of_a_pass=4),
-    "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40), calls_of_a_pass=4),
+    "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20)),
+    "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40)),
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),
     "DMILO": Sampling(_dmilo),
     "PiGDM, recommended": _rival("PiGDM"),
@@ -131,8 +131,8 @@ SAMPLINGS = {
     "moment matching, recommended": Sampling(partial(_copies, make=moment_matching), "PiGDM", calls_of_a_pass=6),
     "DPS, tuned": _rival("DPS", tuned=True),
     "DAPS, 100 calls, tuned": _rival("DAPS, 100 calls", tuned=True),
-    "DMILOSampler, 200 calls": Sampling(partial(_ours, calls=200), calls_of_a_pass=4),
-    "DMILOSampler, 400 calls": Sampling(partial(_ours, calls=400), calls_of_a_pass=4),
+    "DMILOSampler, 200 calls": Sampling(partial(_ours, calls=200)),
+    "DMILOSampler, 400 calls": Sampling(partial(_ours, calls=400)),
 }
 
 

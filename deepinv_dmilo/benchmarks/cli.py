@@ -26,8 +26,8 @@ def add_benchmark(commands: Any) -> None:
         "--suite",
         default="digits",
         choices=("digits", "report", "calibration"),
-        help="digits: all installed methods, with benchopt; report: ours and tuned rivals on any prior and pictures; "
-        "calibration: whether the spread of posterior samples is their error, on the same",
+        help="digits: all installed methods but the sampler, with benchopt; report: ours and tuned rivals on any prior "
+        "and pictures; calibration: whether the spread of posterior samples is their error, on the same",
     )
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
     benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
@@ -129,6 +129,7 @@ def _command(args: argparse.Namespace) -> str:
         "noises",
         "batch_size",
         "bfloat16",
+        "quick",
     ):
         if value := getattr(args, option):
             command += f" --{option.replace('_', '-')}"

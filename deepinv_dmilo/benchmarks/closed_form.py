@@ -18,6 +18,7 @@ from deepinv_dmilo.benchmarks.methods import METHODS, Case
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, measurements
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
+from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.tasks import make_physics
 
 GAUSSIAN_TASKS = ("super-resolution", "inpainting-70", "deblurring", "motion-deblurring", "compressed-sensing")
@@ -98,6 +99,8 @@ def run_closed_form(
     side: int = SIDE,
 ) -> None:
     """Run what is missing and append it to ``results.csv``; a tuned rival has no record here, and is left out."""
+    if unknown := sorted(set(tasks) - set(GAUSSIAN_TASKS)):
+        raise InputError(f"no task {unknown[0]!r} in closed form; type some of {', '.join(GAUSSIAN_TASKS)}")
     results, images = out / "results.csv", GaussianImages(side)
     prior: Any = DenoiserPrior(images, max_noise=MOST_NOISE)
     white = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))

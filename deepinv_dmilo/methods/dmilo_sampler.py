@@ -36,8 +36,9 @@ class DMILOSampler(PriorReconstructor):
     :math:`\sigma^2 J`, with D the denoiser and J its Jacobian (Tweedie; :footcite:t:`rozet2024moment`). With the
     normal distribution of these moments, p(x | z, y) is sampled by randomise-then-optimise
     :footcite:p:`bardsley2014randomize`, and fresh noise of the next level is added :footcite:p:`zhang2025daps`:
-    annealed Gibbs sampling of images and latents :footcite:p:`vono2019split`. For a linear A and a Gaussian p(x) each
-    step is exact but for its iterations; :doc:`/calibration` has what is measured on networks.
+    annealed Gibbs sampling of images and latents :footcite:p:`vono2019split`. For a linear A, Gaussian noise and a
+    Gaussian p(x) each step is exact but for its iterations and a square root (:doc:`/method`). :doc:`/calibration` has
+    what is measured, also on networks. With few photons, one or two a pixel, samples are too narrow.
 
     A level costs a forward pass and three products with J, of a backward pass each: four calls. The noise of y must be
     known: Gaussian, Poisson, with a variance of each measurement and others with a standard deviation
@@ -47,10 +48,10 @@ class DMILOSampler(PriorReconstructor):
     :param float noise_level: standard deviation of the noise of y; None: that of the physics' noise model or, without
         one, an estimate (:doc:`/method`), which costs some more forward passes.
     :param tuple[float] sigmas: standard deviations of the levels, decreasing, for images in [0, 1]; None: from 5 to
-        0.02, as many as the budget affords, 25 by default.
+        0.02, as many as the budget affords, 25 by default. They set the cost: four calls for each and sample.
     :param int num_samples: samples S of each image.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; 100 a sample by
-        default. A product counts as a pass, as does the backward pass of ``max_passes``.
+        default. A product with J counts as a call.
     :param int max_passes: ``max_passes=n`` is ``max_calls=2 * n``; type one of both.
     :param int micro_batch: samples per pass of the network; None: all.
     :param bool verbose: show a progress bar.
@@ -63,7 +64,7 @@ class DMILOSampler(PriorReconstructor):
         >>> from deepinv_dmilo.priors.pretrained import held_out_images
         >>> physics = dinv.physics.Inpainting((1, 32, 32), mask=0.3, noise_model=dinv.physics.GaussianNoise(0.05))
         >>> y = physics(held_out_images("digits")[:2])
-        >>> model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=4, max_calls=80)
+        >>> model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=4, max_calls=160)
         >>> mean, std, samples = model(y, physics, return_std=True, return_samples=True)
         >>> samples.shape
         torch.Size([2, 4, 1, 32, 32])
@@ -89,6 +90,11 @@ class DMILOSampler(PriorReconstructor):
         if self.noise_level is not None:
             self.noise_level = one_number(self.noise_level)
         self.sigmas = self.schedule.sigmas
+        if self.sigmas is not None and not self.max_calls is self.max_passes is None:
+            raise ValueError(
+                f"sigmas sets the cost, {CALLS_OF_A_LEVEL} calls for each level and sample; leave max_calls and "
+                "max_passes out"
+            )
         super()._check()
 
     def _check_budget(self, given: str, cost: int) -> None:
@@ -124,13 +130,13 @@ class DMILOSampler(PriorReconstructor):
         u = posterior.in_parts(lambda prior, part: prior.encode(part), x)
         for stage in plan.stages:
             likelihood, level = self.schedule.likelihood(posterior, plan, stage, x), stage.levels[0]
-            likelihood = likelihood.perturbed(x, partial(_noise, posterior, stage.index))
+            perturbed = likelihood.perturbed(x, partial(_noise, posterior, stage.index))
             z, e = (posterior.noise(purpose, stage.index) for purpose in ("level", "sample"))
             z = level.signal * u + level.noise * z
             for rows in torch.arange(len(z), device=z.device).split(self.micro_batch or len(z)):
                 prior = posterior.prior.select(rows)
                 moments = Moments(prior, z[rows], level)
-                u[rows] = conditional_draw(moments, OfLatents(likelihood.select(rows), prior), e[rows])
+                u[rows] = conditional_draw(moments, OfLatents(perturbed.select(rows), prior), e[rows])
             x = posterior.images(u)
             monitor.called(posterior, 1 + stage.products)
             cost = likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
@@ -156,7 +162,7 @@ class DMILOSampler(PriorReconstructor):
         The parameters are those of :meth:`DMILO.forward <deepinv_dmilo.DMILO.forward>`, and:
 
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
-        :param quantiles: such as ``(0.05, 0.95)``: also return these quantiles of each pixel over the samples, shape
+        :param quantiles: such as ``(0.2, 0.8)``: also return these quantiles of each pixel over the samples, shape
             (B, Q, C, H, W). The truth is between two of them as often as their difference says, if the samples are
             draws of the posterior: S samples tell the quantiles from 1 / (S + 1) to S / (S + 1).
         :param bool return_samples: also return the samples, shape (B, S, C, H, W).

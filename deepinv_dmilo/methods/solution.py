@@ -73,7 +73,8 @@ def _described(stages: tuple[Stage, ...]) -> list[str]:
     lines = []
     if coarse:
         first, last = (stage.levels[0].sigma for stage in (coarse[0], coarse[-1]))
-        lines.append(f"  {len(coarse)} decoupled stages of noise {first:.3g} to {last:.3g}")
+        kind = "levels" if coarse[0].products else "decoupled stages"
+        lines.append(f"  {len(coarse)} {kind} of noise {first:.3g} to {last:.3g}")
     if fine:
         sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in fine)
         lines.append(f"  {len(fine)} stages of noise {sigmas}, {fine[0].steps} steps a layer at most")

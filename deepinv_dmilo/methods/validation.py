@@ -61,6 +61,8 @@ def check_misplaced(misplaced: dict[str, object], method: str, known: str) -> No
                 "the spread of its samples is no uncertainty: type "
                 f"DMILOSampler(prior)(y, physics, {name}=...), or for the estimates solve(y, physics).samples"
             )
+        if name == "return_unknown":
+            hint = "its physics is known; for blind problems, type DMILO(prior, unknown=...)"
         raise TypeError(f"a call takes y, physics, init, x_gt, {known}, and no {name!r}; {hint}")
 
 

@@ -17,7 +17,7 @@ from deepinv_dmilo.utils.rows import column, dot
 
 # Both ours: evaluations of the likelihood in each proximal step, and halvings of the step along the covariance.
 EVALUATIONS, SHORTENINGS = 10, 4
-# Steps along the covariance for a draw: with 2, super-resolution of digits gains 1 dB, photographs nothing.
+# Steps along the covariance for a draw: docs/lab-book/sampler.md.
 PRODUCT_STEPS = 1
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
 PRODUCTS = 2 + PRODUCT_STEPS

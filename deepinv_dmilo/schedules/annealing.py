@@ -26,8 +26,8 @@ class Annealing(Planner):
     """
     Levels from coarse to fine, at each of which an image is drawn and noise is added for the next.
 
-    :param tuple[float] sigmas: standard deviations of the noise, decreasing, for images in [0, 1]; None: from 5 to
-        0.02, evenly spaced in their logarithm, as many as the budget affords.
+    :param tuple[float] sigmas: standard deviations of the noise, decreasing, for images in [0, 1]; None: from 5, or
+        the most that the network knows, to 0.02, evenly spaced in their logarithm, as many as the budget affords.
     """
 
     sigmas: tuple[float, ...] | None = None
@@ -44,13 +44,15 @@ class Annealing(Planner):
 
     @property
     def least_problems(self) -> int:
-        """The passes that the levels cost at least."""
-        return (FEWEST if self.sigmas is None else len(self.sigmas)) * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS
+        """The passes that the fewest levels cost."""
+        return FEWEST * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """The same levels for all images."""
         prior, last = posterior.prior, posterior.prior.levels(1)[-1]
-        levels = distinct_levels(prior, self.sigmas or _evenly_spaced((budget.calls or 0) // CALLS_OF_A_LEVEL))
+        first = min(FIRST, prior.level(2 * FIRST).sigma)  # some networks know less noise
+        count = (budget.calls or 0) // CALLS_OF_A_LEVEL
+        levels = distinct_levels(prior, self.sigmas or _evenly_spaced(first, count))
         stages = tuple(Stage(k, (a, last), 0, decoupled=True, products=PRODUCTS) for k, a in enumerate(levels))
         groups = []
         for part, x, how in first_images(posterior):
@@ -63,6 +65,6 @@ class Annealing(Planner):
         return posterior.likelihood if stage is plan.stages[0] else posterior.likelihood.at(x)
 
 
-def _evenly_spaced(count: int) -> list[float]:
+def _evenly_spaced(first: float, count: int) -> list[float]:
     """Noise levels from the first to the last, evenly spaced in their logarithm."""
-    return [FIRST * (LAST / FIRST) ** (k / max(1, count - 1)) for k in range(count)]
+    return [first * (LAST / first) ** (k / max(1, count - 1)) for k in range(count)]

@@ -147,7 +147,8 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
             what, option = ("unknown blur", "blind") if name == "unknown" else (name, name.replace("_", "-"))
             raise ValueError(f"{args.method} takes no {what}; leave --{option} out")
     if args.num_layers is not None and not (args.published or "num_layers" in takes):
-        raise ValueError(f"{args.method} has no chain; type --published as well, or leave --num-layers out")
+        published = "type --published as well, or " if getattr(method, "presets", True) else ""
+        raise ValueError(f"{args.method} has no chain; {published}leave --num-layers out")
     if not args.published:
         return registry.load(args.method, optional={"prior": prior, **settings}).to(prior.device)
     if not (hasattr(method, "from_preset") and getattr(method, "presets", True)):

@@ -98,7 +98,7 @@ class Meter:
     """
 
     passes: int  # of all images together
-    calls: int  # forward alone, of all images together
+    calls: int  # forward alone, and further backward passes of one, of all images together
     seconds: float
     peak: float  # bytes: resident on a CPU (Linux), allocated on a GPU
     memory: float  # megabytes that the peak lies above the start
@@ -129,8 +129,20 @@ class Meter:
         # deepinv's PiGDM differentiates inside torch.func, where tensors do not say that they require a gradient
         if z.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(z):
             self.passes += len(z)
+            self._count_backward(output if isinstance(output, torch.Tensor) else output[0])
         else:
             self.calls += len(z)
+
+    def _count_backward(self, output: torch.Tensor) -> None:
+        """Count further backward passes of one forward pass as calls."""
+        backward = itertools.count()
+
+        def hook(gradient: torch.Tensor) -> None:
+            if next(backward):
+                self.calls += len(gradient)
+
+        if output.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output):
+            output.register_hook(hook)
 
 
 def _start_of_peak(device: torch.device) -> float:

@@ -38,7 +38,8 @@ images 0, 1: linear, or masked
 ```
 
 `model.solve(y, physics)` returns the plan together with the images, samples, nuisance parameters and metrics, and how
-each layer problem of each image ended. This page is generated from the tables of the package by
+each layer problem of each image ended. `DMILOSampler` uses no rule: its plan, annealing, has the same levels for all
+images. This page is generated from the tables of the package by
 `python docs/scripts/plans.py --out docs/plans.md`.
 
 ## Facts

@@ -104,7 +104,7 @@ for name, physics in problems.items():
 # %%
 # And is its size right? If the truth is one more draw of what the samples are drawn from, the root mean square of the
 # error over that of the standard deviation is near 1: the error of the mean of S samples has :math:`1 + 1 / S` times
-# the variance. Two images say little; :doc:`/calibration` has many.
+# the variance. Two images say little; :doc:`/calibration` has more.
 
 for name, physics in problems.items():
     _, _, mean, std, samples = results[name]
