@@ -33,7 +33,7 @@ def sampler(**settings):
         ({"sigmas": (1.0, 0.5, 0.2, 0.1, 0.0)}, r"sigmas\[4\]=0.0: type a number above 0"),
         ({"max_calls": 19}, "max_calls=19 .*type at least 20"),
         ({"max_calls": 39, "num_samples": 2}, "max_calls=39 .*type at least 40"),
-        ({"max_calls": 20, "sigmas": (3.0, 1.0, 0.5, 0.2, 0.1, 0.05)}, "max_calls=20 .*type at least 24"),
+        ({"max_calls": 20, "sigmas": (3.0, 1.0, 0.5, 0.2, 0.1, 0.05)}, "sigmas sets the cost, 4 calls .*leave max_calls"),
         ({"noise_level": -1.0}, "noise_level"),
         ({"num_samples": 0}, "num_samples"),
     ],
@@ -53,7 +53,7 @@ def test_settings_that_it_does_not_take(settings, message):
             {"quantiles": (0.1, 0.9)},
             "4 samples cannot tell the quantile 0.1; type num_samples=9, or quantiles from",
         ),
-        ({"return_unknown": True}, "no 'return_unknown'; settings are given to the model"),
+        ({"return_unknown": True}, r"no 'return_unknown'; its physics is known; .*type DMILO\(prior, unknown="),
         ({"num_samples": 8}, r"type DMILOSampler\(prior, num_samples=\.\.\.\)\(y, physics\)"),
     ],
 )
