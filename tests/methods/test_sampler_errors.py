@@ -33,7 +33,10 @@ def sampler(**settings):
         ({"sigmas": (1.0, 0.5, 0.2, 0.1, 0.0)}, r"sigmas\[4\]=0.0: type a number above 0"),
         ({"max_calls": 19}, "max_calls=19 .*type at least 20"),
         ({"max_calls": 39, "num_samples": 2}, "max_calls=39 .*type at least 40"),
-        ({"max_calls": 20, "sigmas": (3.0, 1.0, 0.5, 0.2, 0.1, 0.05)}, "sigmas sets the cost, 4 calls .*leave max_calls"),
+        (
+            {"max_calls": 20, "sigmas": (3.0, 1.0, 0.5, 0.2, 0.1, 0.05)},
+            "sigmas sets the cost, 4 calls .*leave max_calls",
+        ),
         ({"noise_level": -1.0}, "noise_level"),
         ({"num_samples": 0}, "num_samples"),
     ],
