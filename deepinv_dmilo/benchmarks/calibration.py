@@ -20,7 +20,7 @@ from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.scoring import Meter
 
-INTERVALS = (0.5, 0.8, 0.95)  # of the intervals
+INTERVALS = (0.5, 0.8, 0.95)  # nominal coverage
 BETWEEN = (0.02, 0.98)  # pixels of the truth that count for coverage: neither black nor white
 SAMPLED_TASKS = ("super-resolution", "inpainting-70", "deblurring", "nonlinear-deblurring", "compressed-sensing")
 DEFAULT_SAMPLER = "DMILOSampler, 100 calls"

@@ -63,7 +63,8 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
     if args.samples is not None and args.samples < 2:
         raise InputError(f"--samples {args.samples}: type at least 2, of which there is a variance")
     args.out.mkdir(parents=True, exist_ok=True)
-    if is_exact and (given := sorted(settings.keys() - {"tasks", "noises", "limit"})) and not args.quick:
+    given = [option for option in options if option not in ("tasks", "noises") and getattr(args, option) is not None]
+    if is_exact and given:
         raise InputError(f"--preset gaussian has its own images; leave --{given[0].replace('_', '-')} out")
     if is_exact and not args.only_write:
         chosen = {option: settings[option] for option in ("tasks", "noises") if option in settings}

@@ -90,7 +90,7 @@ class DMILOSampler(PriorReconstructor):
         if self.noise_level is not None:
             self.noise_level = one_number(self.noise_level)
         self.sigmas = self.schedule.sigmas
-        if self.sigmas is not None and not self.max_calls is self.max_passes is None:
+        if self.sigmas is not None and (self.max_calls, self.max_passes) != (None, None):
             raise ValueError(
                 f"sigmas sets the cost, {CALLS_OF_A_LEVEL} calls for each level and sample; leave max_calls and "
                 "max_passes out"
@@ -192,9 +192,9 @@ def check_quantiles(quantiles: Iterable[float], num_samples: int) -> tuple[float
     try:
         given = tuple(float(q) for q in ((quantiles,) if isinstance(quantiles, float | int) else quantiles))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"quantiles={quantiles!r} are no numbers; type quantiles=(0.05, 0.95)") from error
+        raise TypeError(f"quantiles={quantiles!r} are no numbers; type quantiles=(0.2, 0.8)") from error
     if not given or not all(0 < q < 1 for q in given):
-        raise ValueError(f"quantiles={given} must be between 0 and 1; type quantiles=(0.05, 0.95)")
+        raise ValueError(f"quantiles={given} must be between 0 and 1; type quantiles=(0.2, 0.8)")
     outermost = min(min(q, 1 - q) for q in given)
     needed = round(1 / outermost - 1, 6)
     if num_samples < needed:

@@ -81,10 +81,10 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
     An approximate draw of p(u | z, y), with p(u | z) the normal distribution of its moments, (n, C, H, W).
 
     A draw :math:`u_0` of p(u | z), moved to the minimiser of
-    :math:`f(u) + (u - u_0)^\top C^{-1} (u - u_0) / 2`, with C the covariance and f the likelihood of y with fresh noise
-    added: for a linear A and Gaussian noise an exact draw :footcite:p:`bardsley2014randomize`. The minimiser is
-    approximated by proximal steps in the metric of the octaves of :math:`u_0`: the dual variables that they find are
-    multiplied by C, and the last one corrects what remains.
+    :math:`f(u) + (u - u_0)^\top C^{-1} (u - u_0) / 2`, with C the covariance and f the negative log-likelihood of y
+    with fresh noise added: for a linear A and Gaussian noise an exact draw :footcite:p:`bardsley2014randomize`. The
+    minimiser is approximated by proximal steps with the octaves' spectrum of :math:`u_0 - D(z)` in place of C: the dual
+    variable that the first finds is multiplied by C, and the last corrects what remains.
 
     :param Moments moments: of p(u | z).
     :param objective: f, of clean latents.

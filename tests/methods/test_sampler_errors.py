@@ -49,7 +49,7 @@ def test_settings_that_it_does_not_take(settings, message):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"quantiles": (0.0, 0.5)}, r"quantiles=\(0.0, 0.5\) must be between 0 and 1; type quantiles=\(0.05, 0.95\)"),
+        ({"quantiles": (0.0, 0.5)}, r"quantiles=\(0.0, 0.5\) must be between 0 and 1; type quantiles=\(0.2, 0.8\)"),
         ({"quantiles": ()}, "must be between 0 and 1"),
         ({"quantiles": "middle"}, "quantiles='middle' are no numbers; type quantiles="),
         (
