@@ -7,10 +7,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepinv_dmilo import DiffusionPrior
+from deepinv_dmilo.benchmarks.closed_form import GaussianImages as GaussianImages
+from deepinv_dmilo.benchmarks.closed_form import covariances
 from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.measurements import working_dtype
 from deepinv_dmilo.likelihood.observe import observe as likelihoods_of
-from deepinv_dmilo.likelihood.wiener import _spectrum
 
 
 class AffineNet(torch.nn.Module):
@@ -38,38 +39,6 @@ class ConvNet(torch.nn.Module):
     def forward(self, z, t):
         phase = (t.to(z.dtype) / 1000).view(-1, 1, 1, 1)
         return self.last(self.dropout(torch.tanh(self.first(z) + phase)))
-
-
-class GaussianImages(Denoiser):
-    """Of a 1/f spectrum, mean 0.5 and deviation 0.12: draws of them, and as a denoiser their mean given a noisy one."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.register_buffer("power", _spectrum(torch.zeros(1, 1, *size).double()) * (0.12 / 0.3) ** 2)
-
-    def forward(self, x, sigma):
-        gain = self.power / (self.power + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2)
-        return 0.5 + torch.fft.ifft2(torch.fft.fft2(x - 0.5) * gain).real
-
-    def draw(self, n):
-        white = torch.randn(n, 1, *self.power.shape, generator=torch.Generator().manual_seed(0)).double()
-        return 0.5 + torch.fft.ifft2(torch.fft.fft2(white) * self.power.sqrt()).real
-
-    def posterior(self, y, physics, noise):
-        """Mean and covariance of the images given linear measurements with white noise, by dense matrices."""
-        prior, seen, of_y = covariances(self.power, physics, noise)
-        gain = torch.linalg.solve(of_y, seen)
-        residual = y - physics.A(torch.full_like(self.power, 0.5)[None, None])
-        mean = 0.5 + (residual.flatten(1) @ gain).view(len(y), 1, *self.power.shape)
-        return mean, prior - seen.T @ gain
-
-
-def covariances(power, physics, noise):
-    """Of stationary images x; of linear measurements y with x; of y with white noise: dense matrices."""
-    units = torch.eye(power.numel()).double().view(-1, 1, *power.shape)
-    prior = torch.fft.ifft2(torch.fft.fft2(units) * power).real.flatten(1)
-    A = physics.A(units).flatten(1).T
-    return prior, A @ prior, A @ prior @ A.T + noise**2 * torch.eye(len(A)).double()
 
 
 class MixtureImages(Denoiser):

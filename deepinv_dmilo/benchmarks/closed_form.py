@@ -31,32 +31,44 @@ TRUTHS = 64  # draws of the exact posterior that the intervals are to hold
 class GaussianImages(Denoiser):
     """Grey images of mean 0.5, deviation 0.12 and a 1/f spectrum: draws, and as a denoiser E[x | x + noise]."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
-        rows = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64).square()
-        power = 1 / (rows[:, None] + rows + 1)
+        rows, columns = (torch.fft.fftfreq(n, 1 / max(size), dtype=torch.float64).square() for n in size)
+        power = 1 / (rows[:, None] + columns + 1)
         self.register_buffer("power", STD**2 * power / power.mean())
 
     def forward(self, x: Tensor, sigma: Any, **kwargs: Any) -> Tensor:
         """The mean of x (B, 1, H, W) given itself with noise of standard deviation ``sigma``."""
         gain = self.power / (self.power + torch.as_tensor(sigma, device=x.device).reshape(-1, 1, 1, 1) ** 2)
-        return (MEAN + self.filtered(x - MEAN, gain)).to(x.dtype)
+        return (MEAN + _filtered(x - MEAN, gain)).to(x.dtype)
 
-    def filtered(self, v: Tensor, gain: Tensor) -> Tensor:
-        """v (n, 1, H, W) times a gain for each of its frequencies, in float64."""
-        return torch.fft.ifft2(torch.fft.fft2(v.double()) * gain).real
+    def draw(self, n: int) -> Tensor:
+        """The same n images at every call, (n, 1, H, W), in float64."""
+        white = torch.randn(n, 1, *self.power.shape, generator=torch.Generator().manual_seed(0))
+        return MEAN + _filtered(white, self.power.sqrt())
 
     def posterior(self, y: Tensor, physics: Physics, noise: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the pixels given y (1, ...) of a linear physics, (1, H, W) each, in float64."""
-        side = len(self.power)
-        units = torch.eye(side**2, device=y.device, dtype=y.dtype).view(-1, 1, side, side)
-        a = physics.A(units).double().flatten(1).T
-        prior = self.filtered(units, self.power).flatten(1)
-        seen = prior @ a.T
-        gain = torch.linalg.solve(a @ seen + noise**2 * torch.eye(len(a), device=y.device), seen.T).T
-        surprise = y.double().flatten() - MEAN * a.sum(1)
-        variance = prior.diagonal() - (gain * seen).sum(1)
-        return (MEAN + gain @ surprise).view(1, side, side), variance.view(1, side, side)
+        """Means (B, 1, H, W) given y of a linear physics with white noise, and the covariance of pixels, in float64."""
+        prior, seen, of_y = covariances(self.power, physics, noise, y.dtype)
+        gain = torch.linalg.solve(of_y, seen)
+        residual = y - physics.A(torch.full_like(self.power, MEAN, dtype=y.dtype)[None, None])
+        mean = MEAN + (residual.double().flatten(1) @ gain).view(-1, 1, *self.power.shape)
+        return mean, prior - seen.T @ gain
+
+
+def covariances(
+    power: Tensor, physics: Physics, noise: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of stationary images x; of linear measurements y (of a type) with x; of y with white noise: dense matrices."""
+    units = torch.eye(power.numel(), dtype=dtype).view(-1, 1, *power.shape)
+    prior = _filtered(units, power).flatten(1)
+    a = physics.A(units).double().flatten(1).T
+    return prior, a @ prior, a @ prior @ a.T + noise**2 * torch.eye(len(a), dtype=torch.float64)
+
+
+def _filtered(v: Tensor, gain: Tensor) -> Tensor:
+    """v (n, 1, H, W) times a gain for each of its frequencies, in float64."""
+    return torch.fft.ifft2(torch.fft.fft2(v.double()) * gain).real
 
 
 @dataclass
@@ -101,10 +113,9 @@ def run_closed_form(
     """Run what is missing and append it to ``results.csv``; a tuned rival has no record here, and is left out."""
     if unknown := sorted(set(tasks) - set(GAUSSIAN_TASKS)):
         raise InputError(f"no task {unknown[0]!r} in closed form; type some of {', '.join(GAUSSIAN_TASKS)}")
-    results, images = out / "results.csv", GaussianImages(side)
+    results, images = out / "results.csv", GaussianImages((side, side))
     prior: Any = DenoiserPrior(images, max_noise=MOST_NOISE)
-    white = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
-    x = (MEAN + images.filtered(white, images.power.sqrt())).float()
+    x = images.draw(1).float()
     check_samples(known := read_lines(ClosedForm, results), count, out)
     done = {(r.method, r.task, r.noise) for r in known}
     cells = [(name, noise, task) for name in names for noise in noises for task in tasks]
@@ -116,7 +127,8 @@ def run_closed_form(
             continue
         y: Any = measurements(x, (0,), physics)
         samples, calls, seconds = draw(sampling, Case(prior, (1, side, side), task, noise, weight), y, physics, count)
-        found = compared(samples[0], *images.posterior(y, physics, noise))
+        mean, covariance = images.posterior(y, physics, noise)
+        found = compared(samples[0], mean[0], covariance.diagonal().view_as(mean[0]))
         append_lines([ClosedForm(task, noise, name, count, calls=calls, seconds=seconds, **found)], results)
 
 
