@@ -124,6 +124,7 @@ SAMPLINGS = {
     "DDRM, recommended": _rival("DDRM"),
     "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20)),
     "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40)),
+    "DMILOSampler, 60 calls": Sampling(partial(_ours, calls=60)),
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),
     "DMILO": Sampling(_dmilo),
     "PiGDM, recommended": _rival("PiGDM"),

@@ -61,11 +61,11 @@ def _benchmark(args: argparse.Namespace) -> None:
     if args.solver_path:
         print(SOLVER_FILE)
         return
-    for suite, names in _OF_SUITE.items():
-        for name in names:
-            if name not in _OF_SUITE[args.suite] and getattr(args, name):
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} is of the other suite; type --suite {suite}, or leave it out")
+    for name in dict.fromkeys(name for names in _OF_SUITE.values() for name in names):
+        if name not in _OF_SUITE[args.suite] and getattr(args, name):
+            suites = [suite for suite, names in _OF_SUITE.items() if name in names]
+            told = f"--{name.replace('_', '-')} is of the suite{'s' * (len(suites) > 1)} {' and '.join(suites)}"
+            raise InputError(f"{told}; type --suite {suites[0]}, or leave it out")
     if args.suite == "calibration":
         from deepinv_dmilo.benchmarks.calibration_report import benchmark
 
