@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepinv.loss.metric import PSNR
+from deepinv.loss.metric import PSNR, SSIM, Metric
 from deepinv.physics import Physics
 from torch import Tensor
 
@@ -81,6 +81,10 @@ class Calibration:
     coverage95: float
     calls: float
     seconds: float
+    ssim: float = math.nan
+    ssim_one: float = math.nan
+    stlpips: float = math.nan
+    stlpips_one: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -162,14 +166,12 @@ def weight_of(sampling: Sampling, task: str, noise: float, record: Path | None) 
     return None if record is None else tuned_weight(str(sampling.method), task, noise, record)
 
 
-def measured(samples: Tensor, x: Tensor) -> dict[str, float]:
-    """The statistics of the samples (S, C, H, W) of an image (C, H, W)."""
+def measured(samples: Tensor, x: Tensor, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
+    """The statistics of the samples (S, C, H, W) of an image (C, H, W), with PSNR, SSIM and more metrics."""
     grey = (x > BETWEEN[0]) & (x < BETWEEN[1])
     held = {f"coverage{100 * level:.0f}": coverage(samples[:, grey], x[grey], level) for level in INTERVALS}
-    return {
-        "psnr": PSNR()(samples.mean(0)[None], x[None]).item(),
-        "psnr_one": PSNR()(samples, x.expand_as(samples)).mean().item(),
-        "error": squared_error(samples, x),
-        "predicted": predicted_error(samples),
-        **held,
-    }
+    quality = {}
+    for name, metric in {"psnr": PSNR(), "ssim": SSIM(), **(metrics or {})}.items():
+        quality[name] = metric(samples.mean(0)[None], x[None]).item()
+        quality[f"{name}_one"] = metric(samples, x.expand_as(samples)).mean().item()
+    return {"error": squared_error(samples, x), "predicted": predicted_error(samples), **quality, **held}

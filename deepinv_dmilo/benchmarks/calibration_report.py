@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +32,24 @@ from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.report import cells, chosen_methods, claim_folder
 from deepinv_dmilo.benchmarks.studies import PRESETS, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
+from deepinv_dmilo.tools.metrics import perceptual_metrics
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
 HELD = ("coverage50", "coverage80", "coverage95")
+#: columns of quality: title, digits
+QUALITY = {
+    "psnr": ("PSNR of mean", 2),
+    "psnr_one": ("of one", 2),
+    "ssim": ("SSIM of mean", 3),
+    "ssim_one": ("of one", 3),
+    "stlpips": ("ST-LPIPS of mean", 3),
+    "stlpips_one": ("of one", 3),
+}
 MEANING = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times
 their variance; 1 is calibrated, above 1 they are too narrow. *Coverage*: the share of pixels of the truth between
 {BETWEEN[0]} and {BETWEEN[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, exact
-if samples and truth are Gaussian draws of the same distribution. Calls of the network and seconds are those of a
-sample; a forward pass counts as a call, and so does a backward pass."""
+if samples and truth are Gaussian draws of the same distribution. *Of one*: that of a sample, their mean. Calls of the
+network and seconds are those of a sample; a forward pass counts as a call, and so does a backward pass."""
 EXACT = """Images of a Gaussian prior with a 1/f spectrum, whose posterior has a closed form. *Variance*: that of the
 samples over the exact one (ideal: 1); *error*: the squared error of their mean over the exact variance (ideal: 1/S);
 *coverage*: the share of the exact posterior that the intervals hold. Each is the least and the most over the operators;
@@ -97,6 +108,8 @@ def run_calibration(study: Study, names: Sequence[str], count: int, out: Path) -
     results = out / "results.csv"
     check_samples(known := read_lines(Calibration, results), count, out)
     done = {(r.method, r.task, r.noise, r.image) for r in known}
+    shape = tuple(study.pictures.shape[1:])
+    metrics = perceptual_metrics(shape, study.prior.device, ("stlpips",)) if shape[0] == 3 else {}
     bar = tqdm(list(cells(study, names)), desc="calibration", unit="cell")
     for name, task, noise, chosen in bar:
         bar.set_postfix_str(f"{name}, {task}, {noise}, images {chosen.start}-{chosen.stop - 1}")
@@ -109,12 +122,12 @@ def run_calibration(study: Study, names: Sequence[str], count: int, out: Path) -
             continue
         x = study.pictures[chosen]
         y: Any = measurements(x, numbers, physics)
-        case = Case(study.prior, tuple(x.shape[1:]), task, noise, weight)  # type: ignore[arg-type]
+        case = Case(study.prior, shape, task, noise, weight)  # type: ignore[arg-type]
         samples, calls, seconds = draw(sampling, case, y, physics, count, chosen.start)
         samples = samples.clamp(0, 1).to(x.dtype)
         rows = [
-            Calibration(task, noise, name, i, count, calls=calls, seconds=seconds, **measured(drawn, truth))
-            for i, drawn, truth in zip(numbers, samples, x, strict=True)
+            Calibration(task, noise, name, i, count, calls=calls, seconds=seconds, **measured(of_image, truth, metrics))
+            for i, of_image, truth in zip(numbers, samples, x, strict=True)
         ]
         append_lines([row for row in rows if (name, task, noise, row.image) not in done], results)
         if name == DEFAULT_SAMPLER and chosen.start == 0:
@@ -148,20 +161,17 @@ def write_closed_form(out: Path, command: str, device: str = "cpu") -> None:
 
 def calibration_table(rows: Sequence[Calibration]) -> str:
     """A line for each task and method: its statistics over the images, which share a squared error and a variance."""
-    table = ["| task | method | images | PSNR of mean | of one | ratio | 50 % | 80 % | 95 % | calls | seconds |"]
-    table.append("|---|---|" + "---|" * 9)
+    titles = " | ".join(title for title, _ in QUALITY.values())
+    table = [f"| task | method | images | {titles} | ratio | 50 % | 80 % | 95 % | calls | seconds |"]
+    table.append("|---|---|" + "---|" * (len(QUALITY) + 7))
     for task in _ordered(rows, "task"):
         for method in _ordered(rows, "method"):
             if not (of := [r for r in rows if (r.task, r.method) == (task, method)]):
                 continue
+            quality = [_mean(of, name, digits) for name, (_, digits) in QUALITY.items()]
             held = [f"{100 * known_mean([getattr(r, name) for r in of]):.0f}" for name in HELD]
-            psnr, one, calls, seconds = (
-                mean(getattr(r, n) for r in of) for n in ("psnr", "psnr_one", "calls", "seconds")
-            )
-            table.append(
-                f"| {task} | {method} | {len(of)} | {psnr:.2f} | {one:.2f} | {ratio(of):.2f} | {' | '.join(held)} "
-                f"| {calls:.0f} | {seconds:.2f} |"
-            )
+            values = [str(len(of)), *quality, f"{ratio(of):.2f}", *held, _mean(of, "calls", 0), _mean(of, "seconds", 2)]
+            table.append(f"| {task} | {method} | {' | '.join(values)} |")
     return "\n".join(table)
 
 
@@ -180,6 +190,12 @@ def closed_form_table(rows: Sequence[ClosedForm]) -> str:
 def ratio(rows: Sequence[Calibration]) -> float:
     """The squared error of the means over what the samples predict for it."""
     return sum(r.error for r in rows) / max(sum(r.predicted for r in rows), 1e-12)
+
+
+def _mean(rows: Sequence[Calibration], name: str, digits: int) -> str:
+    """The mean of a column as text; a dash where an image lacks it."""
+    value = mean(getattr(r, name) for r in rows)
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _span(values: list[float], digits: int) -> str:

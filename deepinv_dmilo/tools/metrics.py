@@ -67,10 +67,12 @@ def open_metric(name: str, shape: tuple[int, ...], device: str | torch.device) -
 
 
 @cache
-def perceptual_metrics(shape: tuple[int, ...], device: str | torch.device) -> dict[str, Metric]:
-    """Those that can be had for images (C, H, W), by name; tells which are left out."""
+def perceptual_metrics(
+    shape: tuple[int, ...], device: str | torch.device, names: tuple[str, ...] | None = None
+) -> dict[str, Metric]:
+    """Those (None: all) that can be had for images (C, H, W), by name; tells which are left out."""
     metrics = {}
-    for name in PERCEPTUAL:
+    for name in PERCEPTUAL if names is None else names:
         try:
             metrics[name] = open_metric(name, shape, device)
         except ValueError as error:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from deepinv.loss.metric import SSIM
 from deepinv.physics import GaussianNoise, Inpainting
 from PIL import Image
 from scipy import stats
@@ -22,8 +23,9 @@ from deepinv_dmilo.benchmarks.calibration import (
 from deepinv_dmilo.benchmarks.calibration_report import calibration_table, closed_form_table, open_study
 from deepinv_dmilo.benchmarks.closed_form import ClosedForm, GaussianImages, compared
 from deepinv_dmilo.benchmarks.methods import METHODS
-from deepinv_dmilo.benchmarks.records import read_lines
+from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.priors.pretrained import held_out_images
+from deepinv_dmilo.tools.metrics import perceptual_metrics
 
 
 def gaussian_draws(samples, spread=1.0, n=40_000):
@@ -97,6 +99,30 @@ def test_the_gaussian_denoiser_is_the_posterior_mean_of_denoising():
     torch.testing.assert_close(images(y, 0.1).double(), images.posterior(y, physics, 0.1)[0], rtol=0, atol=1e-5)
 
 
+def test_quality_is_that_of_the_mean_and_the_mean_of_that_of_the_samples():
+    metrics = perceptual_metrics((3, 64, 64), "cpu", ("stlpips",))
+    x = held_out_images("photos")[0, :, 96:160, 96:160]
+    samples = x + 0.1 * torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(0))
+    found = calibration.measured(samples, x, metrics)
+    for name, metric in {"ssim": SSIM(), **metrics}.items():
+        assert found[name] == pytest.approx(metric(samples.mean(0)[None], x[None]).item(), abs=1e-6)
+        assert found[f"{name}_one"] == pytest.approx(metric(samples, x.expand(4, -1, -1, -1)).mean().item(), abs=1e-6)
+    assert found["ssim"] > found["ssim_one"]
+    assert found["stlpips"] < found["stlpips_one"]
+    assert "stlpips" not in calibration.measured(samples, x)
+
+
+def test_results_of_before_ssim_are_read(tmp_path):
+    head = (
+        "task,noise,method,image,samples,psnr,psnr_one,error,predicted,coverage50,coverage80,coverage95,calls,seconds"
+    )
+    (tmp_path / "results.csv").write_text(f"{head}\na,0.1,DMILO,0,8,20,18,1,1,0.5,0.75,1,5,1\n")
+    (row,) = read_lines(Calibration, tmp_path / "results.csv")
+    assert "| a | DMILO | 1 | 20.00 | 18.00 | - | - | - | - | 1.00 |" in calibration_table([row])
+    append_lines([row], tmp_path / "results.csv")
+    assert len(read_lines(Calibration, tmp_path / "results.csv")) == 2
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """Two methods that add noise to A_adjoint(y), one of which is known as DDRM; ``calls`` collects the shapes."""
@@ -126,6 +152,8 @@ def test_the_suite_writes_tables_and_pictures_and_resumes(tmp_path, fake, capsys
     assert len(rows) == 9
     assert len(fake) == 6
     assert {r.samples for r in rows} == {4}
+    assert all(0 < r.ssim_one < r.ssim < 1 for r in rows)
+    assert all(math.isnan(r.stlpips) for r in rows)
     text = (out / "calibration.md").read_text()
     assert "--methods 'DMILOSampler, 100 calls' DDRM" in text
     assert "| inpainting-70 | DDRM, recommended | 3 |" in text
@@ -201,7 +229,9 @@ def test_tables_pool_images_and_leave_out_those_without_grey_pixels():
         Calibration(**values, image=0, error=1.0, predicted=1.0, **held),
         Calibration(**values, image=1, error=5.0, predicted=1.0, **dict.fromkeys(held, math.nan)),
     ]
-    assert "| a | DMILO | 2 | 20.00 | 18.00 | 3.00 | 50 | 75 | 100 | 5 | 1.00 |" in calibration_table(rows)
+    assert "| a | DMILO | 2 | 20.00 | 18.00 | - | - | - | - | 3.00 | 50 | 75 | 100 | 5 | 1.00 |" in calibration_table(
+        rows
+    )
     exact = [ClosedForm("a", 0.1, "DMILO", 8, v, 0.1, 0.5, 0.8, 0.95, 5.0, 1.0) for v in (0.9, 1.1)]
     assert "| DMILO | 2 | 0.90 to 1.10 | 0.100 | 0.50 | 0.80 | 0.95 | 5 |" in closed_form_table(exact)
 
