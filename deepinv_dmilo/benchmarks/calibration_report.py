@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from deepinv_dmilo.benchmarks.figures import known_mean, reliability_figure, sam
 from deepinv_dmilo.benchmarks.methods import METHODS, Case
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.report import cells, chosen_methods, claim_folder
-from deepinv_dmilo.benchmarks.studies import PRESETS, Study, measurements
+from deepinv_dmilo.benchmarks.studies import DRAWN, PRESETS, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.metrics import perceptual_metrics
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -74,31 +75,43 @@ def benchmark(args: argparse.Namespace, device: str, command: str) -> None:
     if args.samples is not None and args.samples < 2:
         raise InputError(f"--samples {args.samples}: type at least 2, of which there is a variance")
     args.out.mkdir(parents=True, exist_ok=True)
-    given = [option for option in options if option not in ("tasks", "noises") and getattr(args, option) is not None]
+    own = [option for option in (*options, "drawn") if option not in ("tasks", "noises")]
+    given = [option for option in own if getattr(args, option) not in (None, False)]
     if is_exact and given:
         raise InputError(f"--preset gaussian has its own images; leave --{given[0].replace('_', '-')} out")
+    if args.drawn and args.images is not None:
+        raise InputError("--drawn draws the pictures from the prior; leave --images out, or --drawn")
     if is_exact and not args.only_write:
         chosen = {option: settings[option] for option in ("tasks", "noises") if option in settings}
         run_closed_form(names, args.out, count=args.samples or (8 if args.quick else 64), **chosen)
     elif not args.only_write:
-        run_calibration(open_study(name, device, settings, args.out), names, args.samples or 8, args.out)
+        study = open_study(name, device, settings, args.out, drawn=args.drawn)
+        run_calibration(study, names, args.samples or 8, args.out)
     (write_closed_form if is_exact else write_calibration)(args.out, command, device)
     print((args.out / "calibration.md").read_text())
     print(f"wrote {args.out}")
 
 
-def open_study(name: str, device: str, settings: dict[str, Any], out: Path) -> Study:
-    """A preset, or the same on other pictures; what its rivals were tuned on may be of another size."""
+def open_study(name: str, device: str, settings: dict[str, Any], out: Path, *, drawn: bool = False) -> Study:
+    """
+    A preset, or the same on other pictures; what its rivals were tuned on may be of another size.
+
+    Pictures that are drawn from the prior are of the size of the preset's crop, or of the prior's, and are kept in out.
+    """
     if name not in PRESETS:
         raise InputError(f"--preset {name}: type one of gaussian, {', '.join(PRESETS)}")
     own = PRESETS[name]
     is_own = not {"prior", "images"} & settings.keys()
     defaults = dict(DEFAULTS.get(name, {})) if is_own else {}
-    crop = None if "size" in settings else defaults.get("crop")
-    defaults.pop("crop", None)
+    crop = defaults.pop("crop", None)
+    crop = None if "size" in settings else crop
+    if drawn:
+        settings, crop = {"size": crop, **settings, "images": DRAWN}, None
     preset = own.with_settings(**{**defaults, **settings})
     preset = replace(preset, record=own.record) if is_own else preset
-    claim_folder(preset, out)
+    claim_folder(preset, out, crop=crop)
+    if drawn:
+        return Study.drawn(preset, device, out / "drawn.pt")
     study = Study.open(preset, device)
     return study if crop is None else replace(study, pictures=center_crop(study.pictures, [crop, crop]))
 
@@ -136,7 +149,9 @@ def run_calibration(study: Study, names: Sequence[str], count: int, out: Path) -
 
 def write_calibration(out: Path, command: str, device: str = "cpu") -> None:
     """``calibration.md``, of what has been run."""
-    text = ["# Calibration", "", f"`{command}`; tables of {sentence(provenance(device))}."]
+    study = json.loads(note.read_text()) if (note := out / "study.json").exists() else {}
+    title = f"# Calibration: pictures {DRAWN}" if study.get("images") == DRAWN else "# Calibration"
+    text = [title, "", f"`{command}`; tables of {sentence(provenance(device))}."]
     rows = read_lines(Calibration, out / "results.csv")
     text += ["", MEANING]
     for noise in sorted({r.noise for r in rows}):

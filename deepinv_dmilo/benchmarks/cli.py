@@ -14,7 +14,7 @@ from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
 _OF_STUDIES = ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write")
 _OF_SUITE = {
     "report": _OF_STUDIES,
-    "calibration": (*_OF_STUDIES, "samples"),
+    "calibration": (*_OF_STUDIES, "samples", "drawn"),
     "digits": ("budgets", "solver", "parallel_config"),
 }
 
@@ -44,6 +44,11 @@ def add_benchmark(commands: Any) -> None:
     report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
     report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
     report.add_argument("--samples", type=int, help="of the calibration, for each picture (default: 8)")
+    report.add_argument(
+        "--drawn",
+        action="store_true",
+        help="calibration: draw the pictures from the prior, so that faults are the sampler's alone; kept in --out",
+    )
     add_bfloat16(report)
     report.add_argument("--only-write", action="store_true", help="run nothing, write tables and pictures again")
     suite = benchmark.add_argument_group("digits")
@@ -122,6 +127,7 @@ def _command(args: argparse.Namespace) -> str:
         "methods",
         "prior",
         "images",
+        "drawn",
         "size",
         "limit",
         "samples",

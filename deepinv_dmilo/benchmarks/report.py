@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from deepinv.loss.metric import Metric
 from torch import Tensor
@@ -198,9 +199,9 @@ def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
     return text
 
 
-def claim_folder(preset: Preset, out: Path) -> None:
-    """Refuse a folder with results of another prior, other pictures, size or precision; else note these there."""
-    ours = {name: getattr(preset, name) for name in ("prior", "images", "size", "bfloat16")}
+def claim_folder(preset: Preset, out: Path, **more: Any) -> None:
+    """Refuse a folder with results of another prior, other pictures, size, precision or more; else note these there."""
+    ours = {name: getattr(preset, name) for name in ("prior", "images", "size", "bfloat16")} | more
     note = out / "study.json"
     theirs = json.loads(note.read_text()) if note.exists() else ours
     if theirs != ours:

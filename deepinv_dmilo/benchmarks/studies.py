@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
+from tqdm import tqdm
 
 from deepinv_dmilo.likelihood.measurements import Measurements, join
+from deepinv_dmilo.priors.families import VariancePreserving
 from deepinv_dmilo.tools.errors import InputError
+from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.images import open_images
 from deepinv_dmilo.tools.options import open_prior
 from deepinv_dmilo.tools.tasks import GUESS_STD, gaussian_kernel, make_physics
@@ -39,6 +43,8 @@ BLIND_TASKS = {f"blind-{task}": KNOWN_TASKS[task] for task in ("deblurring", "mo
 #: all tasks of the reports
 REPORT_TASKS = KNOWN_TASKS | BLIND_TASKS
 NOISES = (0.005, 0.05)
+DRAWN = "drawn from the prior"  # the pictures of a preset that are
+FIRST_SEED = 1_000_000  # of these: far from the seeds of measurements and samplers, whose noise is to be another
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,7 @@ class Study:
             raise InputError(f"no task {unknown[0]!r}; type some of {', '.join(REPORT_TASKS)}")
         if not preset.images:
             raise InputError("no pictures: type --images FOLDER, or the name of a data set of deepinv.datasets")
-        prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)
-        if prior.image_shape is None:
-            raise InputError(f"--prior {preset.prior}: its network does not tell its image size; give a UNet2DModel")
-        channels, height, width = prior.image_shape
-        shape = (channels, height, width) if preset.size is None else (channels, preset.size, preset.size)
-        if prior.for_images(*shape[1:]) is not prior:
-            raise InputError(f"--size {shape[1]}: the network takes multiples of a power of two; type 256, say")
+        prior, shape = _prior_and_shape(preset, device)
         images, names = open_images(preset.images, shape)
         tuning = range(len(names))[slice(*preset.tuning)]
         count = min(preset.limit, tuning.start if tuning.stop == len(names) else len(names))
@@ -141,6 +141,27 @@ class Study:
             )
         pictures, tuned_on = (torch.stack([images[i] for i in rows]).to(device) for rows in (range(count), tuning))
         return cls(preset, prior, pictures, tuned_on)
+
+    @classmethod
+    def drawn(cls, preset: Preset, device: str, file: Path) -> Study:
+        """
+        Load the prior of a preset, and draw pictures from it or read those that are kept in a file; for no tuning.
+
+        :raises InputError, ValueError, FileNotFoundError: what is wrong with it.
+        """
+        if preset.limit < 1:
+            raise InputError(f"--limit {preset.limit}: type at least 1")
+        prior, shape = _prior_and_shape(preset, device)
+        if not (prior.affine and isinstance(getattr(prior, "family", None), VariancePreserving)):
+            raise InputError(f"--drawn takes no flow or latent prior as {preset.prior}; type --images FOLDER instead")
+        pictures = torch.load(file, weights_only=True) if file.exists() else torch.empty(0, *shape)
+        for start in range(len(pictures), preset.limit, preset.batch_size):
+            numbers = range(start, min(start + preset.batch_size, preset.limit))
+            pictures = torch.cat([pictures, draw_pictures(prior, shape, numbers).cpu()])
+            torch.save(pictures, stream := BytesIO())
+            write_whole(file, stream.getvalue())
+        pictures = pictures[: preset.limit].to(device)
+        return cls(preset, prior, pictures, pictures[:0])
 
     def physics(self, task: str, noise: float, kernel: Tensor | None = None) -> Physics:
         """The operator of a task, the same at every call, or that with another blur kernel."""
@@ -153,6 +174,34 @@ class Study:
         if task not in BLIND_TASKS:
             return None
         return gaussian_kernel(GUESS_STD, self.physics(task, 0.0).filter.shape[-1]).to(self.prior.device)  # type: ignore[union-attr]
+
+
+def _prior_and_shape(preset: Preset, device: str) -> tuple[DiffusionPrior, tuple[int, int, int]]:
+    """The prior of a preset, and the shape of its pictures."""
+    prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)
+    if prior.image_shape is None:
+        raise InputError(f"--prior {preset.prior}: its network does not tell its image size; give a UNet2DModel")
+    channels, height, width = prior.image_shape
+    shape = (channels, height, width) if preset.size is None else (channels, preset.size, preset.size)
+    if prior.for_images(*shape[1:]) is not prior:
+        raise InputError(f"--size {shape[1]}: the network takes multiples of a power of two; type 256, say")
+    return prior, shape
+
+
+@torch.no_grad()
+def draw_pictures(prior: DiffusionPrior, shape: tuple[int, int, int], numbers: Sequence[int]) -> Tensor:
+    """Images in [0, 1] by ancestral sampling (DDPM) over all steps of the training; each follows from its number."""
+    from diffusers import DDPMScheduler
+
+    prior, rngs = prior.frozen(), [torch.Generator().manual_seed(FIRST_SEED + number) for number in numbers]
+    alphas = torch.tensor([1.0, *prior.family.alphas_cumprod], dtype=torch.float64)  # type: ignore[attr-defined]
+    betas = (1 - alphas[1:] / alphas[:-1]).tolist()
+    scheduler: Any = DDPMScheduler(len(betas), trained_betas=betas, prediction_type="sample", clip_sample=False)
+    z = torch.cat([torch.randn(1, *shape, generator=rng) for rng in rngs]).to(prior.device)
+    for t in tqdm(scheduler.timesteps.tolist(), desc=f"draws {numbers[0]}-{numbers[-1]}", unit="step"):
+        u = prior.denoise(z, prior.family.at(t))  # type: ignore[attr-defined]
+        z = scheduler.step(u, t, z, generator=rngs).prev_sample
+    return prior.decode(z).clamp(0, 1)
 
 
 def measurements(x: Tensor, numbers: Sequence[int], physics: Physics) -> Measurements:

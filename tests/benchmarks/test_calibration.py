@@ -1,16 +1,20 @@
 """Calibration: its statistics against exact Gaussian draws, a suite that resumes, the closed form against sampling."""
 
+import json
 import math
 
 import pytest
 import torch
 from deepinv.loss.metric import SSIM
 from deepinv.physics import GaussianNoise, Inpainting
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from scipy import stats
+from toys import tiny_unet
 
+from deepinv_dmilo import DiffusionPrior
 from deepinv_dmilo.__main__ import main
-from deepinv_dmilo.benchmarks import calibration
+from deepinv_dmilo.benchmarks import calibration, studies
 from deepinv_dmilo.benchmarks.calibration import (
     SAMPLINGS,
     Calibration,
@@ -24,6 +28,7 @@ from deepinv_dmilo.benchmarks.calibration_report import calibration_table, close
 from deepinv_dmilo.benchmarks.closed_form import ClosedForm, GaussianImages, compared
 from deepinv_dmilo.benchmarks.methods import METHODS
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
+from deepinv_dmilo.benchmarks.studies import draw_pictures
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.metrics import perceptual_metrics
 
@@ -68,8 +73,8 @@ def test_equal_samples_hold_nothing_but_themselves():
 
 
 def test_only_grey_pixels_count_for_coverage():
-    x = torch.tensor([[[0.0, 1.0, 0.5, 0.4]]])
-    samples = x + torch.tensor([[[[0.5, 0.5, 0.0, 0.5]]]]) + 1e-3 * torch.randn(4, 1, 1, 4)
+    x = torch.tensor([0.0, 1.0, 0.5, 0.4]).repeat(1, 8, 2)
+    samples = x + torch.tensor([0.5, 0.5, 0.0, 0.5]).repeat(8, 2) + 1e-3 * torch.randn(4, 1, 8, 8)
     assert calibration.measured(samples, x)["coverage95"] == pytest.approx(0.5)
 
 
@@ -189,6 +194,70 @@ def test_photographs_are_cropped_and_their_rivals_stay_tuned(tmp_path):
     assert open_study("photos", "cpu", {"limit": 1, "size": 128}, tmp_path / "b").pictures.shape[2:] == (128, 128)
 
 
+def test_a_run_does_not_go_on_with_another_crop(tmp_path, capsys):
+    open_study("photos", "cpu", {"limit": 1}, tmp_path)
+    assert json.loads((tmp_path / "study.json").read_text())["crop"] == 64
+    command = ["benchmark", "--suite", "calibration", "--preset", "photos", "--size", "256", "--limit", "1"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "type another --out" in capsys.readouterr().err
+
+
+def test_pictures_of_the_prior_are_those_of_diffusers(monkeypatch):
+    network, scheduler, prior_seed = tiny_unet().eval(), DDPMScheduler(num_train_timesteps=20), studies.FIRST_SEED + 3
+    (expected,) = DDPMPipeline(network, scheduler)(
+        generator=torch.Generator().manual_seed(prior_seed),
+        num_inference_steps=20,
+        output_type="np",
+        return_dict=False,
+    )
+    found = draw_pictures(DiffusionPrior(network, scheduler), (1, 16, 16), (2, 3))
+    assert found.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(found[1], torch.from_numpy(expected[0, :, :, :1]).movedim(-1, 0), rtol=0, atol=1e-4)
+
+
+def test_the_suite_draws_its_pictures_once(tmp_path, fake, monkeypatch, capsys):
+    out, prior = tmp_path / "out", tmp_path / "mine"
+    DDPMPipeline(tiny_unet(), DDPMScheduler(num_train_timesteps=20)).save_pretrained(prior)
+    command = ["benchmark", "--suite", "calibration", "--prior", str(prior), "--drawn", "--noises", "0.05", "--tasks"]
+    command += ["inpainting-70", "--methods", calibration.DEFAULT_SAMPLER, "--out", str(out), "--limit"]
+    assert main([*command, "1"]) == 0
+    assert json.loads((out / "study.json").read_text())["images"] == studies.DRAWN
+    assert (out / "calibration.md").read_text().startswith("# Calibration: pictures drawn from the prior\n")
+    first = torch.load(out / "drawn.pt")
+    assert first.shape == (1, 1, 16, 16)
+    assert main([*command, "2"]) == 0
+    kept = torch.load(out / "drawn.pt")
+    assert torch.equal(kept[:1], first)
+    assert fake == [(1, 1, 16, 16), (2, 1, 16, 16)]
+    monkeypatch.setattr(studies, "draw_pictures", None)
+    study = open_study("photos", "cpu", {"prior": str(prior), "limit": 2}, out, drawn=True)
+    assert torch.equal(study.pictures, kept)
+    capsys.readouterr()
+    assert main([*command, "2", "--images", "photos"]) == 2
+    assert "leave --images out" in capsys.readouterr().err
+    assert main([*command[:5], *command[6:], "2"]) == 2
+    assert "type another --out" in capsys.readouterr().err
+    exact = ["benchmark", "--suite", "calibration", "--preset", "gaussian", "--out", str(tmp_path / "exact")]
+    assert main([*exact, "--drawn"]) == 2
+    assert "leave --drawn out" in capsys.readouterr().err
+
+
+def test_drawn_photographs_are_of_the_size_of_the_crop(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "draw_pictures", lambda prior, shape, numbers: torch.zeros(len(numbers), *shape))
+    study = open_study("photos", "cpu", {}, tmp_path, drawn=True)
+    assert study.pictures.shape == (4, 3, 64, 64)
+    assert calibration.weight_of(SAMPLINGS["DPS, tuned"], "deblurring", 0.05, study.preset.record) > 0
+    (tmp_path / "b").mkdir()
+    assert open_study("digits", "cpu", {"limit": 3}, tmp_path / "b", drawn=True).pictures.shape == (3, 1, 32, 32)
+
+
+def test_a_flow_draws_no_pictures(tmp_path, capsys):
+    DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "flow")
+    command = ["benchmark", "--suite", "calibration", "--prior", str(tmp_path / "flow"), "--drawn"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "type --images FOLDER instead" in capsys.readouterr().err
+
+
 def test_the_closed_form_tells_ours_and_diffpir_from_a_point(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["benchmark", "--suite", "calibration", "--preset", "gaussian", "--tasks", "deblurring", "--noises"]
@@ -229,9 +298,8 @@ def test_tables_pool_images_and_leave_out_those_without_grey_pixels():
         Calibration(**values, image=0, error=1.0, predicted=1.0, **held),
         Calibration(**values, image=1, error=5.0, predicted=1.0, **dict.fromkeys(held, math.nan)),
     ]
-    assert "| a | DMILO | 2 | 20.00 | 18.00 | - | - | - | - | 3.00 | 50 | 75 | 100 | 5 | 1.00 |" in calibration_table(
-        rows
-    )
+    line = "| a | DMILO | 2 | 20.00 | 18.00 | - | - | - | - | 3.00 | 50 | 75 | 100 | 5 | 1.00 |"
+    assert line in calibration_table(rows)
     exact = [ClosedForm("a", 0.1, "DMILO", 8, v, 0.1, 0.5, 0.8, 0.95, 5.0, 1.0) for v in (0.9, 1.1)]
     assert "| DMILO | 2 | 0.90 to 1.10 | 0.100 | 0.50 | 0.80 | 0.95 | 5 |" in closed_form_table(exact)
 
