@@ -126,7 +126,7 @@ SAMPLINGS = {
     DEFAULT_SAMPLER: Sampling(partial(_ours, calls=100)),
     "DiffPIR, recommended": _rival("DiffPIR"),
     "DDRM, recommended": _rival("DDRM"),
-    "DMILOSampler, 20 calls": Sampling(partial(_ours, calls=20)),
+    "DMILOSampler, 30 calls": Sampling(partial(_ours, calls=30)),
     "DMILOSampler, 40 calls": Sampling(partial(_ours, calls=40)),
     "DMILOSampler, 60 calls": Sampling(partial(_ours, calls=60)),
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),

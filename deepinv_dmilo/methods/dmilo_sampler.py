@@ -40,7 +40,7 @@ class DMILOSampler(PriorReconstructor):
     Gaussian p(x) each step is exact but for its iterations and a square root (:doc:`/method`). :doc:`/calibration` has
     what is measured, also on networks. With few photons, one or two a pixel, samples are too narrow.
 
-    A level costs a forward pass and three products with J, of a backward pass each: four calls. The noise of y must be
+    A level costs a forward pass and four products with J, of a backward pass each: five calls. The noise of y must be
     known: Gaussian, Poisson, with a variance of each measurement and others with a standard deviation
     (:doc:`/physics`). Where it is estimated, the samples leave the error of the estimate out.
 
@@ -48,7 +48,7 @@ class DMILOSampler(PriorReconstructor):
     :param float noise_level: standard deviation of the noise of y; None: that of the physics' noise model or, without
         one, an estimate (:doc:`/method`), which costs some more forward passes.
     :param tuple[float] sigmas: standard deviations of the levels, decreasing, for images in [0, 1]; None: from 5 to
-        0.02, as many as the budget affords, 25 by default. They set the cost: four calls for each and sample.
+        0.02, as many as the budget affords, 20 by default. They set the cost: five calls for each and sample.
     :param int num_samples: samples S of each image.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; 100 a sample by
         default. A product with J counts as a call.

@@ -18,7 +18,7 @@ from deepinv_dmilo.utils.rows import column, dot
 # Both ours: evaluations of the likelihood in each proximal step, and halvings of the step along the covariance.
 EVALUATIONS, SHORTENINGS = 10, 4
 # Steps along the covariance for a draw: docs/lab-book/sampler.md.
-PRODUCT_STEPS = 1
+PRODUCT_STEPS = 2
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
 PRODUCTS = 2 + PRODUCT_STEPS
 

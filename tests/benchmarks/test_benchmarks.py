@@ -84,7 +84,7 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
         ("TV", 0, 0),
         ("DMILO, 25 passes", 24, 6),  # a call for the start, for the image of each of four levels, and for the mean
         ("DMILO-PGD, 25 passes", 24, 6),
-        ("DMILOSampler, 8 x 100 calls", 200, 408),  # 1 a sample; 25 levels of a pass and two more backward passes
+        ("DMILOSampler, 8 x 100 calls", 160, 488),  # 1 a sample; 20 levels of a pass and three more backward passes
         ("FAST-DIPS, 75 calls", 0, 75),
         ("SITCOM, 10 x 10", None, 10),  # fewer than 100 passes where the measurements are fitted before
         ("DAPS, 100 calls", 0, 100),
