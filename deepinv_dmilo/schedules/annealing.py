@@ -17,7 +17,7 @@ from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Plan
 
 # Standard deviations of the first and the last level, in [0, 1]: ours.
 FIRST, LAST = 5.0, 0.02
-FEWEST = 6  # levels from which draws are approximate ones of the posterior; docs/calibration.md
+FEWEST = 5  # levels from which draws are approximate ones of the posterior; docs/calibration.md
 CALLS_OF_A_LEVEL = 1 + PRODUCTS
 
 
@@ -45,7 +45,7 @@ class Annealing(Planner):
     @property
     def least_problems(self) -> int:
         """The passes that the fewest levels cost."""
-        return FEWEST * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS
+        return -(-FEWEST * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS)
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """The same levels for all images."""
