@@ -5,6 +5,7 @@ import pytest
 import torch
 from deepinv.utils import TensorList
 from diffusers import DDIMScheduler
+from small_operators import Fourier, blur, gaussian, masked, nonlinear, photons
 from toys import ConvNet, GaussianImages, tiny_autoencoder, tiny_unet, toy_prior
 
 from deepinv_dmilo import Channelwise, Complex, DiffusionPrior, DMILOSampler, Greyscale, LatentPrior, Tiled
@@ -23,10 +24,6 @@ def gaussian_prior():
 def sampler(prior, **settings):
     """Of five levels."""
     return DMILOSampler(prior, **{"num_samples": 2, "sigmas": SIGMAS, **settings})
-
-
-def gaussian(noise=0.05):
-    return dinv.physics.GaussianNoise(noise, rng=torch.Generator().manual_seed(0))
 
 
 def half(noise, channels=1):
@@ -104,24 +101,6 @@ def test_more_noise_leaves_more_open():
     torch.testing.assert_close(*samples)
 
 
-class Fourier(dinv.physics.LinearPhysics):
-    """Half of the frequencies."""
-
-    def A(self, x, **kwargs):
-        return torch.fft.fft2(x, norm="ortho")[..., ::2]
-
-    def A_adjoint(self, y, **kwargs):
-        full = torch.zeros(*y.shape[:-1], SIZE[1], dtype=y.dtype)
-        full[..., ::2] = y
-        return torch.fft.ifft2(full, norm="ortho").real
-
-
-def each_masked():
-    """Another mask for each of three images."""
-    mask = torch.rand(3, 1, *SIZE, generator=torch.Generator().manual_seed(0)) < 0.4
-    return dinv.physics.Inpainting(IMAGE, mask=mask.expand(-1, 3, -1, -1).double(), noise_model=gaussian()).double()
-
-
 def masked_as(physics, images):
     """The physics of some of the images."""
     if isinstance(physics, dinv.physics.Inpainting) and len(physics.mask) > 1:
@@ -130,24 +109,11 @@ def masked_as(physics, images):
     return physics
 
 
-def blur(noise):
-    return dinv.physics.Blur(torch.full((1, 1, 5, 5), 1 / 25), padding="circular", noise_model=noise).double()
-
-
-def nonlinear():
-    def A(x, **kwargs):
-        return torch.nn.functional.avg_pool2d(x, 4).clamp(min=1e-3) ** 0.8
-
-    physics = dinv.physics.Physics(A=A, noise_model=gaussian())
-    physics.img_size = IMAGE
-    return physics
-
-
 PHYSICS = {
-    "nonlinear": nonlinear,
+    "nonlinear": lambda: nonlinear(IMAGE),
     "complex": lambda: Fourier(noise_model=gaussian(), img_size=IMAGE),
-    "mask for each image": each_masked,
-    "photons": lambda: blur(dinv.physics.PoissonNoise(0.05, rng=torch.Generator().manual_seed(0))),
+    "mask for each image": lambda: masked(IMAGE, 3),
+    "photons": lambda: blur(photons()),
     "several parts": lambda: dinv.physics.stack(blur(gaussian()), half(gaussian(0.1), 3)),
 }
 

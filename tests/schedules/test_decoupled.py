@@ -6,8 +6,9 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.loss.metric import PSNR
-from deepinv.physics import GaussianNoise, PoissonNoise
+from deepinv.physics import GaussianNoise
 from diffusers import DDIMScheduler
+from small_operators import Fourier, blur, gaussian, masked, nonlinear, photons
 from toys import ConvNet, Gain, GaussianImages, prior_that_believes, tiny_autoencoder, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, Levels, Positive
@@ -37,12 +38,6 @@ def sigmas(plan):
     return [stage.levels[0].sigma for stage in plan.stages]
 
 
-def masked(images=1, noise=0.05):
-    mask = torch.rand(images, 1, *SIZE, generator=torch.Generator().manual_seed(0)) < 0.4
-    noise_model = GaussianNoise(noise, rng=torch.Generator().manual_seed(0))
-    return dinv.physics.Inpainting(IMAGE, mask=mask.expand(-1, 3, -1, -1).double(), noise_model=noise_model).double()
-
-
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 @pytest.mark.parametrize("task", ["denoising", "deblurring", "inpainting", "super-resolution"])
 def test_they_end_near_the_posterior_mean_where_that_is_known(task, noise):
@@ -63,7 +58,7 @@ def test_they_end_near_the_posterior_mean_where_that_is_known(task, noise):
 
 def test_their_levels_fall_evenly_from_three_times_the_error():
     """And those after them begin lower than without, where the rest of it is hidden."""
-    physics = masked()
+    physics = masked(IMAGE)
     y = physics(torch.rand(1, *IMAGE).double())
     model, plain = (
         DMILO(toy_prior(ConvNet()), max_calls=120, schedule=Levels(decoupled=d), noise_level=0.05)
@@ -105,7 +100,7 @@ def test_their_levels_never_rise(first, count):
     ],
 )
 def test_where_they_are_planned(settings, noise, coarse):
-    physics = dinv.physics.Denoising(GaussianNoise(noise)) if noise < 0.01 else masked(noise=noise)
+    physics = dinv.physics.Denoising(GaussianNoise(noise)) if noise < 0.01 else masked(IMAGE, noise=noise)
     y = physics(torch.rand(1, *IMAGE).double())
     ((_, plan),) = DMILO(toy_prior(ConvNet()), noise_level=noise, **settings).plan(y, physics).groups
     assert bool(decoupled(plan)) is coarse
@@ -131,45 +126,12 @@ def test_blind_problems_refuse_them(method):
         model.check(torch.rand(1, *IMAGE).double(), Gain(sigma=0.3))
 
 
-class Fourier(dinv.physics.LinearPhysics):
-    """Half of the frequencies."""
-
-    def A(self, x, **kwargs):
-        return torch.fft.fft2(x, norm="ortho")[..., ::2]
-
-    def A_adjoint(self, y, **kwargs):
-        full = torch.zeros(*y.shape[:-1], SIZE[1], dtype=y.dtype)
-        full[..., ::2] = y
-        return torch.fft.ifft2(full, norm="ortho").real
-
-
-def gaussian():
-    return GaussianNoise(0.05, rng=torch.Generator().manual_seed(0))
-
-
-def photons():
-    return PoissonNoise(0.05, rng=torch.Generator().manual_seed(0))
-
-
-def blur(noise):
-    return dinv.physics.Blur(torch.full((1, 1, 5, 5), 1 / 25), padding="circular", noise_model=noise).double()
-
-
-def nonlinear():
-    def A(x, **kwargs):
-        return torch.nn.functional.avg_pool2d(x, 4).clamp(min=1e-3) ** 0.8
-
-    physics = dinv.physics.Physics(A=A, noise_model=gaussian())
-    physics.img_size = IMAGE
-    return physics
-
-
 PHYSICS = {
-    "nonlinear": nonlinear,
+    "nonlinear": lambda: nonlinear(IMAGE),
     "complex": lambda: Fourier(noise_model=gaussian(), img_size=IMAGE),
-    "mask": masked,
+    "mask": lambda: masked(IMAGE),
     "photons": lambda: blur(photons()),
-    "several parts": lambda: dinv.physics.stack(blur(gaussian()), masked()),
+    "several parts": lambda: dinv.physics.stack(blur(gaussian()), masked(IMAGE)),
 }
 
 
@@ -211,7 +173,7 @@ def test_any_operator_noise_and_prior_image_by_image_and_in_micro_batches(case, 
 
 def test_a_latent_prior_has_none():
     """Noise of its latents is not that of pixels: the plan is that of the default."""
-    physics = masked()
+    physics = masked(IMAGE)
     y = physics(torch.rand(1, *IMAGE).double())
     inside = DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False)
     prior = LatentPrior(inside, tiny_autoencoder()).double()
@@ -237,7 +199,7 @@ def test_no_gradient_of_the_network_and_one_call_for_each_row(method, num_sample
         return result
 
     monkeypatch.setattr(DMILO, "denoise", denoise)
-    physics = masked()
+    physics = masked(IMAGE)
     y = physics(torch.rand(3, *IMAGE).double())
     settings = {"num_samples": num_samples, "max_calls": 30 * num_samples, "micro_batch": 2, "noise_level": 0.05}
     model = method(toy_prior(Watched()), schedule=DecoupledAlone(decoupled=True), **settings)
@@ -253,7 +215,7 @@ def test_no_gradient_of_the_network_and_one_call_for_each_row(method, num_sample
 
 def test_the_step_on_the_likelihood_is_not_taken_for_what_the_network_believes():
     """A network that believes what it is shown: y is fitted where there is a measurement, and kept elsewhere."""
-    physics = masked(noise=0.01)
+    physics = masked(IMAGE, noise=0.01)
     x = 0.2 + 0.6 * torch.rand(1, *IMAGE, generator=torch.Generator().manual_seed(1)).double()
     y = physics(x)
     model = DMILO(prior_that_believes(), max_calls=60, schedule=DecoupledAlone(decoupled=True), noise_level=0.01)
