@@ -38,17 +38,17 @@ _Done = tuple[int, dict[str, Tensor], dict[str, float]]
 _Batch = Callable[[dict[int, Tensor]], list[_Done]]
 
 
-class _WithStd(nn.Module):
-    """A sampler that keeps the standard deviation of its last call."""
+class _WithSamples(nn.Module):
+    """A sampler that keeps the samples of its last call, (B, S, C, H, W)."""
 
-    std: Tensor
+    samples: Tensor
 
     def __init__(self, sampler: nn.Module) -> None:
         super().__init__()
         self.sampler = sampler
 
     def forward(self, y: Measurements, physics: Physics) -> Tensor:
-        x_hat, self.std = self.sampler(y, physics, return_std=True)
+        x_hat, self.samples = self.sampler(y, physics, return_samples=True)
         return x_hat
 
 
@@ -66,6 +66,7 @@ def evaluate(
     halve_on_out_of_memory: bool = False,
     metrics: Mapping[str, Metric] | None = None,
     uncertainty: bool = False,
+    save_samples: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Measure every image, reconstruct it, score it; write ``images/NAME.png``, ``records/NAME.json`` and, when all are
@@ -93,11 +94,15 @@ def evaluate(
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
     :param metrics: metrics of colour images beside PSNR and SSIM, by name, on the device.
     :param bool uncertainty: also write ``std/NAME.png``, the standard deviation over the samples of the model, called
-        with ``return_std=True``; white is ``std_max`` of the record.
+        with ``return_samples=True``; white is ``std_max`` of the record.
+    :param bool save_samples: also write these samples, ``sample-1/NAME.png``, ``sample-2/NAME.png``, ...
     :return: the records of all images that could be read, by name.
     """
     model.eval()
     state = PartialState()
+    folders = ["images"] + ["std"] * uncertainty
+    if save_samples:
+        folders += [f"sample-{k + 1}" for k in range(model.num_samples)]  # type: ignore[arg-type]
     with ExitStack() as stack:
         if state.is_main_process:  # on behalf of all
             with door():
@@ -106,8 +111,7 @@ def evaluate(
                 _check_settings(out, settings)
             remove_unfinished(out)
         state.wait_for_everyone()
-        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory, metrics, uncertainty)
-        folders = ("images", *(["std"] if uncertainty else []))
+        run = partial(_reconstruct, model, names, physics, seed, device, halve_on_out_of_memory, metrics, folders)
         records, unreadable = _evaluate_share(run, images, names, out, batch_size, folders)
         gathered = sorted(gather_object(list(records.values())), key=lambda record: record["name"])
         missing = dict(sorted(gather_object(list(unreadable.items()))))
@@ -151,17 +155,20 @@ def _reconstruct(
     device: str | torch.device,
     halve_on_out_of_memory: bool,
     metrics: Mapping[str, Metric] | None,
-    uncertainty: bool,
+    folders: Sequence[str],
     x: dict[int, Tensor],
 ) -> list[_Done]:
     """Reconstructions of a batch of images by index, and their scores."""
     y = join([noisy_measurements(x[i][None].to(device), physics, names[i], seed) for i in x])
-    called = _WithStd(model) if uncertainty else model
+    called = _WithSamples(model) if len(folders) > 1 else model
     run = partial(score, called, torch.stack(list(x.values())).to(device), y, physics, seed=seed, metrics=metrics)
     x_hat, scores = _halving(model, len(x), run) if halve_on_out_of_memory else run()
     done = [(i, {"images": image}, values) for i, image, values in zip(x, x_hat, scores, strict=True)]
-    for (_, pictures, values), std in zip(done, called.std if isinstance(called, _WithStd) else (), strict=False):
-        pictures["std"], values["std_max"] = scaled_to_white(std)
+    kept = called.samples if isinstance(called, _WithSamples) else ()
+    for (_, pictures, values), samples in zip(done, kept, strict=False):
+        if "std" in folders:
+            pictures["std"], values["std_max"] = scaled_to_white(samples.std(0))
+        pictures |= zip([folder for folder in folders if folder not in ("images", "std")], samples, strict=False)
     return done
 
 

@@ -44,6 +44,11 @@ def add_evaluate(commands: Any) -> None:
         help=f"also write std/NAME.png, the standard deviation over samples of the posterior (--method {SAMPLER}); "
         "white is std_max of the record",
     )
+    command.add_argument(
+        "--save-samples",
+        action="store_true",
+        help=f"also write the samples (--method {SAMPLER}): sample-1/NAME.png, sample-2/NAME.png, ...",
+    )
     command.add_argument("--prior", help=f"{PRIOR_HELP} (default: the data set's own, else photos)")
     command.add_argument(
         "--noise", type=float, default=SIMULATED_NOISE, help=f"{NOISE_HELP}(default: {SIMULATED_NOISE})"
@@ -107,6 +112,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "micro_batch",
         "data_root",
         "uncertainty",
+        "save_samples",
     )  # results do not depend on them
     settings = {name: value for name, value in vars(args).items() if name not in free}
     if not args.metrics:
@@ -130,6 +136,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             halve_on_out_of_memory=auto,
             metrics=metrics,
             uncertainty=args.uncertainty,
+            save_samples=args.save_samples,
         )
     if not state.is_main_process:
         return 0  # the exit code is the first process's, which may still be at work

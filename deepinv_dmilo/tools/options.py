@@ -23,7 +23,7 @@ DOWNSAMPLING_HELP = (
     "Downsampling, that of papers); what it costs not to know it is in docs/own_pictures.md"
 )
 NOISE_HELP = "standard deviation of the noise, images in [0, 1] "
-SAMPLER = "dmilo-sampler"  # the method that --uncertainty implies
+SAMPLER = "dmilo-sampler"  # the method that --uncertainty and --save-samples imply
 SHARED = ("max_calls", "max_passes", "num_samples")  # settings that methods of other packages need not take
 
 
@@ -42,7 +42,9 @@ def add_method(command: argparse._ActionsContainer) -> None:
     """Add what says which task and which method."""
     command.add_argument("--task", required=True, choices=TASKS)
     command.add_argument(
-        "--method", choices=registry.available(), help=f"(default: dmilo; with --uncertainty {SAMPLER})"
+        "--method",
+        choices=registry.available(),
+        help=f"(default: dmilo; with --uncertainty or --save-samples {SAMPLER})",
     )
     command.add_argument("--published", action="store_true", help="the paper's settings for the task (slow)")
     command.add_argument(
@@ -124,16 +126,17 @@ def task_options(args: argparse.Namespace, noise: float, without: str | None = N
 
 
 def choose_method(args: argparse.Namespace) -> None:
-    """Fill in the method of the command line; refuse to tell an uncertainty where there is none."""
-    args.method = args.method or (SAMPLER if args.uncertainty else "dmilo")
-    if not args.uncertainty:
-        return
-    if args.method != SAMPLER:
-        raise ValueError(f"--uncertainty goes with --method {SAMPLER}, not {args.method}; leave one of them out")
-    if getattr(args, "blind", False):
-        raise ValueError("--uncertainty needs an operator that is known, as the blur of --kernel; leave --blind out")
-    if args.num_samples == 1:
-        raise ValueError("--uncertainty needs several samples; type --num-samples 8, or leave --num-samples out")
+    """Fill in the method of the command line; refuse options of samples where there are none."""
+    options = {"--uncertainty": args.uncertainty, "--save-samples": args.save_samples}
+    given = [option for option, value in options.items() if value]
+    args.method = args.method or (SAMPLER if given else "dmilo")
+    for option in given:
+        if args.method != SAMPLER:
+            raise ValueError(f"{option} goes with --method {SAMPLER}, not {args.method}; leave one of them out")
+        if getattr(args, "blind", False):
+            raise ValueError(f"{option} needs an operator that is known, as the blur of --kernel; leave --blind out")
+        if args.num_samples == 1:
+            raise ValueError(f"{option} needs several samples; type --num-samples 8, or leave --num-samples out")
 
 
 def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reconstructor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
+from deepinv_dmilo import registry
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import shown, write_whole
 from deepinv_dmilo.tools.options import (
@@ -47,6 +48,11 @@ def add_reconstruct(commands: Any) -> None:
         type=png,
         help="PNG to write of the standard deviation of each pixel over samples of the posterior (--method "
         f"{SAMPLER}); white is the largest, which is printed",
+    )
+    command.add_argument(
+        "--save-samples",
+        action="store_true",
+        help=f"also write the samples (--method {SAMPLER}) beside the PNG: NAME-sample-1.png, NAME-sample-2.png, ...",
     )
     command.add_argument("--simulate", action="store_true", help="degrade IMAGE first; print PSNR before and after")
     command.add_argument(
@@ -124,15 +130,20 @@ def _reconstruct(args: argparse.Namespace) -> None:
         model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
-    wanted = "return_unknown" if args.blind else "return_std" if args.uncertainty else None
-    x_hat, more = model(y, physics, **{wanted: True}) if wanted else (model(y, physics), {})
+    asked = {"return_unknown": args.blind, "return_std": args.uncertainty, "return_samples": args.save_samples}
+    wanted = [name for name, value in asked.items() if value]
+    result = model(y, physics, **dict.fromkeys(wanted, True))
+    x_hat, *more = result if wanted else [result]
+    results = dict(zip(wanted, more, strict=True))
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
     shown = center_crop(x_hat, area)
     pictures, white = {args.out: shown[0]}, 0.0
     if args.blind:
-        pictures |= {_kernel_file(args.out): k[0] / k.max() for k in more.values()}
+        pictures |= {_kernel_file(args.out): k[0] / k.max() for k in results["return_unknown"].values()}
     if args.uncertainty:
-        pictures[args.uncertainty], white = scaled_to_white(center_crop(more, area)[0])
+        pictures[args.uncertainty], white = scaled_to_white(center_crop(results["return_std"], area)[0])
+    if args.save_samples:
+        pictures |= zip(_sample_files(args), center_crop(results["return_samples"], area)[0], strict=True)
     _write(pictures)
     if args.uncertainty:
         estimated = "" if noise else ", without the error of the estimated noise level; --noise tells it"
@@ -167,6 +178,12 @@ def _write(pictures: dict[Path, Tensor]) -> None:
 def _kernel_file(out: Path) -> Path:
     """Where the blur that was found goes, beside the picture."""
     return out.with_name(f"{out.stem}-kernel.png")
+
+
+def _sample_files(args: argparse.Namespace) -> list[Path]:
+    """Where the samples go, beside the picture."""
+    count = args.num_samples or registry.get(args.method).num_samples
+    return [args.out.with_name(f"{args.out.stem}-sample-{k + 1}.png") for k in range(count)]
 
 
 def _first_guess(args: argparse.Namespace, kernel: Tensor | None, height: int, width: int) -> Tensor:
@@ -217,6 +234,8 @@ def _check_pictures(args: argparse.Namespace) -> None:
     written = [(f"--out {args.out}", args.out)]
     if args.blind:
         written.append((written[0][0], _kernel_file(args.out)))
+    if args.save_samples:
+        written += [(written[0][0], file) for file in _sample_files(args)]
     if args.uncertainty:
         written.append((f"--uncertainty {args.uncertainty}", args.uncertainty))
     for file in filter(None, (args.image, args.mask, args.kernel)):
@@ -230,7 +249,7 @@ def _check_pictures(args: argparse.Namespace) -> None:
     for option, out in written:
         if out.is_dir() or not os.access(out.parent, os.W_OK):
             raise ValueError(f"{option}: no file can be written there; type a name in a folder that is there")
-    if args.uncertainty and args.uncertainty.resolve() == args.out.resolve():
+    if args.uncertainty and args.uncertainty.resolve() in [out.resolve() for _, out in written[:-1]]:
         raise ValueError(f"--uncertainty {args.uncertainty} is --out, too; type another")
     if args.simulate:
         return

@@ -18,7 +18,7 @@ from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.evaluate import evaluate, noisy_measurements
 from deepinv_dmilo.tools.images import open_images
-from deepinv_dmilo.tools.pictures import as_png
+from deepinv_dmilo.tools.pictures import as_png, read_picture
 from deepinv_dmilo.tools.tasks import make_physics
 
 LAUNCH_TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -341,6 +341,7 @@ def test_killed_and_started_again(tmp_path, capsys):
         (["--batch-size", "0"], "--batch-size 0: type a whole number"),
         (["--micro-batch", "half"], "--micro-batch half: type a whole number of at least 1, or auto"),
         (["--prior", "nothing here"], "neither a bundled prior"),
+        (["--save-samples", "--method", "dmilo"], "--save-samples goes with --method dmilo-sampler, not dmilo; leave"),
         (["--metrics", "psnr"], "no metric 'psnr'; type some of lpips, stlpips (PSNR and SSIM are always there)"),
         (["--metrics", "stlpips"], "the metric stlpips cannot be had"),  # digits are too small for it
     ],
@@ -398,3 +399,22 @@ def test_the_standard_deviation_of_each_image_is_kept_and_made_where_it_is_missi
         assert 0.01 < record["std_max"] < 0.75
         with Image.open(tmp_path / "std" / f"{record['name']}.png") as picture:
             assert picture.getextrema()[1] == 255
+
+
+def test_the_samples_of_each_image_are_kept_and_made_where_one_is_missing(tmp_path):
+    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "40", "--num-samples", "2"]
+    command += ["--batch-size", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*command, "--save-samples", "--method", "dmilo-sampler"]) == 0
+    assert not (tmp_path / "std").exists()
+    folders = [tmp_path / name for name in ("images", "sample-1", "sample-2")]
+    before = {f: f.read_bytes() for folder in folders for f in folder.iterdir()}
+    assert len(before) == 6
+    mean, *samples = (torch.stack([read_picture(f) for f in sorted(folder.iterdir())]) for folder in folders)
+    torch.testing.assert_close(mean, sum(samples) / 2, rtol=0, atol=1.01 / 255)
+    assert (samples[0] - samples[1]).abs().mean() > 0.01
+    written = {f: f.stat().st_mtime_ns for f in before}
+    (tmp_path / "sample-2" / "00001.png").unlink()
+    assert main([*command, "--save-samples", "--method", "dmilo-sampler"]) == 0
+    again = {f for f in before if f.stat().st_mtime_ns != written[f]}
+    assert again == {folder / "00001.png" for folder in folders}
+    assert {f: f.read_bytes() for folder in folders for f in folder.iterdir()}.keys() == before.keys()

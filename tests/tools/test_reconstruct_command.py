@@ -93,6 +93,26 @@ def test_the_standard_deviation_of_samples_is_written_and_what_is_white(digit, t
     assert f"white is a standard deviation of {white.item():.2g}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["--uncertainty", "std.png"]])
+def test_samples_are_written_beside_their_mean(more, digit, tmp_path, monkeypatch, capsys):
+    """--save-samples implies the sampler."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "40", "--save-samples"]
+    assert main(["reconstruct", str(digit), *DIGITS, *options, "--out", "out.png", *more]) == 0
+    files = [Path(f"out-sample-{k}.png") for k in (1, 2)]
+    assert all(f"wrote {file}" in capsys.readouterr().out for file in files[:1])
+    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=40)
+    samples = model.solve(
+        read_picture(digit)[None, :1], dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    ).samples
+    written = torch.stack([read_picture(file)[:1] for file in files])
+    torch.testing.assert_close(written, samples[0].clamp(0, 1), rtol=0, atol=1.01 / 255)
+    assert Path("std.png").exists() == bool(more)
+    files[1].rename("mine.png")
+    assert main(["reconstruct", "out-sample-1.png", *DIGITS, *options, "--out", "out.png"]) == 2
+    assert "out-sample-1.png would be lost; type another" in capsys.readouterr().err
+
+
 def test_priors_lists_what_is_bundled(capsys):
     assert main(["priors"]) == 0
     out = capsys.readouterr().out
@@ -257,6 +277,13 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
             "--uncertainty goes with --method dmilo-sampler, not dmilo",
         ),
         ({"--uncertainty": "std.png", "--num-samples": "1"}, "--uncertainty needs several samples"),
+        (
+            {"--save-samples": None, "--method": "dmplug"},
+            "--save-samples goes with --method dmilo-sampler, not dmplug; leave one of them out",
+        ),
+        ({"--save-samples": None, "--num-samples": "1"}, "--save-samples needs several samples; type --num-samples 8"),
+        ({"--save-samples": None, "--task": "deblurring", "--blind": None}, "leave --blind out"),
+        ({"--save-samples": None, "--num-samples": "-1"}, "num_samples=-1: type a whole number"),
         ({"--uncertainty": "std.png", "--task": "deblurring", "--blind": None}, "leave --blind out"),
         ({"--method": "dmilo-sampler", "--task": "deblurring", "--blind": None}, "takes no unknown blur"),
         ({"--uncertainty": "std.jpg"}, "must end in .png"),
