@@ -57,6 +57,8 @@ class PriorReconstructor(Configured):
 
     #: default calls of the network per sample: ours
     calls_of_a_sample: ClassVar[int] = 200
+    #: what to type where pixels become NaN or infinite
+    if_not_finite: ClassVar[str] = SLOWER
 
     prior: Prior
     _: KW_ONLY
@@ -213,7 +215,7 @@ class PriorReconstructor(Configured):
         :raises TypeError, ValueError: y, physics, prior and init do not fit; the message says which and what to type.
         :raises FloatingPointError: the objective is not finite.
         """
-        check_misplaced(misplaced, type(self).__name__, "compute_metrics, return_unknown")
+        check_misplaced(misplaced, type(self).__name__, "compute_metrics, return_unknown", blind=bool(self.unknown))
         if return_unknown and not self.unknown:
             raise ValueError('return_unknown=True needs a blind problem; type DMILO(prior, unknown={"filter": kernel})')
         solution = self.solve(y, physics, init=init, x_gt=x_gt, compute_metrics=compute_metrics)
@@ -256,7 +258,7 @@ class PriorReconstructor(Configured):
             for posterior, plan in groups:
                 x, score = self.reconstruct(posterior, plan, monitor)
                 if not torch.isfinite(x).all():
-                    raise FloatingPointError(f"the last step left NaN or infinite pixels; {SLOWER}")
+                    raise FloatingPointError(f"the last step left NaN or infinite pixels; {self.if_not_finite}")
                 numbers, places = posterior.image_numbers, chosen_rows(posterior, score)
                 images[numbers] = of_samples(posterior, x, places).to(images)
                 samples[numbers] = x.view(self.num_samples, -1, *x.shape[1:]).transpose(0, 1).to(images)

@@ -75,6 +75,7 @@ class DMILOSampler(PriorReconstructor):
     """
 
     calls_of_a_sample: ClassVar[int] = 100
+    if_not_finite: ClassVar[str] = "use float32 weights, or a larger noise_level"
     moved: ClassVar[dict[str, str]] = {
         "data_fidelity": "a sampler draws the noise of y; type noise_level=..., or give the physics its noise model",
         "unknown": "for blind problems, type DMILO(prior, unknown=...)",

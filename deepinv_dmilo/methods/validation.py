@@ -52,15 +52,18 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     return shape
 
 
-def check_misplaced(misplaced: dict[str, object], method: str, known: str) -> None:
+def check_misplaced(misplaced: dict[str, object], method: str, known: str, *, blind: bool = False) -> None:
     """Refuse arguments of a call of a method that it does not take."""
     for name in misplaced:
         hint = f"settings are given to the model: type {method}(prior, {name}=...)(y, physics)"
         if name in ("return_std", "return_samples", "quantiles"):
-            hint = (
-                "the spread of its samples is no uncertainty: type "
-                f"DMILOSampler(prior)(y, physics, {name}=...), or for the estimates solve(y, physics).samples"
-            )
+            sampler, estimates = f"DMILOSampler(prior)(y, physics, {name}=...)", "solve(y, physics).samples"
+            hint = f"the spread of its samples is no uncertainty: type {sampler}, or for the estimates {estimates}"
+            if blind:
+                hint = (
+                    f"samples of blind problems are estimates, {estimates}; for those of the posterior, give the "
+                    f"physics the parameters that were found, and type {sampler}"
+                )
         if name == "return_unknown":
             hint = "its physics is known; for blind problems, type DMILO(prior, unknown=...)"
         raise TypeError(f"a call takes y, physics, init, x_gt, {known}, and no {name!r}; {hint}")

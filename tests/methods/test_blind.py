@@ -84,6 +84,14 @@ def test_the_first_image_is_not_taken_back_by_a_blur_that_is_only_guessed():
     assert guessed < held / 2
 
 
+@pytest.mark.parametrize("asked", ["return_std", "return_samples", "quantiles"])
+def test_samples_of_the_posterior_need_the_parameters(asked):
+    model = DMILO(prior_that_believes(), unknown={"gain": Positive(torch.ones(1, 1, 1, 1).double())}, **NEAR)
+    hint = rf"estimates, solve\(y, physics\)\.samples; .* parameters that were found, .*{asked}=\.\.\."
+    with pytest.raises(TypeError, match=hint):
+        model(torch.rand(1, *SHAPE).double(), Gain(), **{asked: True})
+
+
 def test_a_parameter_of_the_name_of_one_of_the_noise_leaves_the_noise_alone():
     x = 0.5 + 0.2 * torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
     physics = Gain()

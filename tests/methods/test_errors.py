@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from toys import ConvNet, tiny_unet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMPlug, Levels
+from deepinv_dmilo import DMILO, DMILOPGD, LBFGS, DiffusionPrior, DMILOSampler, DMPlug, Levels
 from deepinv_dmilo.optim import lbfgs
 from deepinv_dmilo.utils.memory import is_out_of_memory
 
@@ -234,6 +234,8 @@ def test_divergence_names_step_and_row(physics):
         DMILO(prior, noise_level=0.1)(y, physics)
     with pytest.raises(FloatingPointError, match=r"all layers, outer step 1: .* became nan in step 1 of row 0; lower"):
         DMPlug(prior)(y, physics)
+    with pytest.raises(FloatingPointError, match="infinite pixels; use float32 weights, or a larger noise_level"):
+        DMILOSampler(prior, noise_level=0.1, num_samples=1)(y, physics)
 
 
 @pytest.mark.parametrize(
