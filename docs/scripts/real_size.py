@@ -31,6 +31,7 @@ from deepinv_dmilo.optim.solvers import LBFGS
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.schedules.levels import Levels
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import Meter
 from deepinv_dmilo.tools.tasks import make_physics
@@ -140,7 +141,7 @@ def _measured(run: Reconstruct, prior: DiffusionPrior, y: Tensor, physics: Physi
     with Meter(prior.network, prior.device) as meter:
         run(y, physics)
     return {
-        "seconds": meter.seconds / (meter.passes + meter.calls / 3),
+        "seconds": meter.seconds / (meter.passes + meter.calls / CALLS_OF_A_PASS),
         "whole": meter.seconds / len(y),
         "passes": meter.passes / len(y),
         "memory": meter.peak / 1e9,
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     where = (
         f"`python docs/scripts/real_size.py {' '.join(sys.argv[1:] if argv is None else argv)}` ; "
         f"{sentence(provenance(args.device))}. A pass is a forward "
-        "and backward pass; a forward pass alone counts a third. Memory is that of the whole process on a CPU "
+        "and backward pass; a forward pass alone counts half of one. Memory is that of the whole process on a CPU "
         "(weights, libraries and all), what torch allocated on a GPU. Relative: to the first line of the same "
         "table and batch. Of the large network an image gets a few passes only.\n\n"
     )
