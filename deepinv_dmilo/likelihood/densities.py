@@ -46,6 +46,8 @@ class Density:
     """
 
     names: ClassVar[tuple[str, ...]] = ()
+    #: whether the gradient with respect to A(x) is (A(x) - y) / variance at A(x): a natural exponential family
+    is_natural: ClassVar[bool] = False
     parameters: tuple[Tensor, ...]
 
     def __init_subclass__(cls, *, of: type[NoiseModel] | None = None, names: tuple[str, ...] = ()) -> None:
@@ -79,6 +81,8 @@ class Density:
 class Normal(Density):
     """Gaussian noise of one of several operators: sigma."""
 
+    is_natural = True
+
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         (sigma,) = self.of_rows(rows, measured)
         return ((measured - y) / sigma).square() / 2
@@ -96,6 +100,8 @@ class Poisson(Density, of=PoissonNoise, names=("gain",)):
     :math:`A(x) / \gamma + (\sigma / \gamma)^2`: the first three moments agree. A floor is added to the Gaussian
     variance, so that dark measurements do not outweigh all others; it grows with the mean count.
     """
+
+    is_natural = True
 
     @classmethod
     def of_noise(cls, noise: NoiseModel) -> Poisson | None:
@@ -136,6 +142,8 @@ class LogPoisson(Density, of=LogPoissonNoise, names=("N0", "mu")):
 
 class Gamma(Density, of=GammaNoise, names=("l",)):
     """Multiplicative speckle: number of looks l."""
+
+    is_natural = True
 
     def __call__(self, measured: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         (looks,) = self.of_rows(rows, measured)

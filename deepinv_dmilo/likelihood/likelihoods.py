@@ -120,6 +120,10 @@ class Likelihood:
         """The Gaussian likelihood with the variances of the noise at images x."""
         return self.gaussian(self.mean_variance(x))
 
+    def tangent_at(self, x: Tensor) -> Likelihood:
+        """A Gaussian likelihood of the same gradient at images x, where a noise model has one; else this one."""
+        return self
+
     def simulated_at(self: _Likelihood, x: Tensor) -> _Likelihood:
         """This likelihood with its noise simulated at images x; unchanged unless it is simulated."""
         return self
@@ -242,6 +246,9 @@ class NonGaussianNoise(NonGaussian):
 
     def largest_variance(self, x: Tensor) -> Tensor:
         return torch.stack([t.flatten(1).amax(1) for t in parts(self.std(x))]).amax(0).square()
+
+    def tangent_at(self, x: Tensor) -> Likelihood:
+        return self.gaussian_at(x) if all(one.is_natural for one in self.densities) else self
 
     def gaussian_at(self, x: Tensor) -> Gaussian:
         squares = [t.square() for t in parts(self.std(x))]

@@ -38,7 +38,7 @@ class DMILOSampler(PriorReconstructor):
     :footcite:p:`bardsley2014randomize`, and fresh noise of the next level is added :footcite:p:`zhang2025daps`:
     annealed Gibbs sampling of images and latents :footcite:p:`vono2019split`. For a linear A, Gaussian noise and a
     Gaussian p(x) each step is exact but for its iterations and a square root (:doc:`/method`). :doc:`/calibration` has
-    what is measured, also on networks. With few photons, one or two a pixel, samples are too narrow.
+    what is measured, also on networks.
 
     A level costs a forward pass and four products with J, of a backward pass each: five calls. The noise of y must be
     known: Gaussian, Poisson, with a variance of each measurement and others with a standard deviation
@@ -131,7 +131,7 @@ class DMILOSampler(PriorReconstructor):
         u = posterior.in_parts(lambda prior, part: prior.encode(part), x)
         for stage in plan.stages:
             likelihood, level = self.schedule.likelihood(posterior, plan, stage, x), stage.levels[0]
-            perturbed = likelihood.perturbed(x, partial(_noise, posterior, stage.index))
+            perturbed = likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, stage.index))
             z, e = (posterior.noise(purpose, stage.index) for purpose in ("level", "sample"))
             z = level.signal * u + level.noise * z
             for rows in torch.arange(len(z), device=z.device).split(self.micro_batch or len(z)):

@@ -3,7 +3,16 @@
 import deepinv as dinv
 import pytest
 import torch
-from deepinv.physics import Denoising, GaussianNoise, LaplaceNoise, PoissonNoise, SaltPepperNoise
+from deepinv.physics import (
+    Denoising,
+    GammaNoise,
+    GaussianNoise,
+    LaplaceNoise,
+    LogPoissonNoise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SaltPepperNoise,
+)
 from deepinv.utils import TensorList
 from toys import observe
 
@@ -82,6 +91,25 @@ def test_noise_on_top_is_that_of_the_image_where_it_depends_on_it():
     laplace = observe(y, Denoising(LaplaceNoise(0.1)).double())
     counted = laplace.forward.units.scale * (laplace.perturbed(x, lambda _: one).y - laplace.y)
     torch.testing.assert_close(counted, torch.full_like(y, 2**0.5 * 0.1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rtol"),
+    [(GammaNoise(3.0), 1e-6), (PoissonNoise(0.04), 0.1), (PoissonGaussianNoise(0.04, 0.1), 0.1)],  # of the floors
+)
+def test_the_tangent_is_gaussian_and_of_the_same_gradient(noise, rtol):
+    y, x = (0.3 + 0.6 * torch.rand(2, *IMAGE).double() for _ in range(2))
+    likelihood = observe(y, Denoising(noise).double())
+    tangent = likelihood.tangent_at(x)
+    assert tangent.is_gaussian
+    slopes = [torch.autograd.functional.vjp(one, x, torch.ones(2).double())[1] for one in (likelihood, tangent)]
+    torch.testing.assert_close(*slopes, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("noise", [LaplaceNoise(0.1), LogPoissonNoise(100.0, 1.0), GaussianNoise(0.1)])
+def test_other_noise_is_its_own_tangent(noise):
+    likelihood = observe(torch.rand(2, *IMAGE).double(), Denoising(noise).double())
+    assert likelihood.tangent_at(torch.rand(2, *IMAGE).double()) is likelihood
 
 
 def test_a_likelihood_that_knows_no_noise_has_none_on_top():

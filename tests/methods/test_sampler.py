@@ -47,6 +47,21 @@ def test_mean_spread_and_intervals_are_those_of_the_posterior(task, noise):
     torch.testing.assert_close(below[1::2] - below[::2], torch.tensor([0.5, 0.8, 0.95]).double(), rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("noise", [dinv.physics.PoissonNoise(1.0), dinv.physics.GammaNoise(1.0)])
+def test_the_spread_is_the_error_of_the_mean_with_half_a_photon_a_pixel(noise):
+    """And with one look at speckle: normal noise on top of y would be cut off at 0."""
+    images, num_samples = GaussianImages(SIZE), 8
+    x, physics = images.draw(32), dinv.physics.Denoising(noise).double()
+    model = DMILOSampler(
+        DiffusionPrior.from_denoiser(images, max_noise=40.0),
+        num_samples=num_samples,
+        max_calls=calls(15, num_samples),
+        rng=torch.Generator().manual_seed(0),
+    )
+    mean, std = model(physics(x), physics, return_std=True)
+    assert 0.85 < (mean - x).square().mean() / ((1 + 1 / num_samples) * std.square().mean()) < 1.2
+
+
 def four_modes():
     """Images around one of four pictures that are nearly alike in the left half."""
     images = GaussianImages((8, 12))
