@@ -160,10 +160,13 @@ def draw(
 
 
 def weight_of(sampling: Sampling, task: str, noise: float, record: Path | None) -> float | None:
-    """The weight of a rival; None: there is no record of its tuning."""
+    """The weight of a rival; None: there is no record of its tuning for the task."""
     if not sampling.tuned:
         return 0.0 if sampling.method is None else METHODS[sampling.method].recommended
-    return None if record is None else tuned_weight(str(sampling.method), task, noise, record)
+    try:
+        return None if record is None else tuned_weight(str(sampling.method), task, noise, record)
+    except ValueError:
+        return None
 
 
 def measured(samples: Tensor, x: Tensor, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:

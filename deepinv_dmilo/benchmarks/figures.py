@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deepinv_dmilo.benchmarks.records import Row
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS
 from deepinv_dmilo.tools.folder import write_whole
 
 WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
@@ -112,8 +113,8 @@ def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Fig
     return figure
 
 
-def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str], against: str = "passes") -> Figure:
-    """PSNR against ``passes`` of the network (a call counts a third of one) or ``seconds``, a panel for each task."""
+def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str], against: str = "calls") -> Figure:
+    """PSNR against ``calls`` of the network (a pass, forward and backward, counts as two) or ``seconds``, a panel each."""
     columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(WIDTH, 1.2 + 2.2 * lines), layout="constrained")
@@ -139,14 +140,14 @@ def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]
 
 
 def _points(rows: Sequence[Row], task: str, methods: list[str], against: str) -> list[tuple[float, float]]:
-    """Cost and PSNR of the methods that did the task, by cost; no pass is drawn as one."""
+    """Cost and PSNR of the methods that did the task, by cost; no call is drawn as one."""
     points = []
     for method in methods:
         psnr, passes, calls, seconds = (
             _mean(rows, name, task=task, method=method) for name in ("psnr", "passes", "calls", "seconds")
         )
         if psnr > -math.inf:
-            points.append((seconds if against == "seconds" else max(passes + calls / 3, 1.0), psnr))
+            points.append((seconds if against == "seconds" else max(CALLS_OF_A_PASS * passes + calls, 1.0), psnr))
     return sorted(points)
 
 

@@ -191,9 +191,9 @@ def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
         if OURS in methods:
             text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
         text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
-        for against in ("passes", "seconds"):
+        for against in ("calls", "seconds"):
             stem = title.lower().replace(", ", "-").replace(" ", "-")
-            name = f"{stem}-{count}{'' if against == 'passes' else '-seconds'}.png"
+            name = f"{stem}-{count}{'' if against == 'calls' else '-seconds'}.png"
             save_figure(convergence_figure(shared, tasks, methods, against), out / name)
             text += ["", f"![PSNR against {against}]({name})"]
     return text

@@ -248,7 +248,10 @@ def test_drawn_photographs_are_of_the_size_of_the_crop(tmp_path, monkeypatch):
     assert study.pictures.shape == (4, 3, 64, 64)
     assert calibration.weight_of(SAMPLINGS["DPS, tuned"], "deblurring", 0.05, study.preset.record) > 0
     (tmp_path / "b").mkdir()
-    assert open_study("digits", "cpu", {"limit": 3}, tmp_path / "b", drawn=True).pictures.shape == (3, 1, 32, 32)
+    digits = open_study("digits", "cpu", {"limit": 3}, tmp_path / "b", drawn=True)
+    assert digits.pictures.shape == (3, 1, 32, 32)
+    never_tuned = SAMPLINGS["DAPS, 100 calls, tuned"]
+    assert calibration.weight_of(never_tuned, "deblurring", 0.05, digits.preset.record) is None
 
 
 def test_a_flow_draws_no_pictures(tmp_path, capsys):
