@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
 # Options that have no effect in the other suites.
 _OF_STUDIES = ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write")
 _OF_SUITE = {
-    "report": _OF_STUDIES,
+    "report": (*_OF_STUDIES, "weights"),
     "calibration": (*_OF_STUDIES, "samples", "drawn"),
     "digits": ("budgets", "solver", "parallel_config"),
 }
@@ -42,6 +44,13 @@ def add_benchmark(commands: Any) -> None:
     report.add_argument("--images", help="folder of pictures or deepinv data set; rivals are tuned on the last four")
     report.add_argument("--size", type=int, help="pictures are resized and cropped to it")
     report.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or how they start (default: all)")
+    report.add_argument(
+        "--weights",
+        nargs="+",
+        action="extend",
+        metavar="NAME=FILE",
+        help="report: weights of RAM or DRUNet, as RAM=ram.pth.tar, where deepinv cannot download them",
+    )
     report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
     report.add_argument("--samples", type=int, help="of the calibration, for each picture (default: 8)")
     report.add_argument(
@@ -91,8 +100,16 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from deepinv_dmilo.benchmarks.methods import METHODS
+    from deepinv_dmilo.benchmarks.own_networks import weight_files
     from deepinv_dmilo.benchmarks.records import Row, read_lines
-    from deepinv_dmilo.benchmarks.report import QUICK_REPORT, chosen_methods, claim_folder, run, write
+    from deepinv_dmilo.benchmarks.report import (
+        QUICK_REPORT,
+        absent_methods,
+        chosen_methods,
+        claim_folder,
+        run,
+        write,
+    )
     from deepinv_dmilo.benchmarks.studies import PRESETS, Study
     from deepinv_dmilo.tools.metrics import perceptual_metrics
 
@@ -109,13 +126,18 @@ def _report(args: argparse.Namespace) -> None:
         preset = PRESETS[name].with_settings(**settings)
         args.out.mkdir(parents=True, exist_ok=True)
         claim_folder(preset, args.out)
-        study = None if args.only_write else Study.open(preset, device)
+        weights = weight_files(args.weights or [])
+        study = None if args.only_write else replace(Study.open(preset, device), weights=weights)
+    absent = {} if study is None else absent_methods(study, methods)
+    for reason in dict.fromkeys(absent.values()):
+        print(reason, file=sys.stderr)
     if study is not None:
+        methods = [name for name in methods if name not in absent]
         run(study, methods, args.out, perceptual_metrics(tuple(study.pictures.shape[1:]), device))
     rows = read_lines(Row, args.out / "results.csv")
     order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
     rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
-    write(preset, rows, args.out, _command(args), device)
+    write(preset, rows, args.out, _command(args), device, absent=absent)
     print((args.out / "report.md").read_text())
     print(f"wrote {args.out}")
 
@@ -125,6 +147,7 @@ def _command(args: argparse.Namespace) -> str:
     command = shlex.join(["deepinv-dmilo", "benchmark", "--suite", args.suite, "--preset", args.preset or "photos"])
     for option in (
         "methods",
+        "weights",
         "prior",
         "images",
         "drawn",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deepinv_dmilo.benchmarks.records import Row
-from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS
 from deepinv_dmilo.tools.folder import write_whole
 
 WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
@@ -33,21 +32,35 @@ COLOURS = (
 MARKERS = "^vDPX*<>pHd"
 
 
-def quality_table(rows: Sequence[Row], tasks: list[str], methods: list[str], metric: str = "psnr") -> str:
-    """Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the passes in the last column."""
+def quality_table(
+    rows: Sequence[Row], tasks: list[str], methods: list[str], metric: str = "psnr", own: Collection[str] = ()
+) -> str:
+    """
+    Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the calls in the last column.
+
+    :param own: methods that have a network of their own, which come last.
+    """
     digits = {"psnr": 2, "ssim": 3}[metric]
-    table = [f"| {metric.upper()} | {' | '.join(tasks)} | passes |", f"|---|{'---|' * (len(tasks) + 1)}"]
     means = {(m, t): _mean(rows, metric, task=t, method=m) for m in methods for t in tasks}
     best = {t: max((means[m, t] for m in methods if not math.isnan(means[m, t])), default=-math.inf) for t in tasks}
-    for method in methods:
+
+    def cells(method: str) -> list[str]:
         texts = []
         for task in tasks:
             text = _number(value := means[method, task], f".{digits}f")
             texts.append(f"**{text}**" if -math.inf < value >= best[task] - 0.5 * 10**-digits else text)
-        passes = _range([_mean(rows, "passes", task=t, method=method) for t in tasks])
-        calls = _range([_mean(rows, "calls", task=t, method=method) for t in tasks])
-        table.append(f"| {method} | {' | '.join(texts)} | {passes} + {calls} |")
-    return "\n".join(table)
+        return [*texts, _range([_mean(rows, "calls_in_all", task=t, method=method) for t in tasks])]
+
+    return _in_two_parts([metric.upper(), *tasks, "calls in all"], methods, own, cells)
+
+
+def _in_two_parts(head: list[str], methods: list[str], own: Collection[str], cells: Callable[[str], list[str]]) -> str:
+    """A table with a line for each method, those with a network of their own below the others."""
+    lines = [head, *([m, *cells(m)] for m in methods if m not in own)]
+    if theirs := [[m, *cells(m)] for m in methods if m in own]:
+        lines += [["*with a network of their own*", *[""] * (len(head) - 1)], *theirs]
+    table = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
+    return "\n".join([table[0], f"|{'---|' * len(head)}", *table[1:]])
 
 
 def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: str) -> str:
@@ -68,7 +81,7 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
     return "\n".join(table)
 
 
-def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
+def cost_table(rows: Sequence[Row], methods: list[str], own: Collection[str] = ()) -> str:
     """What a method costs over the tasks that it did, and the other metrics; a column that a row lacks is left out."""
     columns = {
         "lpips": ("LPIPS", ".3f"),
@@ -76,18 +89,19 @@ def cost_table(rows: Sequence[Row], methods: list[str]) -> str:
         "residual": ("residual", ".4f"),
         "passes": ("passes", ".0f"),
         "calls": ("calls", ".0f"),
+        "calls_in_all": ("calls in all", ".0f"),
         "seconds": ("seconds per image", ".2f"),
     }
     finite = [r for r in rows if not math.isnan(r.psnr)]
     columns = {name: c for name, c in columns.items() if not any(math.isnan(getattr(r, name)) for r in finite)}
-    table = [f"| | tasks | {' | '.join(title for title, _ in columns.values())} | peak memory (MB) |"]
-    table.append(f"|---|---|{'---|' * (len(columns) + 1)}")
-    for method in methods:
-        tasks = {r.task for r in rows if r.method == method}
-        cells = [_number(_mean(rows, name, method=method), pattern) for name, (_, pattern) in columns.items()]
-        memory = max(r.memory_mb for r in rows if r.method == method)
-        table.append(f"| {method} | {len(tasks)} | {' | '.join(cells)} | {memory:.0f} |")
-    return "\n".join(table)
+
+    def cells(method: str) -> list[str]:
+        done = [r for r in rows if r.method == method]
+        means = [_number(_mean(done, name), pattern) for name, (_, pattern) in columns.items()]
+        return [f"{len({r.task for r in done})}", *means, f"{max(r.memory_mb for r in done):.0f}"]
+
+    head = ["", "tasks", *(title for title, _ in columns.values()), "peak memory (MB)"]
+    return _in_two_parts(head, methods, own, cells)
 
 
 def save_figure(figure: Figure, file: Path) -> None:
@@ -114,7 +128,7 @@ def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Fig
 
 
 def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str], against: str = "calls") -> Figure:
-    """PSNR against ``calls`` of the network (a pass, forward and backward, counts as two) or ``seconds``, a panel each."""
+    """PSNR against ``calls`` of the network, where a pass counts as two, or ``seconds``, a panel for each task."""
     columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(WIDTH, 1.2 + 2.2 * lines), layout="constrained")
@@ -143,11 +157,10 @@ def _points(rows: Sequence[Row], task: str, methods: list[str], against: str) ->
     """Cost and PSNR of the methods that did the task, by cost; no call is drawn as one."""
     points = []
     for method in methods:
-        psnr, passes, calls, seconds = (
-            _mean(rows, name, task=task, method=method) for name in ("psnr", "passes", "calls", "seconds")
-        )
+        cost = "seconds" if against == "seconds" else "calls_in_all"
+        psnr, spent = (_mean(rows, name, task=task, method=method) for name in ("psnr", cost))
         if psnr > -math.inf:
-            points.append((seconds if against == "seconds" else max(CALLS_OF_A_PASS * passes + calls, 1.0), psnr))
+            points.append((spent if against == "seconds" else max(spent, 1.0), psnr))
     return sorted(points)
 
 
@@ -183,6 +196,8 @@ def _number(value: float, pattern: str) -> str:
 
 def _range(values: list[float]) -> str:
     values = [v for v in values if v > -math.inf]
+    if not values:
+        return "-"
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 

@@ -1,11 +1,12 @@
-"""The methods that the report compares, on the same network."""
+"""The methods that the report compares: most on the same network, and those that come with one of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from deepinv.sampling import (
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
 from torch import Tensor, nn
 
+from deepinv_dmilo.benchmarks.own_networks import PlugAndPlay, dpir, drunet_as_prior, ram
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS
@@ -58,6 +60,7 @@ class Case(NamedTuple):
     noise: float  # standard deviation, for images in [0, 1]
     weight: float  # what of the method is tuned
     guess: Tensor | None = None  # of the blur, (1, 1, h, w), where the physics has no more than that
+    weights: Mapping[str, Path] = MappingProxyType({})  # files of networks that are not the prior
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Method:
     scale: float = 2.0  # factor by which the grid grows until the best weight is inside; 0: it does not
     first_only: bool = False  # too long for more than the first images at the first noise level
     tasks: tuple[str, ...] = tuple(KNOWN_TASKS)  # that it is run on
+    own_network: str = ""  # of ``NETWORKS``, that it comes with; none: it takes the prior, or no network
+    products: int = 0  # backward passes, beyond that of each pass, which the meter does not see
 
 
 class Sampler(nn.Module):
@@ -130,9 +135,11 @@ class OneCall(nn.Module):
         return self.denoiser(y, self.noise)
 
 
-def _dps(case: Case, *, steps: int | None = None) -> nn.Module:
+def _dps(case: Case, *, steps: int | None = None, guidance: str = "norm") -> nn.Module:
     settings: dict[str, Any] = {"device": case.prior.device, "dtype": torch.float32}
-    sampler = DPS(case.prior.denoiser(), num_steps=steps or DPS_STEPS, weight=case.weight, **settings)
+    sampler = DPS(
+        case.prior.denoiser(), num_steps=steps or DPS_STEPS, weight=case.weight, guidance=guidance, **settings
+    )
     return Sampler(sampler, case)
 
 
@@ -203,6 +210,9 @@ RIVALS = {
     "DAPS, 100 calls": Method(partial(_rival, kind=DAPS, steps=50, flow=2), grid=(0.03, 0.1, 0.3), scale=3.0),
     "DPS": Method(_dps, grid=(100.0, 200.0, 400.0)),  # its recommended settings are a method of their own
     "PiGDM": Method(_pigdm, LinearPhysics, 1.0, (0.5, 1.0, 2.0)),
+    "DPS, annealed": Method(partial(_dps, guidance="annealed"), recommended=1.0, grid=(0.5, 1.0, 2.0)),
+    # A step is a pass, and four more products with the Jacobian: three of conjugate gradients, one for the gradient.
+    "moment matching": Method(moment_matching, LinearPhysics, 1.0, (0.5, 1.0, 2.0), products=4),
     "SITCOM, 20 x 30": Method(partial(_rival, kind=SITCOM, steps=20, inner=30), grid=(0.01, 0.03, 0.1), scale=3.0),
     "DAPS, 1000 calls": Method(partial(_rival, kind=DAPS, steps=200, flow=5), grid=(0.03, 0.1, 0.3), scale=3.0),
 }
@@ -227,7 +237,21 @@ METHODS = {
     "DMPlug, 900 passes": Method(lambda case: DMPlug(case.prior), first_only=True),
     "DMILO, published": Method(partial(_published, method=DMILO), first_only=True),
     "DMILO-PGD, published": Method(partial(_published, method=DMILOPGD), first_only=True),
+    "RAM": Method(ram, LinearPhysics, own_network="RAM"),
+    "DPIR": Method(dpir, LinearPhysics, own_network="DRUNet"),
+    "DRUNet, PnP-PGD": Method(PlugAndPlay, LinearPhysics, grid=(0.01, 0.03, 0.1), scale=3.0, own_network="DRUNet"),
+    "DRUNet as our prior": Method(drunet_as_prior, own_network="DRUNet"),
 }
+
+
+def method_of(line: str) -> str:
+    """The method of a line of the report."""
+    return line.removesuffix(", tuned").removesuffix(", recommended")
+
+
+def own_network(line: str) -> str:
+    """The network that the method of a line of the report comes with; none: it takes the prior, or no network."""
+    return METHODS[method_of(line)].own_network if method_of(line) in METHODS else ""
 
 
 def tuned_weight(method: str, task: str, noise: float, record: Path) -> float:

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from io import StringIO
 from pathlib import Path
 
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS
 from deepinv_dmilo.tools.folder import write_whole
 
 
@@ -29,6 +30,11 @@ class Row:
     residual: float = math.nan
     lpips: float = math.nan
     stlpips: float = math.nan
+
+    @property
+    def calls_in_all(self) -> float:
+        """What the network did, in forward passes: a pass, forward and backward, is two."""
+        return CALLS_OF_A_PASS * self.passes + self.calls
 
 
 @dataclass

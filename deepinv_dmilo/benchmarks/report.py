@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.figures import convergence_figure, cost_table, gain_table, quality_table, save_figure
-from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method
+from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, method_of, own_network
+from deepinv_dmilo.benchmarks.own_networks import NETWORKS, unreachable
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
@@ -36,10 +37,12 @@ QUICK_REPORT = {
     "noises": (0.005,),
     "limit": 1,
 }
-INTRO = "Every method on the same prior, pictures and measurements; the rivals were tuned on other pictures."
+INTRO = """Every method on the same pictures and measurements, and on the same prior but for those with a network of
+their own; the rivals were tuned on other pictures."""
 CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
-a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes + calls are forward and
-backward passes of the network, and forward passes alone, that an image takes part in."""
+a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes are forward and
+backward passes of the network that an image takes part in, calls are forward passes alone; calls in all count a pass as
+two. Calls of different networks do not compare: take the seconds."""
 BLIND = f"""`blind-deblurring` has the measurements of `deblurring`, and so has the motion blur, but methods are given a
 Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. Their images are
 moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are. These blurs go round,
@@ -65,9 +68,10 @@ def reconstruct(
     y = measurements(x, range(first, first + len(x)), physics)
     shape: tuple[int, int, int] = tuple(x.shape[1:])  # type: ignore[assignment]
     guess = study.guess(task)
-    model = method.make(Case(study.prior, shape, task, noise, weight, guess))
+    model = method.make(Case(study.prior, shape, task, noise, weight, guess, study.weights))
     guessed = None if guess is None else study.physics(task, noise, kernel=guess)
-    return score(model, x, y, physics, guessed=guessed, seed=first, metrics=metrics)
+    x_hat, scores = score(model, x, y, physics, guessed=guessed, seed=first, metrics=metrics)
+    return x_hat, [{**values, "calls": values["calls"] + method.products * values["passes"]} for values in scores]
 
 
 def applies(study: Study, method: Method, task: str) -> bool:
@@ -144,6 +148,13 @@ def run(study: Study, names: Sequence[str], out: Path, metrics: Mapping[str, Met
             append_lines([row for row in rows if (label, task, noise, row.image) not in done], results)
 
 
+def absent_methods(study: Study, names: Sequence[str]) -> dict[str, str]:
+    """Of these methods those whose network has no weights that can be had, and why."""
+    own = {name: METHODS[name].own_network for name in names if METHODS[name].own_network}
+    reasons = unreachable(own.values(), study.pictures.shape[1], study.weights)
+    return {name: reasons[network] for name, network in own.items() if network in reasons}
+
+
 def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
     """The lines that a method has in the report, and their weights; None: the one that tuning finds."""
     if not method.grid:
@@ -152,8 +163,20 @@ def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
     return tuned if method.recommended is None else [(f"{name}, recommended", method.recommended), *tuned]
 
 
-def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str = "cpu") -> None:
-    """The tables and pictures of what has been run."""
+def write(
+    preset: Preset,
+    rows: list[Row],
+    out: Path,
+    command: str,
+    device: str = "cpu",
+    *,
+    absent: Mapping[str, str] | None = None,
+) -> None:
+    """
+    The tables and pictures of what has been run.
+
+    :param absent: methods that could not be run, and why: lines without numbers, unless a row is from before.
+    """
     size = "" if preset.size is None else f", {preset.size} x {preset.size}"
     text = [f"# {preset.title}", "", INTRO, ""]
     text.append(
@@ -162,10 +185,15 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
     text += [f"took; tables of {sentence(provenance(device))}.", "", CAVEAT]
     if any(r.task in BLIND_TASKS for r in rows):
         text += ["", BLIND]
+    lacking = {m: why for m, why in (absent or {}).items() if m not in {method_of(r.method) for r in rows}}
+    networks = {own_network(m) for m in [*(r.method for r in rows), *lacking]}
+    if about := [f"{name} has {network.about}." for name, network in NETWORKS.items() if name in networks]:
+        text += ["", *about, *dict.fromkeys(lacking.values())]
     for noise in sorted({r.noise for r in rows}):
         for blind in (False, True):
             level = [r for r in rows if r.noise == noise and (r.task in BLIND_TASKS) == blind]
-            text += _sections(level, f"Blind, noise {noise}" if blind else f"Noise {noise}", out)
+            title = f"Blind, noise {noise}" if blind else f"Noise {noise}"
+            text += _sections(level, title, out, [] if blind else list(lacking))
     if preset.paper:
         text += ["", "## The paper", "", PAPER, "", "| method | task | PSNR (dB) | SSIM |", "|---|---|---|---|"]
         text += [
@@ -174,7 +202,7 @@ def write(preset: Preset, rows: list[Row], out: Path, command: str, device: str 
     (out / "report.md").write_text("\n".join(text) + "\n")
 
 
-def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
+def _sections(rows: list[Row], title: str, out: Path, absent: list[str]) -> list[str]:
     """Tables and pictures of some tasks: of all methods on the pictures that all did, and of some on more."""
     text: list[str] = []
     done: dict[str, dict[str, int]] = {}  # images by method and task
@@ -187,10 +215,12 @@ def _sections(rows: list[Row], title: str, out: Path) -> list[str]:
         methods = [m for m, images in finished.items() if images >= count]
         shared = [r for r in rows if r.image < count and r.method in methods]
         tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
-        text += ["", f"## {title}, {count} picture{'s' * (count > 1)}", "", quality_table(shared, tasks, methods)]
+        own, lines = {m for m in [*methods, *absent] if own_network(m)}, [*methods, *absent]
+        psnr, ssim = (quality_table(shared, tasks, lines, metric, own) for metric in ("psnr", "ssim"))
+        text += ["", f"## {title}, {count} picture{'s' * (count > 1)}", "", psnr]
         if OURS in methods:
             text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
-        text += ["", quality_table(shared, tasks, methods, "ssim"), "", COST, "", cost_table(shared, methods)]
+        text += ["", ssim, "", COST, "", cost_table(shared, methods, own)]
         for against in ("calls", "seconds"):
             stem = title.lower().replace(", ", "-").replace(" ", "-")
             name = f"{stem}-{count}{'' if against == 'calls' else '-seconds'}.png"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,7 @@ class Study:
     prior: DiffusionPrior
     pictures: Tensor  # that are reported
     tuning: Tensor
+    weights: Mapping[str, Path] = field(default_factory=dict)  # files of networks that are not the prior
 
     @classmethod
     def open(cls, preset: Preset, device: str) -> Study:

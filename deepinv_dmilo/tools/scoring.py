@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from deepinv.loss.metric import PSNR, SSIM, Metric
+from deepinv.models import Denoiser
 from deepinv.physics import Physics
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
@@ -37,7 +38,7 @@ def score(
     Reconstruct a batch, and tell what the images are worth and cost.
 
     :param model: a reconstructor, called as ``model(y, physics)``; passes are those of the
-        :class:`deepinv_dmilo.DiffusionPrior` inside it.
+        :class:`deepinv_dmilo.DiffusionPrior` inside it, or else of the first denoiser of deepinv's that has parameters.
     :param torch.Tensor x: ground truth in [0, 1], shape (B, C, H, W); the model does not see it.
     :param torch.Tensor, deepinv.utils.TensorList y: measurements of the batch.
     :param deepinv.physics.Physics physics: forward operator.
@@ -50,9 +51,8 @@ def score(
         (root mean square of A(x) - y), what ``metrics`` give, and the batch's means of ``passes`` and ``calls`` of the
         network and of ``seconds``, and its ``memory_mb``.
     """
-    prior = next((m for m in getattr(model, "modules", list)() if isinstance(m, DiffusionPrior)), None)
     forked = torch.random.fork_rng([x.device] if x.is_cuda else [])
-    with forked, torch.no_grad(), Meter(prior and prior.network, x.device) as meter:
+    with forked, torch.no_grad(), Meter(_network(model), x.device) as meter:
         torch.manual_seed(seed)
         x_hat = model(y, guessed or physics)
     x_hat = x_hat.real.to(x.dtype).clamp(0, 1)
@@ -64,6 +64,14 @@ def score(
     costs = {"passes": meter.passes, "calls": meter.calls, "seconds": meter.seconds}
     shared = {**{name: cost / len(x) for name, cost in costs.items()}, "memory_mb": meter.memory}
     return x_hat, [{**{name: c[i].item() for name, c in columns.items()}, **shared} for i in range(len(x))]
+
+
+def _network(model: Any) -> nn.Module | None:
+    """The network of a reconstructor, whose passes are counted; None: it has none."""
+    modules = list(getattr(model, "modules", list)())
+    if prior := next((m for m in modules if isinstance(m, DiffusionPrior)), None):
+        return prior.network
+    return next((m for m in modules if isinstance(m, Denoiser) and any(True for _ in m.parameters())), None)
 
 
 def registered(x_hat: Tensor, x: Tensor) -> Tensor:

@@ -92,11 +92,14 @@ def test_score_measures_each_image_and_leaves_the_global_state(prior):
         ("DDRM", 0, 100),
         ("PiGDM", 2, 0),
         ("DPS", 2, 0),
+        ("DPS, annealed", 2, 0),
+        ("moment matching", 2, 8),  # four products with the Jacobian beside each pass
     ],
 )
 def test_methods_reconstruct_a_digit(method, passes, calls, study, monkeypatch):
     monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.DPS_STEPS", 3)
     monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.PIGDM_STEPS", 3)
+    monkeypatch.setattr("deepinv_dmilo.benchmarks.methods.MOMENT_STEPS", 3)
     x, weight = study.pictures[:1], max(METHODS[method].grid[:1], default=0.5)
     x_hat, (cost,) = report.reconstruct(study, METHODS[method], "inpainting-70", 0.005, weight, x, 0)
     assert x_hat.shape == (1, 1, 32, 32)

@@ -21,19 +21,38 @@ def test_tables_and_pictures(tmp_path):
     rows += [row("a, 25 passes", "blind-deblurring", 0, 18.0, 25.0)]
     report.write(PRESETS["digits"], rows, tmp_path, "command")
     text = (tmp_path / "report.md").read_text()
-    assert "| a, 50 passes | - | **23.50** | 50 + 5 |" in text  # the mean of all four digits
-    assert "| long | - | **24.00** | 900 + 5 |" in text  # beside the others on its two digits
+    assert "| a, 50 passes | - | **23.50** | 105 |" in text  # the mean of all four digits
+    assert "| long | - | **24.00** | 1805 |" in text  # beside the others on its two digits
     assert "## Noise 0.005, 4 pictures" in text  # also of the method that did one of the blind tasks
-    assert "| a, 25 passes | **18.00** | 25 + 5 |" in text.split("## Blind, noise 0.005, 1 picture")[1]
+    assert "| a, 25 passes | **18.00** | 55 |" in text.split("## Blind, noise 0.005, 1 picture")[1]
     assert (tmp_path / "blind-noise-0.005-1.png").exists()
     with Image.open(tmp_path / "noise-0.005-4.png") as picture:
         assert picture.width == figures.WIDTH * figures.DPI
 
 
+def test_tables_have_a_part_for_methods_with_a_network_of_their_own():
+    rows = [report.Row("denoising", 0.05, m, 0.0, 0, p, 0.9, 10.0, 5.0, 1.0, 7.0) for m, p in (("RAM", 31), ("a", 30))]
+    table = figures.quality_table(rows, ["denoising"], ["RAM", "a"], own={"RAM"}).splitlines()
+    assert table == [
+        "| PSNR | denoising | calls in all |",
+        "|---|---|---|",
+        "| a | 30.00 | 25 |",
+        "| *with a network of their own* | | |",
+        "| RAM | **31.00** | 25 |",
+    ]
+    costs = figures.cost_table(rows, ["RAM", "a"], {"RAM"}).splitlines()
+    assert costs[0] == "| | tasks | passes | calls | calls in all | seconds per image | peak memory (MB) |"
+    assert costs[2:] == [
+        "| a | 1 | 10 | 5 | 25 | 1.00 | 7 |",
+        "| *with a network of their own* | | | | | | |",
+        "| RAM | 1 | 10 | 5 | 25 | 1.00 | 7 |",
+    ]
+
+
 def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
     labels = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
     looks = figures.styles(figures._families(labels))
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 23
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 31
     many = figures.styles([*looks, *(f"method {i}" for i in range(100))])
     assert len({(look["color"], look["marker"]) for look in many.values()}) == len(many)
     ours = [looks.pop(name) for name in ("DMILO", "DMILO-PGD", "DMILOSampler, 8 x 100 calls")]
