@@ -15,9 +15,10 @@ from deepinv_dmilo.tools.options import add_bfloat16, add_device, open_device
 # Options that have no effect in the other suites.
 _OF_STUDIES = ("preset", "prior", "images", "size", "methods", "batch_size", "bfloat16", "only_write")
 _OF_SUITE = {
+    "digits": ("budgets", "solver", "parallel_config"),
     "report": (*_OF_STUDIES, "weights"),
     "calibration": (*_OF_STUDIES, "samples", "drawn"),
-    "digits": ("budgets", "solver", "parallel_config"),
+    "deepinv": ("prior", "images", "size", "methods", "bfloat16", "weights"),
 }
 
 
@@ -27,16 +28,19 @@ def add_benchmark(commands: Any) -> None:
     benchmark.add_argument(
         "--suite",
         default="digits",
-        choices=("digits", "report", "calibration"),
+        choices=tuple(_OF_SUITE),
         help="digits: all installed methods but the sampler, with benchopt; report: ours and tuned rivals on any prior "
-        "and pictures; calibration: whether the spread of posterior samples is their error, on the same",
+        "and pictures; calibration: whether the spread of posterior samples is their error, on the same; deepinv: the "
+        "four problems of deepinv's benchmarks, for its leaderboard",
     )
     benchmark.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: benchmark)")
     benchmark.add_argument("--quick", action="store_true", help="one picture, two tasks, few methods: a minute or two")
     benchmark.add_argument("--limit", type=int, help="pictures, the first (default: 8; report: the preset's)")
-    benchmark.add_argument("--tasks", nargs="+", metavar="TASK", help="of the report (default: all)")
+    benchmark.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="of the report; problems of deepinv (default: all)"
+    )
     benchmark.add_argument("--noises", nargs="+", type=float, metavar="SIGMA", help="default: 0.005 0.05")
-    report = benchmark.add_argument_group("report, calibration")
+    report = benchmark.add_argument_group("report, calibration, deepinv")
     report.add_argument(
         "--preset", help="digits, photos (default), faces: the paper's settings; calibration: gaussian, in closed form"
     )
@@ -49,7 +53,7 @@ def add_benchmark(commands: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME=FILE",
-        help="report: weights of RAM or DRUNet, as RAM=ram.pth.tar, where deepinv cannot download them",
+        help="report, deepinv: weights of RAM or DRUNet, as RAM=ram.pth.tar, where deepinv cannot download them",
     )
     report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
     report.add_argument("--samples", type=int, help="of the calibration, for each picture (default: 8)")
@@ -78,13 +82,20 @@ def _benchmark(args: argparse.Namespace) -> None:
     for name in dict.fromkeys(name for names in _OF_SUITE.values() for name in names):
         if name not in _OF_SUITE[args.suite] and getattr(args, name):
             suites = [suite for suite, names in _OF_SUITE.items() if name in names]
-            told = f"--{name.replace('_', '-')} is of the suite{'s' * (len(suites) > 1)} {' and '.join(suites)}"
+            told = f"--{name.replace('_', '-')} is of the suite{'s' * (len(suites) > 1)} {', '.join(suites)}"
             raise InputError(f"{told}; type --suite {suites[0]}, or leave it out")
     if args.suite == "calibration":
         from deepinv_dmilo.benchmarks.calibration_report import benchmark
 
         with door():
             benchmark(args, open_device(args.device), _command(args))
+        return
+    if args.suite == "deepinv":
+        from deepinv_dmilo.benchmarks import leaderboard
+
+        with door():
+            device = open_device(args.device)
+        leaderboard.benchmark(args, device)
         return
     if args.suite == "report":
         _report(args)

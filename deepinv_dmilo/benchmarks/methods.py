@@ -143,7 +143,7 @@ def _dps(case: Case, *, steps: int | None = None, guidance: str = "norm") -> nn.
     return Sampler(sampler, case)
 
 
-def _diffpir(case: Case, *, zeta: float) -> nn.Module:
+def diffpir(case: Case, *, zeta: float) -> nn.Module:
     settings: dict[str, Any] = {"sigma": case.noise, "lambda_": case.weight, "zeta": zeta}
     return DiffPIR(case.prior.denoiser(), data_fidelity=L2(), device=case.prior.device, **settings)
 
@@ -203,8 +203,8 @@ def _budgets(method: type[DMILO]) -> dict[str, Method]:
 RIVALS = {
     "FAST-DIPS, 75 calls": Method(partial(_rival, kind=FASTDIPS, steps=75), grid=(20.0, 60.0, 200.0), scale=3.0),
     # Its zeta counts for more than its weight, which is why both are shown: 1, and deepinv's default of 0.1.
-    "DiffPIR, zeta 1": Method(partial(_diffpir, zeta=1.0), LinearPhysics, grid=(0.2, 1.0, 5.0)),
-    "DiffPIR": Method(partial(_diffpir, zeta=0.1), LinearPhysics, 7.0),
+    "DiffPIR, zeta 1": Method(partial(diffpir, zeta=1.0), LinearPhysics, grid=(0.2, 1.0, 5.0)),
+    "DiffPIR": Method(partial(diffpir, zeta=0.1), LinearPhysics, 7.0),
     "DDRM": Method(_ddrm, DecomposablePhysics, 0.85, (0.0, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0), scale=0),  # a fraction
     "SITCOM, 10 x 10": Method(partial(_rival, kind=SITCOM, steps=10, inner=10), grid=(0.01, 0.03, 0.1), scale=3.0),
     "DAPS, 100 calls": Method(partial(_rival, kind=DAPS, steps=50, flow=2), grid=(0.03, 0.1, 0.3), scale=3.0),

@@ -120,7 +120,7 @@ def test_weights_that_are_typed_wrongly_are_refused_at_once(given, message, tmp_
     assert main(["benchmark", "--suite", "report", "--out", str(tmp_path), "--weights", given]) == 2
     assert message in capsys.readouterr().err
     assert main(["benchmark", "--weights", "RAM=file"]) == 2
-    assert "--weights is of the suite report" in capsys.readouterr().err
+    assert "--weights is of the suites report, deepinv; type --suite report" in capsys.readouterr().err
 
 
 def test_a_file_of_something_else_is_told_in_a_line(small, tmp_path):

@@ -138,7 +138,7 @@ def test_a_slash_after_a_folder_makes_no_other_data_set(commands, tmp_path, monk
         (["--suite", "report", "--size", "100"], "--size 100: the network takes multiples"),
         (["--suite", "report", "--limit", "0"], "--limit 0, 16 pictures"),
         (["--suite", "report", "--budgets", "5"], "--budgets is of the suite digits; type --suite digits"),
-        (["--batch-size", "4"], "--batch-size is of the suites report and calibration; type --suite report"),
+        (["--batch-size", "4"], "--batch-size is of the suites report, calibration; type --suite report"),
         (["--drawn"], "--drawn is of the suite calibration; type --suite calibration"),
         (["--suite", "report", "--samples", "4"], "--samples is of the suite calibration; type --suite calibration"),
         (["--parallel-config", "nowhere.yml"], "no such file"),
