@@ -14,7 +14,8 @@ from deepinv.loss.metric import PSNR, SSIM, Metric
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.benchmarks.methods import METHODS, Case, moment_matching, tuned_weight
+from deepinv_dmilo.benchmarks.methods import METHODS, moment_matching, tuned_weight
+from deepinv_dmilo.benchmarks.studies import Case
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.tools.errors import InputError

@@ -28,10 +28,10 @@ from deepinv_dmilo.benchmarks.calibration import (
 )
 from deepinv_dmilo.benchmarks.closed_form import ClosedForm, run_closed_form
 from deepinv_dmilo.benchmarks.figures import known_mean, reliability_figure, sample_figure, save_figure
-from deepinv_dmilo.benchmarks.methods import METHODS, Case
+from deepinv_dmilo.benchmarks.methods import METHODS
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.report import cells, chosen_methods, claim_folder
-from deepinv_dmilo.benchmarks.studies import DRAWN, PRESETS, Study, measurements
+from deepinv_dmilo.benchmarks.studies import DRAWN, PRESETS, Case, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.metrics import perceptual_metrics
 from deepinv_dmilo.tools.provenance import provenance, sentence

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.calibration import INTERVALS, SAMPLINGS, check_samples, coverage, draw, weight_of
-from deepinv_dmilo.benchmarks.methods import METHODS, Case
+from deepinv_dmilo.benchmarks.methods import METHODS
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
-from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, measurements
+from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, Case, measurements
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.tasks import make_physics

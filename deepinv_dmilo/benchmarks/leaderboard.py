@@ -8,11 +8,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from deepinv_dmilo.benchmarks.methods import Case
 from deepinv_dmilo.benchmarks.own_networks import NETWORKS, unreachable, weight_files
 from deepinv_dmilo.benchmarks.problems import PROBLEMS, Maker, metrics_of, pictures, solve, solvers
 from deepinv_dmilo.benchmarks.report import chosen_methods, claim_folder
-from deepinv_dmilo.benchmarks.studies import Preset
+from deepinv_dmilo.benchmarks.studies import Case, Preset
 from deepinv_dmilo.tools.errors import InputError, door
 from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.options import open_prior

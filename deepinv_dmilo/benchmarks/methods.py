@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from deepinv.optim import L2, BlindRL
@@ -27,13 +26,12 @@ from torch import Tensor, nn
 from deepinv_dmilo.benchmarks.own_networks import PlugAndPlay, dpir, drunet_as_prior, ram
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
-from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS, Case
 from deepinv_dmilo.likelihood.constraints import Simplex
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.methods.dmplug import DMPlug
-from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.tools.demo import DPS_STEPS
 from deepinv_dmilo.tools.task_names import TASK_PRESETS
 
@@ -49,18 +47,6 @@ PUBLISHED_PRESETS = {
     "phase-retrieval": "nonlinear_deblurring",
     **dict.fromkeys(("inpainting-90", "box-inpainting", "compressed-sensing", "denoising"), "inpainting"),
 }
-
-
-class Case(NamedTuple):
-    """What a method is made for."""
-
-    prior: DiffusionPrior
-    shape: tuple[int, int, int]  # (C, H, W) of the images
-    task: str
-    noise: float  # standard deviation, for images in [0, 1]
-    weight: float  # what of the method is tuned
-    guess: Tensor | None = None  # of the blur, (1, 1, h, w), where the physics has no more than that
-    weights: Mapping[str, Path] = MappingProxyType({})  # files of networks that are not the prior
 
 
 @dataclass(frozen=True)

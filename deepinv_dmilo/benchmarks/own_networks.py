@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from deepinv.models import RAM, DRUNet
@@ -15,13 +14,11 @@ from deepinv.optim import DPIR, L2, PGD, PnP
 from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
+from deepinv_dmilo.benchmarks.studies import Case
 from deepinv_dmilo.likelihood.forward import forward_model
 from deepinv_dmilo.likelihood.measurements import Measurements
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.tools.errors import InputError
-
-if TYPE_CHECKING:
-    from deepinv_dmilo.benchmarks.methods import Case
 
 #: what a failed download, or a file of something else, comes with
 UNREACHABLE = (OSError, RuntimeError, TypeError, ValueError, LookupError, EOFError, pickle.UnpicklingError)
@@ -40,7 +37,7 @@ class Network:
 NETWORKS = {
     "RAM": Network(
         lambda channels, trained: RAM(pretrained=trained),
-        "36 million parameters, trained by its authors on blur, missing pixels, super-resolution, MRI, tomography",
+        "36 million parameters, trained by its authors on blur, missing pixels, noise, tomography, MRI and more",
         strict=False,
     ),
     "DRUNet": Network(

@@ -22,8 +22,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from deepinv_dmilo.benchmarks.methods import Case, diffpir
+from deepinv_dmilo.benchmarks.methods import diffpir
 from deepinv_dmilo.benchmarks.own_networks import dpir, ram
+from deepinv_dmilo.benchmarks.studies import Case
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.tools.errors import InputError

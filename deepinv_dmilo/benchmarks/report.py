@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.figures import convergence_figure, cost_table, gain_table, quality_table, save_figure
-from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, method_of, own_network
+from deepinv_dmilo.benchmarks.methods import METHODS, Method, method_of, own_network
 from deepinv_dmilo.benchmarks.own_networks import NETWORKS, unreachable
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
-from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Preset, Study, measurements
+from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Case, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.provenance import provenance, sentence
 from deepinv_dmilo.tools.scoring import SHIFTS, score

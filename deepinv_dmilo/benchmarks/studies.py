@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from deepinv.physics import Physics
@@ -108,6 +109,18 @@ PRESETS = {
         ),
     ),
 }
+
+
+class Case(NamedTuple):
+    """What a method is made for."""
+
+    prior: DiffusionPrior
+    shape: tuple[int, int, int]  # (C, H, W) of the images
+    task: str
+    noise: float  # standard deviation, for images in [0, 1]
+    weight: float  # what of the method is tuned
+    guess: Tensor | None = None  # of the blur, (1, 1, h, w), where the physics has no more than that
+    weights: Mapping[str, Path] = MappingProxyType({})  # files of networks that are not the prior
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from toys import ConvNet, tiny_unet, toy_prior
 from deepinv_dmilo import DiffusionPrior, Tiled
 from deepinv_dmilo.__main__ import main
 from deepinv_dmilo.benchmarks import report
-from deepinv_dmilo.benchmarks.methods import METHODS, Case, Method, OneCall, PseudoInverse
-from deepinv_dmilo.benchmarks.studies import PRESETS, Study
+from deepinv_dmilo.benchmarks.methods import METHODS, Method, OneCall, PseudoInverse
+from deepinv_dmilo.benchmarks.studies import PRESETS, Case, Study
 from deepinv_dmilo.tools.pictures import as_png
 from deepinv_dmilo.tools.scoring import Meter, registered, score
 from deepinv_dmilo.tools.tasks import make_physics

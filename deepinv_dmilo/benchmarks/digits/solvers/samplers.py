@@ -5,8 +5,8 @@ import torch
 from benchopt import BaseSolver
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.methods import METHODS, Case, tuned_weight
-from deepinv_dmilo.benchmarks.studies import PRESETS
+from deepinv_dmilo.benchmarks.methods import METHODS, tuned_weight
+from deepinv_dmilo.benchmarks.studies import PRESETS, Case
 
 
 class Solver(BaseSolver):
