@@ -1,4 +1,4 @@
-"""The likelihood of images when the physics has unknown parameters: its minimum over them, for each image."""
+"""The likelihood of images when the physics has unknown parameters: its minimum over them, or jointly in both."""
 
 from __future__ import annotations
 
@@ -43,6 +43,33 @@ class ProfileLikelihood:
 
 
 @dataclass(frozen=True)
+class JointLikelihood:
+    """-log p(y | x, w) as a function of images x and raw nuisance parameters w, which a solver optimises together."""
+
+    inner: Likelihood
+    nuisance: Nuisance
+
+    def __call__(self, x: Tensor, unknown: Tensor | None = None) -> Tensor:
+        """The values of images in [0, 1], (n, C, H, W), and raw parameters, (n, d), None: those stored -> (n,)."""
+        unknown = self.unknown if unknown is None else unknown
+        with self.nuisance.at(self.inner.rows, unpack(unknown, self.nuisance.raw)):
+            return self.inner(x)
+
+    @property
+    def unknown(self) -> Tensor:
+        """The raw parameters that ``nuisance`` stores, (n, d)."""
+        return self.nuisance.packed(self.inner.rows)
+
+    def keep(self, unknown: Tensor) -> None:
+        """Store raw parameters, (n, d)."""
+        self.nuisance.keep(self.inner.rows, unknown)
+
+    def select(self, rows: Tensor) -> JointLikelihood:
+        """The likelihood of some of the rows."""
+        return JointLikelihood(self.inner.select(rows), self.nuisance)
+
+
+@dataclass(frozen=True)
 class _OfParameters:
     """The likelihood at fixed images as a function of the raw parameters, (n, d)."""
 
@@ -51,8 +78,7 @@ class _OfParameters:
     x: Tensor
 
     def __call__(self, flat: Tensor) -> Tensor:
-        with self.nuisance.at(self.inner.rows, unpack(flat, self.nuisance.raw)):
-            return self.inner(self.x)
+        return JointLikelihood(self.inner, self.nuisance)(self.x, flat)
 
     def gradients(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         return value_and_gradient(self, flat)

@@ -49,7 +49,8 @@ class Configured(Reconstructor):
         """
         The method with the paper's settings for a task.
 
-        :param str name: one of ``presets``: inpainting, super_resolution, deblurring, nonlinear_deblurring.
+        :param str name: one of ``presets``: inpainting, super_resolution, deblurring, nonlinear_deblurring,
+            of DMILO also blind_deblurring, which needs ``unknown=``.
         :param Prior prior: the prior.
         :param overrides: settings that replace those of the preset, e.g. ``outer_steps=2``.
         :return: the reconstructor.

@@ -14,6 +14,7 @@ from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.likelihoods import Gaussian, Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements
 from deepinv_dmilo.likelihood.observe import observe
+from deepinv_dmilo.likelihood.profile import JointLikelihood
 from deepinv_dmilo.likelihood.wiener import conditional_spectrum
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
@@ -118,6 +119,8 @@ class DMILO(PriorReconstructor):
         "super_resolution": {"latent_lr": 1e-2, "outer_steps": 5, "inner_steps": 1000},
         "deblurring": {"latent_lr": 8e-3, "outer_steps": 10, "inner_steps": 300},
         "nonlinear_deblurring": {"latent_lr": 1e-2, "outer_steps": 10, "inner_steps": 200},
+        # Neither paper nor code has a rate of the kernel: DMPlug's, ten times that of the latent.
+        "blind_deblurring": {"latent_lr": 8e-3, "outer_steps": 10, "inner_steps": 300, "unknown_lr": 8e-2},
     }
     moved: ClassVar[dict[str, str]] = MOVED
     schedule: Schedule = LEVELS
@@ -162,6 +165,10 @@ class DMILO(PriorReconstructor):
         has_deviations = self.schedule.sparsity is not None
         if has_deviations and isinstance(self.solver, LBFGS):
             raise ValueError("L-BFGS solves smooth problems; type solver=Adam(), or schedule=Chain(sparsity=None)")
+        if not self.unknown and isinstance(self.solver, Adam) and self.solver.unknown_lr is not None:
+            raise ValueError(
+                'unknown_lr is for blind problems: type unknown={"filter": Simplex(kernel)}, a guess, or leave it out'
+            )
         if not has_deviations and isinstance(self.solver, Adam) and self.solver.deviation_lr is not None:
             raise ValueError("deviation_lr has no effect without deviations; leave it out, or type Chain(sparsity=0.1)")
 
@@ -193,10 +200,14 @@ class DMILO(PriorReconstructor):
 
         :return: the images, (n, C, H, W), and the objective of the last layer, (n,).
         """
-        target, costs = posterior.profiled(likelihood), []
+        jointly = isinstance(self.solver, Adam) and self.solver.unknown_lr is not None
+        target, costs = posterior.profiled(likelihood, jointly=jointly), []
         for i in reversed(range(len(layers.variables))):
             problem = self.schedule.problem(posterior, stage, layers, i, target)
-            minimum = monitor.solve(self.solver, problem, layers.variables[i], posterior, stage)
+            unknown = {"unknown": target.unknown} if isinstance(target, JointLikelihood) else {}
+            minimum = monitor.solve(self.solver, problem, layers.variables[i] | unknown, posterior, stage)
+            if isinstance(target, JointLikelihood):
+                target.keep(minimum.variables.pop("unknown"))
             layers.variables[i] = minimum.variables
             costs.append(minimum.value)
             target = LatentTerm(minimum.variables["latent"])

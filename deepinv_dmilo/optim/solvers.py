@@ -19,7 +19,7 @@ STEPS_BETWEEN_CHECKS = 50  # of the objective; each one synchronises with a GPU
 #: the paper's learning rate of the deviations
 DEVIATION_LR = 1e-3
 
-#: the variables of a problem by name, (n, ...) each: ``latent``, ``deviation``
+#: the variables of a problem by name, (n, ...) each: ``latent``, ``deviation``, ``unknown``
 Variables: TypeAlias = "dict[str, Tensor]"
 
 
@@ -115,20 +115,24 @@ class Adam:
     :param int steps: number of passes for a problem (paper: 200 to 1000).
     :param float latent_lr: learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: learning rate of the deviations (paper and None: 1e-3).
+    :param float unknown_lr: in blind problems, learning rate of the raw nuisance parameters (of a simplex: logarithms)
+        as further variables beside the latent (DMPlug: ten times ``latent_lr``); None: they are optimised at every
+        evaluation instead (variable projection).
     """
 
     steps: int = 200
     latent_lr: float = 2e-2
     deviation_lr: float | None = None
+    unknown_lr: float | None = None
 
     def __post_init__(self) -> None:
-        rates = {"latent_lr": self.latent_lr, "deviation_lr": self.deviation_lr}
+        rates = {"latent_lr": self.latent_lr, "deviation_lr": self.deviation_lr, "unknown_lr": self.unknown_lr}
         given = {name: rate for name, rate in rates.items() if rate is not None}
         check_settings(steps={"steps": self.steps}, rates=given, weights={})
 
     def __call__(self, problem: Minimisable, start: Variables, *, steps: int, watch: Watch) -> Minimum:
         v = {name: t.clone() for name, t in start.items()}
-        rates = {"latent": self.latent_lr, "deviation": self.deviation_lr or DEVIATION_LR}
+        rates = {"latent": self.latent_lr, "deviation": self.deviation_lr or DEVIATION_LR, "unknown": self.unknown_lr}
         optimizer = torch.optim.Adam([{"params": [t], "lr": rates[name]} for name, t in v.items()])
         values: list[Tensor] = []
         for step in range(steps):

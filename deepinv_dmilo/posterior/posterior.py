@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.nuisance import Nuisance
-from deepinv_dmilo.likelihood.profile import ProfileLikelihood
+from deepinv_dmilo.likelihood.profile import JointLikelihood, ProfileLikelihood
 from deepinv_dmilo.posterior.problem import Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.draws import Draws
@@ -73,9 +73,15 @@ class Posterior:
         """The mean over the samples of each image, (n, ...) -> (n / S, ...)."""
         return t.view(self.num_samples, -1, *t.shape[1:]).mean(0)
 
-    def profiled(self, likelihood: Likelihood) -> Target:
-        """The data term of a layer: the likelihood, in blind problems maximised over the nuisance parameters."""
-        return likelihood if self.nuisance is None else ProfileLikelihood(likelihood, self.nuisance)
+    def profiled(self, likelihood: Likelihood, *, jointly: bool = False) -> Target:
+        """
+        The data term of a layer: the likelihood, in blind problems maximised over the nuisance parameters.
+
+        :param bool jointly: it is a function of them instead, for a solver that has them among its variables.
+        """
+        if self.nuisance is None:
+            return likelihood
+        return (JointLikelihood if jointly else ProfileLikelihood)(likelihood, self.nuisance)
 
     def grey(self) -> Tensor:
         """Mid-grey images, (n, C, H, W)."""

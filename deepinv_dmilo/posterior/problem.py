@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.likelihood.profile import JointLikelihood
 from deepinv_dmilo.optim.solvers import Variables
 from deepinv_dmilo.priors.prior import Level, Prior
 
@@ -69,7 +70,10 @@ class Problem:
         if "deviation" in v:
             output = output + v["deviation"]
             value = value + self.sparsity * v["deviation"].abs().flatten(1).sum(1)
-        return value + self.target(self.prior.decode(output) if self.gives_image else output)
+        output = self.prior.decode(output) if self.gives_image else output
+        if isinstance(self.target, JointLikelihood):
+            return value + self.target(output, v["unknown"])
+        return value + self.target(output)
 
     def select(self, rows: Tensor) -> Problem:
         """The problem of some of the rows."""

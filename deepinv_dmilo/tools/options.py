@@ -158,4 +158,7 @@ def open_method(args: argparse.Namespace, prior: Prior, **settings: Any) -> Reco
         raise ValueError(f"{args.method} has no published settings; leave --published out")
     if args.task not in TASK_PRESETS:
         raise ValueError(f"the paper has no settings for {args.task}; leave --published out")
-    return method.from_preset(TASK_PRESETS[args.task], prior, **settings)
+    preset = TASK_PRESETS[args.task]
+    if "unknown" in settings and f"blind_{preset}" in method.presets:
+        preset = f"blind_{preset}"
+    return method.from_preset(preset, prior, **settings)

@@ -293,3 +293,50 @@ def test_images_of_much_and_of_little_noise_do_not_change_each_other():
     together = model(0.5 * x, Gain(sigma=0.004))
     alone = torch.cat([model(0.5 * one, Gain(sigma=0.004)) for one in x.split(1)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def published(*, batch=2, **settings):
+    """The preset of blind deblurring on digits, and the kernels it finds."""
+    guess = gaussian_kernel(2.0, 9)
+    x = held_out_images("digits")[:batch]
+    y = dinv.physics.BlurFFT(x.shape[1:], filter=gaussian_kernel(1.0, 9))(x)
+    prior = DiffusionPrior.from_pretrained("digits")
+    settings = {"outer_steps": 1, "inner_steps": 1, "num_layers": 1, **settings}
+    model = DMILO.from_preset("blind_deblurring", prior, unknown={"filter": Simplex(guess)}, **settings)
+    _, found = model(y, dinv.physics.BlurFFT(x.shape[1:], filter=guess), return_unknown=True)
+    return guess, found["filter"]
+
+
+def test_the_preset_of_blind_deblurring_has_a_rate_of_the_kernel_ten_times_that_of_the_latent():
+    prior = toy_prior(ConvNet())
+    model = DMILO.from_preset("blind-deblurring", prior, unknown={"filter": Simplex(gaussian_kernel(2.0, 9))})
+    assert model.schedule == Chain(outer_steps=10)
+    assert model.solver == Adam(steps=300, latent_lr=8e-3, unknown_lr=8e-2)
+    assert model.solver.unknown_lr == pytest.approx(10 * model.solver.latent_lr)
+    with pytest.raises(ValueError, match=r'type unknown={"filter": Simplex\(kernel\)}, a guess'):
+        DMILO.from_preset("blind_deblurring", prior)
+    with pytest.raises(ValueError, match="no preset 'blind_deblurring' for DMILOPGD"):
+        DMILOPGD.from_preset("blind_deblurring", prior)
+
+
+def test_a_first_step_of_adam_moves_each_logarithm_of_the_kernel_by_its_rate():
+    guess, found = published(unknown_lr=0.01)
+    moved = (found / guess).log().flatten(1)  # up to a constant, since the kernel sums to one
+    moved = moved - moved.mean(1, keepdim=True)
+    up = moved > 0
+    for row, above in zip(moved, up, strict=True):
+        assert above.any()
+        assert not above.all()
+        torch.testing.assert_close(row[above].mean() - row[~above].mean(), torch.tensor(0.02), rtol=1e-2, atol=0)
+
+
+def test_the_kernel_of_the_preset_moves_and_stays_a_simplex():
+    settings = {"num_layers": 3, "outer_steps": 2, "inner_steps": 5}
+    guess, found = published(**settings)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.sum((1, 2, 3)), torch.ones(2))
+    assert ((found - guess).abs().sum((1, 2, 3)) > 0.1).all()
+    _, alone = published(batch=1, **settings)
+    torch.testing.assert_close(alone, found[:1], rtol=0, atol=1e-4)
+    _, in_parts = published(micro_batch=1, **settings)
+    torch.testing.assert_close(in_parts, found, rtol=0, atol=1e-4)

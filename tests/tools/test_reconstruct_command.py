@@ -152,6 +152,16 @@ def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
     assert f"wrote {tmp_path / 'out-kernel.png'}" in out
 
 
+def test_published_settings_of_an_unknown_blur_are_those_of_blind_deblurring(digit, tmp_path, monkeypatch):
+    asked = []
+    preset = DMILO.from_preset
+    monkeypatch.setattr(DMILO, "from_preset", lambda name, *args, **kw: asked.append(name) or preset(name, *args, **kw))
+    for blind in ([], ["--blind"]):
+        command = ["reconstruct", str(digit), *DIGITS, "--task", "motion-deblurring", "--simulate", *blind]
+        assert main([*command, "--published", "--max-passes", "30", "--out", str(tmp_path / "out.png")]) == 0
+    assert asked == ["deblurring", "blind_deblurring"]
+
+
 def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(digit, tmp_path, capsys, monkeypatch):
     """And what was there before is whole."""
 
