@@ -69,7 +69,8 @@ def add_reconstruct(commands: Any) -> None:
         action="store_true",
         help="(motion-)deblurring: the blur is not known, is found, too, and written beside the PNG; --kernel, or a "
         "Gaussian of --blur-sigma (2), is a first guess of it; with --simulate of deblurring the true one; 400 calls "
-        "a sample, 100 where noise is much, and of several samples the most probable one is written",
+        "a sample, 100 where noise is much, and of several samples the most probable one is written; where IMAGE seems "
+        "to have no such blur, --out is IMAGE without its noise, and NAME-search.png what the search made of it",
     )
     command.add_argument("--prior", default="photos", help=f"{PRIOR_HELP} (default: photos)")
     command.add_argument(
@@ -93,6 +94,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from torchvision.transforms.functional import center_crop
 
     from deepinv_dmilo.likelihood.constraints import Simplex
+    from deepinv_dmilo.tools.found_blur import why_no_blur
     from deepinv_dmilo.tools.given_pictures import kernel_of, mask_of, picture_of
     from deepinv_dmilo.tools.pictures import scaled_to_white
     from deepinv_dmilo.tools.scoring import registered
@@ -137,21 +139,29 @@ def _reconstruct(args: argparse.Namespace) -> None:
     results = dict(zip(wanted, more, strict=True))
     area = list(y.shape[2:]) if args.blind else [height, width]  # of a blur an image reaches farther than the picture
     shown = center_crop(x_hat, area)
-    pictures, white = {args.out: shown[0]}, 0.0
+    pictures, white, none_found = {args.out: shown[0]}, 0.0, ""
     if args.blind:
-        pictures |= {_kernel_file(args.out): k[0] / k.max() for k in results["return_unknown"].values()}
+        (blur,) = results["return_unknown"].values()
+        pictures[_beside(args.out, "kernel")] = blur[0] / blur.max()
+        if none_found := why_no_blur(y, blur):
+            rest = physics.A(x_hat, filter=blur) - y
+            clean = prior.denoiser()(y, noise or rest.square().mean().sqrt()) if prior.affine else y
+            pictures |= {args.out: clean[0].clamp(0, 1), _beside(args.out, "search"): shown[0]}
     if args.uncertainty:
         pictures[args.uncertainty], white = scaled_to_white(center_crop(results["return_std"], area)[0])
     if args.save_samples:
         pictures |= zip(_sample_files(args), center_crop(results["return_samples"], area)[0], strict=True)
     _write(pictures)
+    if none_found:
+        _tell_no_blur(args, none_found)
     if args.uncertainty:
         estimated = "" if noise else ", without the error of the estimated noise level; --noise tells it"
         print(f"white is a standard deviation of {white:.2g}{estimated}")
     if args.simulate:
         after, truth, before, how = shown, center_crop(picture, area), "", args.method
         if args.blind:  # what was measured does not tell where the image is, and where the blur
-            before, after = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> ", registered(x_hat, truth)
+            before = f"{PSNR()(y.clamp(0, 1), truth).item():.2f} dB (blurred) -> "
+            after = pictures[args.out][None] if none_found else registered(x_hat, truth)
             how += ", the blur not told"
         elif isinstance(physics, LinearPhysics):
             before = f"{PSNR()(physics.A_dagger(y).clamp(0, 1), truth).item():.2f} dB (pseudo-inverse) -> "
@@ -175,9 +185,16 @@ def _write(pictures: dict[Path, Tensor]) -> None:
         raise InputError("; ".join(failures))
 
 
-def _kernel_file(out: Path) -> Path:
-    """Where the blur that was found goes, beside the picture."""
-    return out.with_name(f"{out.stem}-kernel.png")
+def _beside(out: Path, what: str) -> Path:
+    """Where a blind search's ``kernel`` goes, beside the picture, and its picture where there seems to be no blur."""
+    return out.with_name(f"{out.stem}-{what}.png")
+
+
+def _tell_no_blur(args: argparse.Namespace, why: str) -> None:
+    """Tell what was written where a blind search seems to have found no blur."""
+    out, picture, search = (shown(str(file)) for file in (args.out, args.image, _beside(args.out, "search")))
+    picture = f"the degraded {picture}" if args.simulate else picture
+    print(f"found no blur: {why}; {out} is {picture} without noise, {search} what the search made of it")
 
 
 def _sample_files(args: argparse.Namespace) -> list[Path]:
@@ -233,7 +250,7 @@ def _check_pictures(args: argparse.Namespace) -> None:
         raise ValueError("--kernel and --blur-sigma both say what the blur is; type one of them")
     written = [(f"--out {args.out}", args.out)]
     if args.blind:
-        written.append((written[0][0], _kernel_file(args.out)))
+        written += [(written[0][0], _beside(args.out, what)) for what in ("kernel", "search")]
     if args.save_samples:
         written += [(written[0][0], file) for file in _sample_files(args)]
     if args.uncertainty:

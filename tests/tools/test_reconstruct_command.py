@@ -133,6 +133,8 @@ def test_a_picture_of_a_blur_that_is_not_known_is_sharpened(tmp_path, capsys):
     assert picture.shape == inner.shape
     found_it = registered(picture[None], inner[None])[0]  # y does not tell where the image is, and where the blur
     assert (found_it - inner).square().mean() < 0.8 * (y - inner).square().mean()
+    assert "found no blur" not in capsys.readouterr().out
+    assert not (tmp_path / "sharp-search.png").exists()
     kernel = read_picture(found)[:1]
     assert kernel.shape == (1, 15, 15)  # a quarter of the shorter side
     assert (kernel / kernel.sum() - gaussian_kernel(2.0, 15)[0]).abs().max() > 0.005  # which was the guess
@@ -141,6 +143,29 @@ def test_a_picture_of_a_blur_that_is_not_known_is_sharpened(tmp_path, capsys):
     capsys.readouterr()
     assert main([*again, "--out", str(tmp_path / "sharp.png")]) == 2
     assert "sharp-kernel.png would be lost; type another" in capsys.readouterr().err
+
+
+def test_a_sharp_picture_is_not_made_worse_by_a_search_for_its_blur(tmp_path, capsys):
+    """It comes without its noise, and what the search made of it goes elsewhere."""
+    x = held_out_images("photos")[1, :, 60:124, 60:124]
+    y = dinv.physics.GaussianNoise(0.03, rng=torch.Generator().manual_seed(0))(x)
+    sharp, out = tmp_path / "sharp.png", tmp_path / "out.png"
+    as_png(y).save(sharp)
+    command = ["reconstruct", str(sharp), "--task", "deblurring", "--blind", "--max-passes", "10", "--device", "cpu"]
+    assert main([*command, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"found no blur: .*; {out} is {sharp} without noise, \S+out-search.png what", told)
+    error, worse, noise = (
+        (p - x).square().mean() for p in map(read_picture, (out, tmp_path / "out-search.png", sharp))
+    )
+    assert error < 0.6 * noise
+    assert error < worse
+    assert (tmp_path / "out-kernel.png").exists()
+    assert main([*command, "--out", str(tmp_path / "x.png"), "--kernel", str(tmp_path / "out-kernel.png")]) == 0
+    (tmp_path / "sharp-search.png").write_bytes(sharp.read_bytes())
+    searched = ["reconstruct", str(tmp_path / "sharp-search.png"), *command[2:]]
+    assert main([*searched, "--out", str(tmp_path / "sharp.png")]) == 2
+    assert "sharp-search.png would be lost; type another" in capsys.readouterr().err
 
 
 def test_blind_deblurring_is_simulated(digit, tmp_path, capsys):
@@ -176,7 +201,7 @@ def test_a_picture_that_cannot_be_written_is_kept_elsewhere_and_so_is_the_blur(d
     told = capsys.readouterr().err
     assert "OUT.PNG cannot be written: No space left on device; the picture is in" in told
     kept = [Path(place) for place in re.findall(r"the picture is in ([^;\s]+)", told)]
-    assert [read_picture(file).shape[1:] for file in kept] == [(32, 32), (9, 9)]
+    assert [read_picture(file).shape[1:] for file in kept] == [(32, 32), (9, 9), (32, 32)]
     assert (tmp_path / "OUT.PNG").read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"digit.png", "OUT.PNG"}
 
