@@ -129,7 +129,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
             options["kernel"] = _first_guess(args, kernel, height, width).to(device)
             physics = make_physics(args.task, (channels, height, width), device=device, **options)
             settings["unknown"] = {"filter": Simplex(options["kernel"])}
-        model = open_method(args, _in_tiles(prior, args.tile, height, width), verbose=True, **settings)
+        prior = _in_tiles(prior, args.tile, height, width)
+        model = open_method(args, prior, verbose=True, **settings)
         if hasattr(model, "check"):  # as ours have: an error after this is no fault of the input
             model.check(y, physics)
     asked = {"return_unknown": args.blind, "return_std": args.uncertainty, "return_samples": args.save_samples}
@@ -144,8 +145,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
         (blur,) = results["return_unknown"].values()
         pictures[_beside(args.out, "kernel")] = blur[0] / blur.max()
         if none_found := why_no_blur(y, blur):
-            rest = physics.A(x_hat, filter=blur) - y
-            clean = prior.denoiser()(y, noise or rest.square().mean().sqrt()) if prior.affine else y
+            with torch.no_grad():
+                rms = (physics.A(x_hat, filter=blur) - y).square().mean().sqrt()
+                clean = prior.denoiser()(y, noise or rms) if prior.affine else y
             pictures |= {args.out: clean[0].clamp(0, 1), _beside(args.out, "search"): shown[0]}
     if args.uncertainty:
         pictures[args.uncertainty], white = scaled_to_white(center_crop(results["return_std"], area)[0])
