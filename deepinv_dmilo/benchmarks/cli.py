@@ -95,7 +95,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
         with door():
             device = open_device(args.device)
-        leaderboard.benchmark(args, device)
+        leaderboard.run_leaderboard(args, device)
         return
     if args.suite == "report":
         _report(args)

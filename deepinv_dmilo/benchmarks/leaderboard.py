@@ -8,8 +8,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from deepinv_dmilo.benchmarks.own_networks import NETWORKS, unreachable, weight_files
-from deepinv_dmilo.benchmarks.problems import PROBLEMS, Maker, metrics_of, pictures, solve, solvers
+from deepinv_dmilo.benchmarks.own_networks import OWN_NETWORKS, unreachable, weight_files
+from deepinv_dmilo.benchmarks.problems import PROBLEMS, SolverMaker, metrics_of, pictures, solve, solvers
 from deepinv_dmilo.benchmarks.report import chosen_methods, claim_folder
 from deepinv_dmilo.benchmarks.studies import Case, Preset
 from deepinv_dmilo.tools.errors import InputError, door
@@ -17,23 +17,25 @@ from deepinv_dmilo.tools.folder import write_whole
 from deepinv_dmilo.tools.options import open_prior
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
-SIZE = 256  # of the pictures there
+PICTURE_SIDE = 256  # of the pictures there
 WEIGHT = 7.0  # of DiffPIR, deepinv's default
 
 
-def benchmark(args: argparse.Namespace, device: str) -> None:
+def run_leaderboard(args: argparse.Namespace, device: str) -> None:
     """Run what is missing: a line of a problem's CSV file for each method."""
     with door():
         if args.noises:
             raise InputError("--noises: each problem has its noise; leave it out")
-        preset = Preset("", args.prior or "photos", args.images or "", args.size or SIZE, bfloat16=args.bfloat16)
+        preset = Preset(
+            "", args.prior or "photos", args.images or "", args.size or PICTURE_SIDE, bfloat16=args.bfloat16
+        )
         limit = 1 if args.limit is None and args.quick else args.limit
         names, files = _problems(args.tasks), weight_files(args.weights or [])
-        images = {name: pictures(PROBLEMS[name], args.images, args.size or SIZE, limit) for name in names}
+        images = {name: pictures(PROBLEMS[name], args.images, args.size or PICTURE_SIDE, limit) for name in names}
         prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)
         args.out.mkdir(parents=True, exist_ok=True)
         claim_folder(preset, args.out, limit=limit)
-    case = Case(prior, (3, args.size or SIZE, args.size or SIZE), "", 0.0, WEIGHT, weights=files)
+    case = Case(prior, (3, args.size or PICTURE_SIDE, args.size or PICTURE_SIDE), "", 0.0, WEIGHT, weights=files)
     text = ["# deepinv's benchmarks", "", f"Prior `{preset.prior}`; {sentence(provenance(device))}."]
     absent: dict[str, str] = {}
     for name in names:
@@ -45,7 +47,7 @@ def benchmark(args: argparse.Namespace, device: str) -> None:
         rows = _run(name, having, case, images[name], _facts(name, args, limit), args.out / f"{name}.csv")
         count = len(images[name])
         text += ["", f"## {name}, {count} picture{'s' * (count > 1)}", "", _table(rows, list(makers))]
-    text += ["", *absent.values(), "", *(f"{own} has {network.about}." for own, network in NETWORKS.items())]
+    text += ["", *absent.values(), "", *(f"{own} has {network.about}." for own, network in OWN_NETWORKS.items())]
     (args.out / "results.md").write_text("\n".join(text) + "\n")
     print("\n".join(text), f"wrote {args.out}", sep="\n")
 
@@ -57,7 +59,7 @@ def _problems(wanted: list[str] | None) -> list[str]:
     return [name for name in PROBLEMS if wanted is None or name in wanted]
 
 
-def _chosen(makers: dict[str, tuple[Maker, str]], wanted: list[str] | None) -> dict[str, tuple[Maker, str]]:
+def _chosen(makers: dict[str, tuple[SolverMaker, str]], wanted: list[str] | None) -> dict[str, tuple[SolverMaker, str]]:
     """Those whose name, less what is in brackets, is wanted."""
     names = chosen_methods(wanted, dict.fromkeys(method.partition("[")[0] for method in makers))
     return {method: maker for method, maker in makers.items() if method.partition("[")[0] in names}
@@ -67,13 +69,13 @@ def _facts(name: str, args: argparse.Namespace, limit: int | None) -> dict[str, 
     """What a line tells of its problem; results of some pictures, or of others, are none of the leaderboard's."""
     problem = PROBLEMS[name]
     data = problem.data if args.images is None else Path(args.images).name
-    facts = {**problem.facts, "img_size": args.size or SIZE, "debug": limit is not None}
+    facts = {**problem.facts, "img_size": args.size or PICTURE_SIDE, "debug": limit is not None}
     columns = {f"p_dataset_{fact}": value for fact, value in facts.items()}
     return {"objective_name": problem.title, "dataset_name": data, **columns}
 
 
 def _run(
-    name: str, makers: dict[str, Maker], case: Case, images: Any, facts: dict[str, Any], file: Path
+    name: str, makers: dict[str, SolverMaker], case: Case, images: Any, facts: dict[str, Any], file: Path
 ) -> list[dict[str, Any]]:
     """The lines of a problem's file, once what is missing is run."""
     rows: list[dict[str, Any]] = list(csv.DictReader(StringIO(file.read_text()))) if file.exists() else []

@@ -60,7 +60,7 @@ class Method:
     scale: float = 2.0  # factor by which the grid grows until the best weight is inside; 0: it does not
     first_only: bool = False  # too long for more than the first images at the first noise level
     tasks: tuple[str, ...] = tuple(KNOWN_TASKS)  # that it is run on
-    own_network: str = ""  # of ``NETWORKS``, that it comes with; none: it takes the prior, or no network
+    own_network: str = ""  # of ``OWN_NETWORKS``, that it comes with; none: it takes the prior, or no network
     products: int = 0  # backward passes, beyond that of each pass, which the meter does not see
 
 

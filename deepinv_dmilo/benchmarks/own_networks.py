@@ -34,7 +34,7 @@ class Network:
 
 
 #: by the name that ``--weights`` takes
-NETWORKS = {
+OWN_NETWORKS = {
     "RAM": Network(
         lambda channels, trained: RAM(pretrained=trained),
         "36 million parameters, trained by its authors on blur, missing pixels, noise, tomography, MRI and more",
@@ -58,7 +58,7 @@ def open_network(name: str, channels: int, file: Path | None) -> nn.Module:
 
     :raises WeightsError: there are none; one line, with what to type.
     """
-    network = NETWORKS[name]
+    network = OWN_NETWORKS[name]
     try:
         made = network.make(channels, file is None)
         if file is not None:
@@ -77,8 +77,8 @@ def weight_files(given: Iterable[str]) -> dict[str, Path]:
     files = {}
     for text in given:
         name, _, file = text.partition("=")
-        if name not in NETWORKS or not file:
-            raise InputError(f"--weights {text}: type NAME=FILE with a name of {', '.join(NETWORKS)}")
+        if name not in OWN_NETWORKS or not file:
+            raise InputError(f"--weights {text}: type NAME=FILE with a name of {', '.join(OWN_NETWORKS)}")
         if not Path(file).is_file():
             raise InputError(f"--weights {text}: no such file")
         files[name] = Path(file)

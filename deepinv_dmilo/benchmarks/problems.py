@@ -35,7 +35,7 @@ NOISE_OF_DIFFPIR = 0.05  # deepinv's default, where the physics does not tell
 
 
 @dataclass(frozen=True)
-class Problem:
+class BenchmarkProblem:
     """A problem of deepinv's: its name there, data set, operator and noise, and the settings of the solvers there."""
 
     title: str
@@ -48,14 +48,14 @@ class Problem:
 
 
 PROBLEMS = {
-    "cbsd68_gaussian_denoising": Problem(
+    "cbsd68_gaussian_denoising": BenchmarkProblem(
         "CBSD68 denoising",
         "CBSD68",
         {"physics": "Denoising", "noise": "GaussianNoise", "sigma": 0.1},
         lambda side, rng: Denoising(GaussianNoise(0.1, rng=rng)),
         dpir=(0.1,),
     ),
-    "div2k_gaussian_deblurring": Problem(
+    "div2k_gaussian_deblurring": BenchmarkProblem(
         "DIV2K Gaussian Deblurring",
         "DIV2K",
         {"physics": "Blur", "noise": "GaussianNoise", "sigma": 0.05, "sigma_blur": 2},
@@ -63,7 +63,7 @@ PROBLEMS = {
         dpir=(0.1, 0.2),
         crop=-16,
     ),
-    "div2k_inpainting_easy": Problem(
+    "div2k_inpainting_easy": BenchmarkProblem(
         "DIV2K Inpainting (30% random)",
         "DIV2K",
         {"physics": "Inpainting", "noise": "ZeroNoise", "mask": 0.3},
@@ -71,7 +71,7 @@ PROBLEMS = {
         dpir=(0.05, 0.1),
         zeta=0.95,
     ),
-    "div2k_super_resolution_2x": Problem(
+    "div2k_super_resolution_2x": BenchmarkProblem(
         "DIV2K Super Resolution (2x)",
         "DIV2K",
         {"physics": "Downsampling", "noise": "ZeroNoise", "factor": 2, "filter": "bicubic"},
@@ -80,10 +80,10 @@ PROBLEMS = {
     ),
 }
 
-Maker = Callable[[Case], nn.Module]
+SolverMaker = Callable[[Case], nn.Module]
 
 
-def solvers(problem: Problem, prior: str) -> dict[str, tuple[Maker, str]]:
+def solvers(problem: BenchmarkProblem, prior: str) -> dict[str, tuple[SolverMaker, str]]:
     """Methods as the leaderboard names them: how they are made, and the network of their own that they need."""
     told = {f"DPIR[sigma={sigma}]": (partial(_told, make=dpir, noise=sigma), "DRUNet") for sigma in problem.dpir}
     return {
@@ -98,11 +98,11 @@ def solvers(problem: Problem, prior: str) -> dict[str, tuple[Maker, str]]:
     }
 
 
-def _told(case: Case, *, make: Maker, noise: float) -> nn.Module:
+def _told(case: Case, *, make: SolverMaker, noise: float) -> nn.Module:
     return make(case._replace(noise=noise))
 
 
-def pictures(problem: Problem, source: str | None, size: int, limit: int | None) -> Any:
+def pictures(problem: BenchmarkProblem, source: str | None, size: int, limit: int | None) -> Any:
     """
     The pictures of a problem, or of a folder, resized to a square as there, whatever their shape.
 
@@ -130,7 +130,9 @@ def pictures(problem: Problem, source: str | None, size: int, limit: int | None)
     return Subset(images, range(len(images))[:limit])
 
 
-def solve(problem: Problem, make: Maker, case: Case, images: Any, metrics: list[Metric]) -> dict[str, Any]:
+def solve(
+    problem: BenchmarkProblem, make: SolverMaker, case: Case, images: Any, metrics: list[Metric]
+) -> dict[str, Any]:
     """What ``deepinv.test`` finds: means over the pictures, standard deviations, seconds in all."""
     rng = torch.Generator(case.prior.device).manual_seed(0)  # every method gets the same measurements
     physics = problem.physics(case.shape[-1], rng).to(case.prior.device)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from deepinv_dmilo.benchmarks.figures import convergence_figure, cost_table, gain_table, quality_table, save_figure
 from deepinv_dmilo.benchmarks.methods import METHODS, Method, method_of, own_network
-from deepinv_dmilo.benchmarks.own_networks import NETWORKS, unreachable
+from deepinv_dmilo.benchmarks.own_networks import OWN_NETWORKS, unreachable
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, REPORT_TASKS, Case, Preset, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
@@ -187,7 +187,7 @@ def write(
         text += ["", BLIND]
     lacking = {m: why for m, why in (absent or {}).items() if m not in {method_of(r.method) for r in rows}}
     networks = {own_network(m) for m in [*(r.method for r in rows), *lacking]}
-    if about := [f"{name} has {network.about}." for name, network in NETWORKS.items() if name in networks]:
+    if about := [f"{name} has {network.about}." for name, network in OWN_NETWORKS.items() if name in networks]:
         text += ["", *about, *dict.fromkeys(lacking.values())]
     for noise in sorted({r.noise for r in rows}):
         for blind in (False, True):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 # All ours; measured in docs/lab-book/blind.md.
 BLOCK = 64  # pixels of the side of a block, at most, unless twice the blur is more
-LOWEST = 2  # cycles of a block below which its window shows
+LEAST_CYCLES = 2  # cycles of a block below which its window shows
 SLOPES = torch.linspace(1.6, 2.8, 7)  # exponents of the power of sharp pictures over frequency
-NOISES = torch.logspace(-3, 4, 57)  # power of noise over that of the picture at a cycle per pixel
+NOISE_POWERS = torch.logspace(-3, 4, 57)  # power of noise over that of the picture at a cycle per pixel
 POINT = 4  # pixels that a point between pixels has weight on
 
 
@@ -41,7 +41,7 @@ def log_likelihood_ratio(y: Tensor, kernel: Tensor) -> float:
     height, width = (min(max(BLOCK, 2 * k), side) for k, side in zip(kernel.shape[2:], y.shape[2:], strict=True))
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
     f = (rows.square() + columns.square()).sqrt()
-    kept = f >= LOWEST / min(height, width)
+    kept = f >= LEAST_CYCLES / min(height, width)
     power, f, whole = _power(y, height, width)[kept], f[kept], torch.ones_like(f[kept])
     response = torch.fft.rfft2(kernel[0, 0], s=(height, width)).abs().square()[kept]
     return _misfit(power, f, whole) - _misfit(power, f, response)
@@ -57,5 +57,5 @@ def _power(y: Tensor, height: int, width: int) -> Tensor:
 
 def _misfit(power: Tensor, f: Tensor, response: Tensor) -> float:
     """The negative log-likelihood of a power under the best of the spectra, per frequency."""
-    spectra = response * f ** -SLOPES[:, None, None] + NOISES[:, None]
+    spectra = response * f ** -SLOPES[:, None, None] + NOISE_POWERS[:, None]
     return ((power / spectra).mean(-1).log() + spectra.log().mean(-1)).min().item()

@@ -25,7 +25,7 @@ METHODS = {
     "dmilo": lambda prior: DMILO(prior, max_passes=6),
     "dmilo-pgd": lambda prior: DMILOPGD(prior, max_passes=6),
     "dmplug": lambda prior: DMPlug(prior, steps=3),
-    "dmilo-sampler": lambda prior: DMILOSampler(prior, num_samples=2, max_calls=40),
+    "dmilo-sampler": lambda prior: DMILOSampler(prior, num_samples=2, max_calls=52),
 }
 
 

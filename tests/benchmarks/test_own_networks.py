@@ -47,8 +47,8 @@ def small(monkeypatch):
         "DRUNet": lambda channels: DRUNet(channels, channels, nc=(4, 4, 4, 4), nb=1, pretrained=None),
     }
     for name, build in builds.items():
-        network = replace(own_networks.NETWORKS[name], make=partial(make, build))
-        monkeypatch.setitem(own_networks.NETWORKS, name, network)
+        network = replace(own_networks.OWN_NETWORKS[name], make=partial(make, build))
+        monkeypatch.setitem(own_networks.OWN_NETWORKS, name, network)
     return builds
 
 
@@ -108,7 +108,7 @@ def test_weights_by_hand_are_taken_for_all_that_use_the_network(weights, tmp_pat
     assert {row.method for row in read_lines(Row, out / "results.csv")} == {"DPIR", "RAM"}
     text = (out / "report.md").read_text()
     assert "not reachable" not in text
-    assert f"DRUNet has {own_networks.NETWORKS['DRUNet'].about}." in text
+    assert f"DRUNet has {own_networks.OWN_NETWORKS['DRUNet'].about}." in text
     assert f"--weights RAM={weights['RAM']} DRUNet={weights['DRUNet']}" in text
 
 

@@ -384,7 +384,7 @@ def test_a_folder_named_as_a_bundled_prior_has_the_prior_of_all_folders(tmp_path
 
 
 def test_the_standard_deviation_of_each_image_is_kept_and_made_where_it_is_missing(tmp_path):
-    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "40", "--num-samples", "2"]
+    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "52", "--num-samples", "2"]
     command += ["--method", "dmilo-sampler", "--batch-size", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert main(command) == 0
     before = {f.name: f.read_bytes() for f in (tmp_path / "images").iterdir()}
@@ -402,7 +402,7 @@ def test_the_standard_deviation_of_each_image_is_kept_and_made_where_it_is_missi
 
 
 def test_the_samples_of_each_image_are_kept_and_made_where_one_is_missing(tmp_path):
-    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "40", "--num-samples", "2"]
+    command = ["evaluate", "digits", "--task", "inpainting", "--limit", "2", "--max-calls", "52", "--num-samples", "2"]
     command += ["--batch-size", "2", "--device", "cpu", "--out", str(tmp_path)]
     assert main([*command, "--save-samples", "--method", "dmilo-sampler"]) == 0
     assert not (tmp_path / "std").exists()

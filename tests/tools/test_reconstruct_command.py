@@ -82,9 +82,9 @@ def test_several_samples_on_the_command_line(digit, tmp_path):
 def test_the_standard_deviation_of_samples_is_written_and_what_is_white(digit, tmp_path, capsys):
     """--uncertainty implies the sampler; both pictures are those that Python gives."""
     out, std, noise = tmp_path / "out.png", tmp_path / "std.png", dinv.physics.GaussianNoise(0.1)
-    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "40", "--out", str(out)]
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "52", "--out", str(out)]
     assert main(["reconstruct", str(digit), *DIGITS, *options, "--uncertainty", str(std)]) == 0
-    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=40)
+    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=52)
     y = read_picture(digit)[None, :1]
     mean, deviation = model(y, dinv.physics.Denoising(noise), return_std=True)
     torch.testing.assert_close(read_picture(out)[None, :1], mean.clamp(0, 1), rtol=0, atol=1.01 / 255)
@@ -97,11 +97,11 @@ def test_the_standard_deviation_of_samples_is_written_and_what_is_white(digit, t
 def test_samples_are_written_beside_their_mean(more, digit, tmp_path, monkeypatch, capsys):
     """--save-samples implies the sampler."""
     monkeypatch.chdir(tmp_path)
-    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "40", "--save-samples"]
+    options = ["--task", "denoising", "--noise", "0.1", "--num-samples", "2", "--max-calls", "52", "--save-samples"]
     assert main(["reconstruct", str(digit), *DIGITS, *options, "--out", "out.png", *more]) == 0
     files = [Path(f"out-sample-{k}.png") for k in (1, 2)]
     assert all(f"wrote {file}" in capsys.readouterr().out for file in files[:1])
-    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=40)
+    model = DMILOSampler(DiffusionPrior.from_pretrained("digits"), num_samples=2, max_calls=52)
     samples = model.solve(
         read_picture(digit)[None, :1], dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
     ).samples
