@@ -19,23 +19,20 @@ longer than was planned.
 """
 
 import argparse
+import datetime
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from deepinv.physics.generator import MotionBlurGenerator
+from blurred_pairs import CROP, PICTURE, Pairs, drawn, motion_pairs
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
-from train_kernels import kept_images, to_kernels
-from train_prior import learning_rate, load_folder, random_crops
+from train_kernels import kept_images
+from train_prior import learning_rate, load_folder
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, WAYS, KernelGuess, transfer_function, turned
+from deepinv_dmilo.priors.kernel_guess import SIZE, KernelGuess
 
 HOLD_OUT_EVERY = 15  # as the prior photos
-PICTURE, CROP = 128, 160  # of a measurement, and of what is blurred
-MARGIN = (CROP - PICTURE) // 2
 AT_ONCE = 64  # crops that are drawn together
 SMOOTHED = 0.5  # standard deviation, in pixels, of the Gaussian over both kernels in the loss: a near miss is a miss
 SHIFTS = torch.arange(-2, 2.01, 0.25)  # in pixels, of a kernel
@@ -43,81 +40,6 @@ SPECTRUM = 64
 SECONDS_BETWEEN_SAVES, SECONDS_BETWEEN_LOOKS = 120, 600
 HELD_OUT_PAIRS = 200
 ONE_STAGE = 1 / 3  # of the time, in which a step costs half
-
-
-class Pairs(NamedTuple):
-    """Pictures (n, 1, PICTURE, PICTURE), their kernels (n, 1, SIZE, SIZE), the noise, and which blurs go round."""
-
-    pictures: Tensor
-    kernels: Tensor
-    noise: Tensor
-    is_round: Tensor
-
-
-def turned_at_random(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each of the images (n, C, s, s) in one of the eight ways that a square is turned and mirrored."""
-    ways = torch.randint(WAYS, (len(images),), generator=rng).tolist()
-    return torch.stack([turned(image, way) for image, way in zip(images, ways, strict=True)])
-
-
-def grey(crops: Tensor, rng: torch.Generator) -> Tensor:
-    """Grey of random weights, (n, 1, s, s) in [0, 1]."""
-    weights = -torch.rand(len(crops), 3, 1, 1, generator=rng).clamp(min=1e-6).log()
-    return (crops.float() / 255 * weights / weights.sum(1, keepdim=True)).sum(1, keepdim=True)
-
-
-def blurred(images: Tensor, kernels: Tensor, is_round: Tensor) -> Tensor:
-    """The middle PICTURE x PICTURE pixels of images, blurred, cut off there before or after."""
-
-    def convolved(x: Tensor) -> Tensor:
-        size = (x.shape[-2], x.shape[-1])
-        return torch.fft.irfft2(torch.fft.rfft2(x) * transfer_function(kernels, size), s=size)
-
-    def cut(x: Tensor) -> Tensor:
-        return x[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
-
-    return torch.where(is_round[:, None, None, None], convolved(cut(images)), cut(convolved(images)))
-
-
-def as_jpeg(image: Tensor, quality: int) -> Tensor:
-    """What a JPEG file keeps of an image (1, s, s)."""
-    return decode_jpeg(encode_jpeg((image.clamp(0, 1) * 255).round().byte(), quality)).float() / 255
-
-
-def measured(images: Tensor, kernels: Tensor, rng: torch.Generator) -> Pairs:
-    """Blur images (n, 1, CROP, CROP) as cameras and benchmarks do."""
-    n = len(images)
-
-    def some(share: float) -> Tensor:
-        return torch.rand(n, generator=rng) < share
-
-    is_round, of_light, clipped, jpeg = (some(share) for share in (0.5, 0.25, 0.5, 0.25))
-    gamma = torch.where(of_light, 2.2, 1.0)[:, None, None, None]
-    pictures = blurred(images**gamma, kernels, is_round).clamp(min=1e-4) ** (1 / gamma)
-    noise = torch.where(some(0.1), 0, 0.002 * 50 ** torch.rand(n, generator=rng))
-    pictures = pictures + noise[:, None, None, None] * torch.randn(pictures.shape, generator=rng)
-    pictures = torch.where(clipped[:, None, None, None], pictures.clamp(0, 1), pictures)
-    for k in jpeg.nonzero().flatten().tolist():
-        pictures[k] = as_jpeg(pictures[k], int(torch.randint(75, 99, (), generator=rng)))
-    return Pairs(pictures, kernels, noise, is_round)
-
-
-def drawn(pictures: list[Tensor], kernels: Tensor, n: int, rng: torch.Generator) -> Pairs:
-    """Random pairs; kernels are images of ``train_kernels.py``, uint8."""
-    crops = turned_at_random(grey(random_crops(pictures, CROP, n, rng), rng), rng)
-    chosen = kernels[torch.randint(len(kernels), (n,), generator=rng)]
-    return measured(crops, turned_at_random(to_kernels(chosen / 255), rng), rng)
-
-
-def motion_pairs(pictures: list[Tensor], n: int) -> Pairs:
-    """As the task motion-deblurring with pictures of 128 x 128, at noise 0.005."""
-    rng = torch.Generator().manual_seed(1)
-    crops = grey(random_crops(pictures, CROP, n, rng), rng)
-    generator = MotionBlurGenerator((SIZE, SIZE), rng=rng)
-    kernels = torch.cat([generator.step(1)["filter"] for _ in range(n)])
-    is_round = torch.ones(n, dtype=torch.bool)
-    clean = blurred(crops, kernels, is_round)
-    return Pairs(clean + 0.005 * torch.randn(clean.shape, generator=rng), kernels, torch.full((n,), 0.005), is_round)
 
 
 def squared_error(guess: Tensor, kernel: Tensor, smoothed: float = 0.0) -> Tensor:
@@ -223,10 +145,34 @@ def train(args: argparse.Namespace, network: KernelGuess, pictures: list, kernel
     except KeyboardInterrupt:
         save_state()
         raise SystemExit(f"\nstopped at step {step}; the same command with --resume goes on from here") from None
+    network.stages = stages
     save_state()
     errors = look()
     ema.copy_to(network.parameters())
     return {"steps": step, "minutes": elapsed / 60, "errors": errors}
+
+
+def write_card(folder: Path, args: argparse.Namespace, facts: dict) -> None:
+    """README.md of the network."""
+    channels = (
+        f"--channels {' '.join(map(str, args.channels))} --kernel-channels {' '.join(map(str, args.kernel_channels))}"
+    )
+    rows = "".join(f"| {kind} | {error:.3f} |\n" for kind, error in facts["errors"].items())
+    text = f"""# Network that guesses a blur kernel, `{folder.name}`
+
+`KernelGuess.from_pretrained(FOLDER)` of `deepinv_dmilo.priors.kernel_guess`: {facts["parameters"]:,} parameters, half precision.
+Trained on {facts["pictures"]} pictures of the folder {args.data.name!r} and kernels of `examples/train_kernels.py`, for
+{facts["steps"]:,} steps of {args.batch} pictures of {PICTURE} x {PICTURE}, {facts["minutes"]:.0f} minutes, on {datetime.date.today()}, torch {torch.__version__}. Licence of the weights: that of the pictures.
+
+| {HELD_OUT_PAIRS} held-out pairs | error |
+|---|---|
+{rows}
+An error is |k' - k| / |k| at the best shift of at most two pixels, the mean over pictures and kernels that never
+trained. "motion" is deepinv's `MotionBlurGenerator` of 33 x 33 at noise 0.005, {HELD_OUT_PAIRS // 2} pairs.
+
+Made by `python examples/train_kernel_guess.py --data {args.data.name} --kernels KERNELS --state STATE --out OUT --hours {args.hours:g} {channels} --batch {args.batch} --lr {args.lr:g} --seed {args.seed}`.
+"""
+    (folder / "README.md").write_text(text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -266,8 +212,10 @@ def main() -> None:
     network = network.to(memory_format=torch.channels_last)
     tests = (pairs, motion_pairs(held_out, HELD_OUT_PAIRS // 2))
     facts = train(args, network, training, kernels, tests)
+    facts |= {"pictures": len(training), "parameters": sum(w.numel() for w in network.parameters())}
     network.save_pretrained(args.out)
-    print(f"wrote {args.out}: {facts}")
+    write_card(args.out, args, facts)
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

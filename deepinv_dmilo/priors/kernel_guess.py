@@ -11,24 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepinv_dmilo.priors.unet import UNet
+from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 BUNDLED = Path(__file__).parent / "guess"
 SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
 BEFORE = CONTEXT // 2 - SIZE // 2  # rows and columns of the context before the kernel's first
 SMALLEST = 64  # height and width of a Fourier transform, at least: kernels must not go round
 TAPER = 16  # pixels from the border of a picture over which it fades
-WAYS = 8  # that a square is turned and mirrored
-
-
-def turned(images: Tensor, way: int) -> Tensor:
-    """One of the eight ways: quarter turns, and mirrored first from way 4 on."""
-    return (images.flip(-1) if way >= 4 else images).rot90(way % 4, (-2, -1))
-
-
-def turned_back(images: Tensor, way: int) -> Tensor:
-    """The inverse of ``turned``."""
-    images = images.rot90(-(way % 4), (-2, -1))
-    return images.flip(-1) if way >= 4 else images
 
 
 def taper(side: int, like: Tensor) -> Tensor:
@@ -103,9 +92,8 @@ class KernelGuess(nn.Module):
         picture = y.to(self.log_beta.dtype).mean(1, keepdim=True)
         picture = picture - picture.mean((2, 3), keepdim=True)
         picture = picture / picture.square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-3)
-        kernel = picture.new_zeros(len(y), 1, SIZE, SIZE)
+        kernel, found = picture.new_zeros(len(y), 1, SIZE, SIZE), list[Tensor]()
         kernel[..., SIZE // 2, SIZE // 2] = 1
-        found: list[Tensor] = []
         for _ in range(self.stages):
             kernel = self._stage(picture, kernel.detach())
             found.append(kernel)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, WAYS, KernelGuess, laplacian, transfer_function, turned, turned_back
+from deepinv_dmilo.priors.kernel_guess import SIZE, KernelGuess, laplacian, transfer_function
+from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 
 @pytest.fixture(scope="module")
