@@ -11,7 +11,7 @@ from torchvision.transforms import functional as TF
 from train_kernels import to_kernels
 from train_prior import random_crops
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, transfer_function
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned
 
 PICTURE, CROP = 128, 160  # of a measurement, and of what is blurred
@@ -19,7 +19,7 @@ MARGIN = (CROP - PICTURE) // 2
 
 
 class Pairs(NamedTuple):
-    """Pictures (n, 1, PICTURE, PICTURE), their kernels (n, 1, SIZE, SIZE), the noise, and which blurs go round."""
+    """Pictures (n, 1, PICTURE, PICTURE), their kernels (n, 1, 33, 33), the noise, and which blurs go round."""
 
     pictures: Tensor
     kernels: Tensor
@@ -88,7 +88,7 @@ def motion_pairs(pictures: list[Tensor], n: int) -> Pairs:
     """As the task motion-deblurring with pictures of 128 x 128, at noise 0.005."""
     rng = torch.Generator().manual_seed(1)
     crops = grey(random_crops(pictures, CROP, n, rng), rng)
-    generator = MotionBlurGenerator((SIZE, SIZE), rng=rng)
+    generator = MotionBlurGenerator((KERNEL_SIZE, KERNEL_SIZE), rng=rng)
     kernels = torch.cat([generator.step(1)["filter"] for _ in range(n)])
     is_round = torch.ones(n, dtype=torch.bool)
     clean = blurred(crops, kernels, is_round)

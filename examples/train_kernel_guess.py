@@ -30,7 +30,7 @@ from torch import Tensor
 from train_kernels import kept_images
 from train_prior import learning_rate, load_folder
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, KernelGuess
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess
 
 HOLD_OUT_EVERY = 15  # as the prior photos
 AT_ONCE = 64  # crops that are drawn together
@@ -57,7 +57,7 @@ def squared_error(guess: Tensor, kernel: Tensor, smoothed: float = 0.0) -> Tenso
 
 def off_centre(kernels: Tensor) -> Tensor:
     """The squared distance of the centre of mass from the middle, (n,)."""
-    place = torch.arange(SIZE, device=kernels.device) - SIZE // 2.0
+    place = torch.arange(KERNEL_SIZE, device=kernels.device) - KERNEL_SIZE // 2.0
     return (kernels.sum(-1) * place).sum((1, 2)) ** 2 + (kernels.sum(-2) * place).sum((1, 2)) ** 2
 
 

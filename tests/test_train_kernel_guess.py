@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, KernelGuess
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -26,7 +26,7 @@ def script(monkeypatch):
 
 def bumps(*centres):
     """Gaussian kernels of standard deviation 2."""
-    place = torch.arange(SIZE) - SIZE // 2
+    place = torch.arange(KERNEL_SIZE) - KERNEL_SIZE // 2
     kernels = [torch.exp(-((place[:, None] - i) ** 2 + (place - j) ** 2) / 8) for i, j in centres]
     return torch.stack([k / k.sum() for k in kernels])[:, None]
 
@@ -43,8 +43,8 @@ def test_the_error_is_relative_and_at_the_best_shift(script):
 
 def test_blurs_go_round_or_are_cut_off(script):
     pairs = importlib.import_module("blurred_pairs")
-    images, kernel = torch.rand(2, 1, pairs.CROP, pairs.CROP), torch.zeros(2, 1, SIZE, SIZE)
-    kernel[..., SIZE // 2, -1] = 1  # what is shown at a pixel comes from 16 pixels to its left
+    images, kernel = torch.rand(2, 1, pairs.CROP, pairs.CROP), torch.zeros(2, 1, KERNEL_SIZE, KERNEL_SIZE)
+    kernel[..., KERNEL_SIZE // 2, -1] = 1  # what is shown at a pixel comes from 16 pixels to its left
     margin, middle = pairs.MARGIN, slice(pairs.MARGIN, -pairs.MARGIN)
     found = pairs.blurred(images, kernel, torch.tensor([True, False]))
     close = {"atol": 1e-5, "rtol": 0}  # float32 transforms

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from deepinv_dmilo.priors.unet import UNet
 from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
-BUNDLED = Path(__file__).parent / "guess"
-SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
-BEFORE = CONTEXT // 2 - SIZE // 2  # rows and columns of the context before the kernel's first
-SMALLEST = 64  # height and width of a Fourier transform, at least: kernels must not go round
+GUESS = Path(__file__).parent / "guess"
+KERNEL_SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
+BEFORE = CONTEXT // 2 - KERNEL_SIZE // 2  # rows and columns of the context before the kernel's first
+SMALLEST_TRANSFORM = 64  # height and width of a Fourier transform, at least: kernels must not go round
 TAPER = 16  # pixels from the border of a picture over which it fades
 
 
@@ -33,9 +33,9 @@ def middle(images: Tensor) -> Tensor:
 
 
 def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Half the Fourier transform of kernels (..., SIZE, SIZE) at an image size."""
-    wide = F.pad(kernel, [0, size[1] - SIZE, 0, size[0] - SIZE])
-    return torch.fft.rfft2(wide.roll((-(SIZE // 2), -(SIZE // 2)), (-2, -1)))
+    """Half the Fourier transform of kernels (..., KERNEL_SIZE, KERNEL_SIZE) at an image size."""
+    wide = F.pad(kernel, [0, size[1] - KERNEL_SIZE, 0, size[0] - KERNEL_SIZE])
+    return torch.fft.rfft2(wide.roll((-(KERNEL_SIZE // 2), -(KERNEL_SIZE // 2)), (-2, -1)))
 
 
 def laplacian(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ class KernelGuess(nn.Module):
         picture = y.to(self.log_beta.dtype).mean(1, keepdim=True)
         picture = picture - picture.mean((2, 3), keepdim=True)
         picture = picture / picture.square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-3)
-        kernel, found = picture.new_zeros(len(y), 1, SIZE, SIZE), list[Tensor]()
-        kernel[..., SIZE // 2, SIZE // 2] = 1
+        kernel, found = picture.new_zeros(len(y), 1, KERNEL_SIZE, KERNEL_SIZE), list[Tensor]()
+        kernel[..., KERNEL_SIZE // 2, KERNEL_SIZE // 2] = 1
         for _ in range(self.stages):
             kernel = self._stage(picture, kernel.detach())
             found.append(kernel)
@@ -102,7 +102,7 @@ class KernelGuess(nn.Module):
     def _stage(self, picture: Tensor, kernel: Tensor) -> Tensor:
         """A better kernel, of standardised pictures and a kernel."""
         height, width = picture.shape[-2:]
-        size = (max(height, SMALLEST), max(width, SMALLEST))
+        size = (max(height, SMALLEST_TRANSFORM), max(width, SMALLEST_TRANSFORM))
         window, roughness = taper(height, picture)[:, None] * taper(width, picture), laplacian(size, picture)
         spectrum, transfer = torch.fft.rfft2(picture * window, s=size), transfer_function(kernel, size)
         penalty = self.log_penalty.exp()[:, None, None] * (roughness + 0.01)
@@ -110,10 +110,10 @@ class KernelGuess(nn.Module):
         sharp, blurred = self._maps(torch.cat([picture, deconvolved[..., :height, :width]], 1))
         estimates = self._closed_form(sharp * window, blurred * window, size)
         correlation = middle(torch.fft.irfft2(roughness * spectrum.abs() ** 2, s=size))  # of the picture with itself
-        before = F.pad(kernel, [BEFORE, CONTEXT - SIZE - BEFORE] * 2)
+        before = F.pad(kernel, [BEFORE, CONTEXT - KERNEL_SIZE - BEFORE] * 2)
         seen = torch.cat([estimates, correlation, before], 1)
         logits = 8 * self.refine(seen / seen.abs().amax((2, 3), keepdim=True).clamp(min=1e-12))
-        logits = logits[..., BEFORE : BEFORE + SIZE, BEFORE : BEFORE + SIZE]
+        logits = logits[..., BEFORE : BEFORE + KERNEL_SIZE, BEFORE : BEFORE + KERNEL_SIZE]
         return logits.flatten(1).softmax(1).view(kernel.shape)
 
     def _maps(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class KernelGuess(nn.Module):
         save_file(weights, Path(folder, "model.safetensors"))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path = BUNDLED) -> KernelGuess:
+    def from_pretrained(cls, folder: str | Path = GUESS) -> KernelGuess:
         """The network that ``save_pretrained`` wrote."""
         file = Path(folder).expanduser() / "config.json"
         if not file.exists():

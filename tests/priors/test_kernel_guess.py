@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepinv_dmilo.priors.kernel_guess import SIZE, KernelGuess, laplacian, transfer_function
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess, laplacian, transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 
@@ -23,7 +23,7 @@ def pictures():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_of_any_size_have_kernels_of_sum_one(network, size, channels):
     kernels = network(torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(1)))
-    assert kernels.shape == (2, 1, SIZE, SIZE)
+    assert kernels.shape == (2, 1, KERNEL_SIZE, KERNEL_SIZE)
     assert kernels.min() >= 0
     torch.testing.assert_close(kernels.sum((1, 2, 3)), torch.ones(2))
 
@@ -40,7 +40,7 @@ def test_a_batch_is_its_pictures_and_light_and_contrast_do_not_matter(network, p
 @torch.no_grad()
 def test_guesses_of_a_mirrored_picture_are_the_mirrored_guesses(network, pictures):
     guesses = network.guesses(pictures)
-    assert guesses.shape == (2, WAYS, 1, SIZE, SIZE)
+    assert guesses.shape == (2, WAYS, 1, KERNEL_SIZE, KERNEL_SIZE)
     torch.testing.assert_close(guesses[:, 0], network(pictures))
     for way in range(WAYS):
         others = turned_back(network.guesses(turned(pictures, way)), way)
@@ -60,7 +60,7 @@ def test_the_ways_are_eight_and_have_inverses():
 @torch.no_grad()
 def test_the_closed_form_finds_the_kernel_of_maps_that_it_blurred(network):
     rng = torch.Generator().manual_seed(0)
-    sharp, kernel = torch.randn(1, 4, 64, 72, generator=rng), torch.zeros(1, 1, SIZE, SIZE)
+    sharp, kernel = torch.randn(1, 4, 64, 72, generator=rng), torch.zeros(1, 1, KERNEL_SIZE, KERNEL_SIZE)
     kernel[..., 10:20, 14] = 0.1
     blurred = torch.fft.irfft2(torch.fft.rfft2(sharp) * transfer_function(kernel, (64, 72)), s=(64, 72))
     network.log_beta.fill_(-20)
@@ -80,7 +80,7 @@ def test_weights_come_back_in_half_precision(network, pictures, tmp_path):
     again = KernelGuess.from_pretrained(tmp_path)
     for name, weight in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight.half().float()), name
-    assert again(pictures).shape == (2, 1, SIZE, SIZE)
+    assert again(pictures).shape == (2, 1, KERNEL_SIZE, KERNEL_SIZE)
 
 
 def test_refusals_say_what_to_type(network, tmp_path):
