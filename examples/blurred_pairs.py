@@ -19,9 +19,10 @@ MARGIN = (CROP - PICTURE) // 2
 
 
 class Pairs(NamedTuple):
-    """Pictures (n, 1, PICTURE, PICTURE), their kernels (n, 1, 33, 33), the noise, and which blurs go round."""
+    """Blurred and sharp pictures, (n, 1, PICTURE, PICTURE), kernels, (n, 1, 33, 33), noise, which blurs go round."""
 
     pictures: Tensor
+    sharp: Tensor
     kernels: Tensor
     noise: Tensor
     is_round: Tensor
@@ -39,15 +40,17 @@ def grey(crops: Tensor, rng: torch.Generator) -> Tensor:
     return (crops.float() / 255 * weights / weights.sum(1, keepdim=True)).sum(1, keepdim=True)
 
 
+def cut(images: Tensor) -> Tensor:
+    """The middle PICTURE x PICTURE pixels."""
+    return images[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
 def blurred(images: Tensor, kernels: Tensor, is_round: Tensor) -> Tensor:
-    """The middle PICTURE x PICTURE pixels of images, blurred, cut off there before or after."""
+    """The middle of images, blurred, cut off before, as a blur that goes round, or after."""
 
     def convolved(x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
         return torch.fft.irfft2(torch.fft.rfft2(x) * transfer_function(kernels, size), s=size)
-
-    def cut(x: Tensor) -> Tensor:
-        return x[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
     return torch.where(is_round[:, None, None, None], convolved(cut(images)), cut(convolved(images)))
 
@@ -74,7 +77,7 @@ def measured(images: Tensor, kernels: Tensor, rng: torch.Generator) -> Pairs:
     pictures = torch.where(clipped[:, None, None, None], pictures.clamp(0, 1), pictures)
     for k in jpeg.nonzero().flatten().tolist():
         pictures[k] = as_jpeg(pictures[k], int(torch.randint(75, 99, (), generator=rng)))
-    return Pairs(pictures, kernels, noise, is_round)
+    return Pairs(pictures, cut(images), kernels, noise, is_round)
 
 
 def drawn(pictures: list[Tensor], kernels: Tensor, n: int, rng: torch.Generator) -> Pairs:
@@ -92,4 +95,5 @@ def motion_pairs(pictures: list[Tensor], n: int) -> Pairs:
     kernels = torch.cat([generator.step(1)["filter"] for _ in range(n)])
     is_round = torch.ones(n, dtype=torch.bool)
     clean = blurred(crops, kernels, is_round)
-    return Pairs(clean + 0.005 * torch.randn(clean.shape, generator=rng), kernels, torch.full((n,), 0.005), is_round)
+    y = clean + 0.005 * torch.randn(clean.shape, generator=rng)
+    return Pairs(y, cut(crops), kernels, torch.full((n,), 0.005), is_round)

@@ -13,7 +13,8 @@ edges, half are cut off, as those of a camera. A quarter blur light, as a camera
 deviation of the noise is 0.002 to 0.1.
 
 The loss is the error of the kernel in the 2-norm, relative to its own norm, at the best shift: a kernel that is shifted
-and an image that is shifted back are the same measurement. Every fifteenth picture never trains, the same as those of
+and an image that is shifted back are the same measurement. A second term trains the sharp maps as the filtered sharp
+picture: from the kernel alone, the network learned little more than the picture's correlation with itself. Every fifteenth picture never trains, the same as those of
 the prior ``photos``. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours``
 longer than was planned.
 """
@@ -30,13 +31,14 @@ from torch import Tensor
 from train_kernels import kept_images
 from train_prior import learning_rate, load_folder
 
-from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess, standardised
 
 HOLD_OUT_EVERY = 15  # as the prior photos
 AT_ONCE = 64  # crops that are drawn together
 SMOOTHED = 0.5  # standard deviation, in pixels, of the Gaussian over both kernels in the loss: a near miss is a miss
 SHIFTS = torch.arange(-2, 2.01, 0.25)  # in pixels, of a kernel
 SPECTRUM = 64
+OF_MAPS = 0.3  # weight in the loss of the sharp maps' relative squared error
 SECONDS_BETWEEN_SAVES, SECONDS_BETWEEN_LOOKS = 120, 600
 HELD_OUT_PAIRS = 200
 ONE_STAGE = 1 / 3  # of the time, in which a step costs half
@@ -62,11 +64,16 @@ def off_centre(kernels: Tensor) -> Tensor:
 
 
 def training_loss(network: KernelGuess, pairs: Pairs, device: str) -> Tensor:
-    """The mean over pairs and stages."""
-    kernels = pairs.kernels.to(device)
-    guesses = network.all_stages(pairs.pictures.to(device))
-    squares = torch.stack([squared_error(guess, kernels, SMOOTHED) for guess in guesses])
-    return (squares.clamp(min=0) + 1e-3).sqrt().mean() + 1e-3 * off_centre(torch.cat(guesses)).mean()
+    """Of kernels and sharp maps, the mean over pairs and stages."""
+    y, x, kernels = (part.to(device) for part in pairs[:3])
+    target = torch.nn.functional.conv2d(standardised(x, y), network.linear.weight.detach(), padding="same")
+    energy = target.square().mean((1, 2, 3)) + 1e-4
+    loss = torch.zeros((), device=device)
+    for guess, sharp in network.all_stages(y):
+        of_kernel = (squared_error(guess, kernels, SMOOTHED).clamp(min=0) + 1e-3).sqrt() + 1e-3 * off_centre(guess)
+        of_maps = (sharp - target).square().mean((1, 2, 3)) / energy
+        loss = loss + (of_kernel + OF_MAPS * of_maps).mean() / network.stages
+    return loss
 
 
 @torch.no_grad()

@@ -26,6 +26,12 @@ def taper(side: int, like: Tensor) -> Tensor:
     return torch.sin(torch.minimum(inside, side - inside).clamp(max=TAPER) / TAPER * torch.pi / 2) ** 2
 
 
+def standardised(images: Tensor, like: Tensor | None = None) -> Tensor:
+    """Images less the mean, over the standard deviation, of each of ``like``; None: of their own."""
+    like = images if like is None else like
+    return (images - like.mean((2, 3), keepdim=True)) / like.std((2, 3), correction=0, keepdim=True).clamp(min=1e-3)
+
+
 def middle(images: Tensor) -> Tensor:
     """The CONTEXT x CONTEXT neighbourhood of the first pixel, of images that go round."""
     place = torch.arange(CONTEXT, device=images.device) - CONTEXT // 2
@@ -50,8 +56,9 @@ class KernelGuess(nn.Module):
 
     After :footcite:t:`schuler2016learning`: a network finds maps of what is sharp, :math:`s_i`, and of what the blur
     made of it, :math:`b_i`; their kernel has a closed form in the Fourier domain,
-    :math:`k = \sum_i \bar s_i b_i / (\sum_i |s_i|^2 + \beta)`, and a second network cleans it. Each further stage sees
-    the picture deconvolved with the kernel of the stage before.
+    :math:`k = \sum_i \bar s_i b_i / (\sum_i |s_i|^2 + \beta)`, and a second network cleans it. With posterior means
+    :math:`s_i` of filtered sharp pictures, and :math:`b_i` the filtered y, the sums' expectations are in the ratio of
+    the true kernel. Each further stage sees the picture deconvolved with the kernel of the stage before.
 
     :param list channels: of the network of the picture, one a level, the first at half its size; multiples of 8.
     :param list kernel_channels: of the network of the kernel, likewise, at most four.
@@ -69,13 +76,15 @@ class KernelGuess(nn.Module):
         self.groups, self.maps, self.stages, self.multiple = groups, maps, stages, 2 ** len(channels)
         self.features = UNet(4 * 4, 4 * 2 * groups * maps, channels)  # of the picture and three deconvolved ones
         self.linear = nn.Conv2d(1, groups * maps, 7, padding=3, bias=False)
+        with torch.no_grad():  # differences: of a natural picture they are about white
+            self.linear.weight -= self.linear.weight.mean((2, 3), keepdim=True)
         self.refine = UNet(groups + 2, 1, kernel_channels)
         self.log_beta = nn.Parameter(torch.linspace(-4.6, 0, groups))  # relative to the mean energy of the maps
         self.log_penalty = nn.Parameter(torch.tensor([0.003, 0.03, 0.3]).log())  # of the deconvolved pictures
 
     def forward(self, y: Tensor) -> Tensor:
         """Kernels, (B, 1, 33, 33), of sum 1, of pictures in [0, 1], (B, 1 or 3, H, W)."""
-        return self.all_stages(y)[-1]
+        return self.all_stages(y)[-1][0]
 
     def guesses(self, y: Tensor, num_guesses: int = WAYS) -> Tensor:
         """Kernels, (B, num_guesses, 1, 33, 33), of the picture as it is, then turned and mirrored."""
@@ -83,24 +92,22 @@ class KernelGuess(nn.Module):
             raise ValueError(f"num_guesses={num_guesses}: type a number from 1 to {WAYS}")
         return torch.stack([turned_back(self(turned(y, way)), way) for way in range(num_guesses)], 1)
 
-    def all_stages(self, y: Tensor) -> list[Tensor]:
-        """The kernel of each stage."""
+    def all_stages(self, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The kernel and the sharp maps of each stage."""
         if y.is_complex():
             raise TypeError("y is complex; the kernel is read from a real picture, such as y.abs()")
         if y.ndim != 4 or y.shape[1] not in (1, 3):
             raise ValueError(f"y has the shape {tuple(y.shape)}; type y of the shape (B, 1 or 3, H, W)")
-        picture = y.to(self.log_beta.dtype).mean(1, keepdim=True)
-        picture = picture - picture.mean((2, 3), keepdim=True)
-        picture = picture / picture.square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-3)
-        kernel, found = picture.new_zeros(len(y), 1, KERNEL_SIZE, KERNEL_SIZE), list[Tensor]()
+        picture = standardised(y.to(self.log_beta.dtype).mean(1, keepdim=True))
+        kernel, found = picture.new_zeros(len(y), 1, KERNEL_SIZE, KERNEL_SIZE), list[tuple[Tensor, Tensor]]()
         kernel[..., KERNEL_SIZE // 2, KERNEL_SIZE // 2] = 1
         for _ in range(self.stages):
-            kernel = self._stage(picture, kernel.detach())
-            found.append(kernel)
+            found.append(self._stage(picture, kernel.detach()))
+            kernel = found[-1][0]
         return found
 
-    def _stage(self, picture: Tensor, kernel: Tensor) -> Tensor:
-        """A better kernel, of standardised pictures and a kernel."""
+    def _stage(self, picture: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """A better kernel and the sharp maps, of standardised pictures and a kernel."""
         height, width = picture.shape[-2:]
         size = (max(height, SMALLEST_TRANSFORM), max(width, SMALLEST_TRANSFORM))
         window, roughness = taper(height, picture)[:, None] * taper(width, picture), laplacian(size, picture)
@@ -114,7 +121,7 @@ class KernelGuess(nn.Module):
         seen = torch.cat([estimates, correlation, before], 1)
         logits = 8 * self.refine(seen / seen.abs().amax((2, 3), keepdim=True).clamp(min=1e-12))
         logits = logits[..., BEFORE : BEFORE + KERNEL_SIZE, BEFORE : BEFORE + KERNEL_SIZE]
-        return logits.flatten(1).softmax(1).view(kernel.shape)
+        return logits.flatten(1).softmax(1).view(kernel.shape), sharp
 
     def _maps(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """The maps s and b, (B, groups * maps, H, W) each."""
