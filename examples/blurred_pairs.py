@@ -11,7 +11,8 @@ from torchvision.transforms import functional as TF
 from train_kernels import to_kernels
 from train_prior import random_crops
 
-from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, transfer_function
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE
+from deepinv_dmilo.utils.spectra import transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned
 
 PICTURE, CROP = 128, 160  # of a measurement, and of what is blurred

@@ -11,43 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepinv_dmilo.priors.unet import UNet
+from deepinv_dmilo.utils.spectra import laplacian, neighbourhood, taper, transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 GUESS = Path(__file__).parent / "guess"
 KERNEL_SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
 BEFORE = CONTEXT // 2 - KERNEL_SIZE // 2  # rows and columns of the context before the kernel's first
 SMALLEST_TRANSFORM = 64  # height and width of a Fourier transform, at least: kernels must not go round
-TAPER = 16  # pixels from the border of a picture over which it fades
-
-
-def taper(side: int, like: Tensor) -> Tensor:
-    """A window (side,) that falls to zero at both ends."""
-    inside = torch.arange(side, device=like.device) + 0.5
-    return torch.sin(torch.minimum(inside, side - inside).clamp(max=TAPER) / TAPER * torch.pi / 2) ** 2
 
 
 def standardised(images: Tensor, like: Tensor | None = None) -> Tensor:
     """Images less the mean, over the standard deviation, of each of ``like``; None: of their own."""
     like = images if like is None else like
     return (images - like.mean((2, 3), keepdim=True)) / like.std((2, 3), correction=0, keepdim=True).clamp(min=1e-3)
-
-
-def middle(images: Tensor) -> Tensor:
-    """The CONTEXT x CONTEXT neighbourhood of the first pixel, of images that go round."""
-    place = torch.arange(CONTEXT, device=images.device) - CONTEXT // 2
-    return images[..., (place % images.shape[-2])[:, None], place % images.shape[-1]]
-
-
-def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Half the Fourier transform of kernels (..., KERNEL_SIZE, KERNEL_SIZE) at an image size."""
-    wide = F.pad(kernel, [0, size[1] - KERNEL_SIZE, 0, size[0] - KERNEL_SIZE])
-    return torch.fft.rfft2(wide.roll((-(KERNEL_SIZE // 2), -(KERNEL_SIZE // 2)), (-2, -1)))
-
-
-def laplacian(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Half the transfer function of the negative Laplacian."""
-    rows, columns = torch.fft.fftfreq(size[0], device=like.device), torch.fft.rfftfreq(size[1], device=like.device)
-    return 4 * (torch.sin(torch.pi * rows)[:, None] ** 2 + torch.sin(torch.pi * columns) ** 2)
 
 
 class KernelGuess(nn.Module):
@@ -116,7 +92,9 @@ class KernelGuess(nn.Module):
         deconvolved = torch.fft.irfft2(transfer.conj() * spectrum / (transfer.abs() ** 2 + penalty), s=size)
         sharp, blurred = self._maps(torch.cat([picture, deconvolved[..., :height, :width]], 1))
         estimates = self._closed_form(sharp * window, blurred * window, size)
-        correlation = middle(torch.fft.irfft2(roughness * spectrum.abs() ** 2, s=size))  # of the picture with itself
+        correlation = neighbourhood(
+            torch.fft.irfft2(roughness * spectrum.abs() ** 2, s=size), CONTEXT
+        )  # of the picture with itself
         before = F.pad(kernel, [BEFORE, CONTEXT - KERNEL_SIZE - BEFORE] * 2)
         seen = torch.cat([estimates, correlation, before], 1)
         logits = 8 * self.refine(seen / seen.abs().amax((2, 3), keepdim=True).clamp(min=1e-12))
@@ -137,7 +115,7 @@ class KernelGuess(nn.Module):
         s, b = (torch.fft.rfft2(m, s=size).unflatten(1, (self.groups, self.maps)) for m in (sharp, blurred))
         energy = s.abs().square().sum(2)
         beta = self.log_beta.exp()[:, None, None] * energy.mean((2, 3), keepdim=True) + 1e-12
-        return middle(torch.fft.irfft2((s.conj() * b).sum(2) / (energy + beta), s=size))
+        return neighbourhood(torch.fft.irfft2((s.conj() * b).sum(2) / (energy + beta), s=size), CONTEXT)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, in half precision."""

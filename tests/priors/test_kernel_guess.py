@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess, laplacian, transfer_function
+from deepinv_dmilo.priors.kernel_guess import KERNEL_SIZE, KernelGuess
+from deepinv_dmilo.utils.spectra import laplacian, transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 
