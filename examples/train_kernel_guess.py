@@ -38,7 +38,7 @@ AT_ONCE = 64  # crops that are drawn together
 SMOOTHED = 0.5  # standard deviation, in pixels, of the Gaussian over both kernels in the loss: a near miss is a miss
 SHIFTS = torch.arange(-2, 2.01, 0.25)  # in pixels, of a kernel
 SPECTRUM = 64
-OF_MAPS = 0.3  # weight in the loss of the sharp maps' relative squared error
+OF_MAPS = 0.5  # weight in the loss of the relative squared error of the sharp maps' differences
 SECONDS_BETWEEN_SAVES, SECONDS_BETWEEN_LOOKS = 120, 600
 HELD_OUT_PAIRS = 200
 ONE_STAGE = 1 / 3  # of the time, in which a step costs half
@@ -63,15 +63,20 @@ def off_centre(kernels: Tensor) -> Tensor:
     return (kernels.sum(-1) * place).sum((1, 2)) ** 2 + (kernels.sum(-2) * place).sum((1, 2)) ** 2
 
 
+def roughness(maps: Tensor) -> Tensor:
+    """The mean square of the maps' differences, (n,): what a blur changes is fine."""
+    return sum(maps.diff(dim=dim).square().mean((1, 2, 3)) for dim in (2, 3))
+
+
 def training_loss(network: KernelGuess, pairs: Pairs, device: str) -> Tensor:
     """Of kernels and sharp maps, the mean over pairs and stages."""
     y, x, kernels = (part.to(device) for part in pairs[:3])
     target = torch.nn.functional.conv2d(standardised(x, y), network.linear.weight.detach(), padding="same")
-    energy = target.square().mean((1, 2, 3)) + 1e-4
+    energy = roughness(target) + 1e-4
     loss = torch.zeros((), device=device)
     for guess, sharp in network.all_stages(y):
         of_kernel = (squared_error(guess, kernels, SMOOTHED).clamp(min=0) + 1e-3).sqrt() + 1e-3 * off_centre(guess)
-        of_maps = (sharp - target).square().mean((1, 2, 3)) / energy
+        of_maps = roughness(sharp - target) / energy
         loss = loss + (of_kernel + OF_MAPS * of_maps).mean() / network.stages
     return loss
 
