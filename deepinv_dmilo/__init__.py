@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.optim.solvers import LBFGS, Adam
     from deepinv_dmilo.priors.diffusers import DiffusionPrior
     from deepinv_dmilo.priors.latent import LatentPrior
+    from deepinv_dmilo.priors.slicewise import Slicewise
     from deepinv_dmilo.priors.tiled import Tiled
     from deepinv_dmilo.priors.wrappers import Channelwise, Complex, Greyscale
     from deepinv_dmilo.schedules.chain import Chain
@@ -36,6 +37,7 @@ __all__ = [
     "Levels",
     "Positive",
     "Simplex",
+    "Slicewise",
     "Tiled",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "DMPlug": "methods.dmplug",
     "DiffusionPrior": "priors.diffusers",
     "LatentPrior": "priors.latent",
+    "Slicewise": "priors.slicewise",
     "Tiled": "priors.tiled",
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",

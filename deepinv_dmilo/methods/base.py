@@ -24,6 +24,7 @@ from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
 from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
 from deepinv_dmilo.methods.solution import CallPlan, Solution
 from deepinv_dmilo.methods.validation import check_ground_truth, check_inputs, check_latent, check_misplaced
+from deepinv_dmilo.methods.volumes import as_solved
 from deepinv_dmilo.optim.solvers import SLOWER, Solver
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
@@ -128,7 +129,8 @@ class PriorReconstructor(Configured):
         :raises TypeError, ValueError: they do not fit; the message says which and what to type.
         """
         with self._at_work() as model:
-            return tuple(model._posteriors(y, physics, init)[0].likelihood.forward.like.shape)
+            posterior = model._posteriors(y, physics, init)[0]
+            return tuple(posterior.prior.given(posterior.likelihood.forward.like).shape)
 
     def plan(self, y: Measurements, physics: Physics, *, init: Tensor | None = None) -> CallPlan:
         """
@@ -144,7 +146,7 @@ class PriorReconstructor(Configured):
                 model.rng = torch.Generator(self.rng.device).set_state(self.rng.get_state())
             groups = model._groups(model._posteriors(y, physics, init))
             seconds = sum(model._seconds_of_pass(*group) * group[1].calls / CALLS_OF_A_PASS for group in groups)
-            return replace(model._plan_of(groups), seconds=seconds)
+            return replace(CallPlan.of(groups, self.num_samples), seconds=seconds)
 
     @contextmanager
     def _at_work(self: _Model) -> Iterator[_Model]:
@@ -165,15 +167,16 @@ class PriorReconstructor(Configured):
         if init is not None and self.schedule.starts_from_latent:
             check_latent(init, self.prior, self.num_samples)
         shape = check_inputs(y, physics, self.prior, init)
+        prior, physics, shape, micro_batch = as_solved(self.prior, physics, shape, self.micro_batch)
         unknown: Any = self.unknown  # checked: Guess by name
         like = torch.empty(0, dtype=working_dtype(y), device=parts(y)[0].device)
         nuisance = Nuisance(unknown, physics, shape[0], self.num_samples, like) if unknown else None
         forward = forward_model(physics, shape, like, single=shape[0] * self.num_samples == 1, nuisance=nuisance)
-        prior, draws, posteriors = self.prior.for_images(*shape[2:]), Draws(self.rng), []
+        draws, posteriors = Draws(self.rng), []
         for one in self._likelihoods(y.clone(), forward):
             images = one.rows % shape[0]
-            start = None if init is None else init.detach().to(like)[images]
-            posterior = Posterior(prior.select(images), one, draws, self.num_samples, start, self.micro_batch)
+            start = None if init is None else prior.solved(init.detach().to(like)[images])
+            posterior = Posterior(prior.select(images), one, draws, self.num_samples, start, micro_batch)
             check_scale(posterior.first_samples.likelihood)
             posteriors.append(posterior)
         return posteriors
@@ -247,10 +250,11 @@ class PriorReconstructor(Configured):
             return model._solution(model._posteriors(y, physics, init), x_gt, compute_metrics)
 
     def _solution(self, posteriors: list[Posterior], x_gt: Tensor | None, compute_metrics: bool) -> Solution:
-        forward, batch = posteriors[0].likelihood.forward, posteriors[0].likelihood.forward.batch
-        check_ground_truth(x_gt, forward.like)
-        groups, name = self._groups(posteriors), type(self).__name__
-        monitor = Monitor(name, batch, self.num_samples, self.verbose, compute_metrics, x_gt)
+        forward, prior = posteriors[0].likelihood.forward, posteriors[0].prior
+        check_ground_truth(x_gt, prior.given(forward.like))
+        groups, name, batch = self._groups(posteriors), type(self).__name__, forward.batch
+        truth = None if x_gt is None else prior.solved(x_gt)
+        monitor = Monitor(name, batch, self.num_samples, self.verbose, compute_metrics, truth)
         images = torch.empty_like(forward.like)
         samples = images.new_empty(batch, self.num_samples, *images.shape[1:])
         chosen, explained = torch.empty(batch, dtype=torch.long, device=images.device), []
@@ -267,21 +271,17 @@ class PriorReconstructor(Configured):
         warn_if_unexplained(explained)
         found = {} if forward.nuisance is None else forward.nuisance.values(chosen)
         parameters = {name: t.detach() for name, t in found.items()}
-        return Solution(images, samples, parameters, monitor.metrics, self._plan_of(groups), monitor.ended)
+        images, samples, plans = prior.given(images), prior.given(samples), CallPlan.of(groups, self.num_samples)
+        return Solution(images, samples, parameters, monitor.metrics, plans, monitor.ended)
 
     def _groups(self, posteriors: list[Posterior]) -> list[tuple[Posterior, Plan]]:
         """The groups of images with equal plans."""
         return [group for posterior in posteriors for group in self.schedule.plan(posterior, self._budget())]
 
-    def _plan_of(self, groups: list[tuple[Posterior, Plan]]) -> CallPlan:
-        numbered = tuple((tuple(posterior.image_numbers.tolist()), plan) for posterior, plan in groups)
-        passes, calls = (tuple(self.num_samples * getattr(plan, n) for _, plan in groups) for n in ("passes", "calls"))
-        return CallPlan(numbered, passes, calls)
-
     def _seconds_of_pass(self, posterior: Posterior, plan: Plan) -> float:
         """The run time of a forward and backward pass for all rows of a group."""
         z, levels = posterior.noise("start"), plan.stages[0].levels[-2:]
-        problem = Problem(posterior.prior, levels, posterior.likelihood, penalty=0.0, micro_batch=self.micro_batch)
+        problem = Problem(posterior.prior, levels, posterior.likelihood, penalty=0.0, micro_batch=posterior.micro_batch)
         start = time.perf_counter()
         problem.gradients({"latent": z})
         return time.perf_counter() - start

@@ -134,7 +134,7 @@ class DMILOSampler(PriorReconstructor):
             perturbed = likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, stage.index))
             z, e = (posterior.noise(purpose, stage.index) for purpose in ("level", "sample"))
             z = level.signal * u + level.noise * z
-            for rows in torch.arange(len(z), device=z.device).split(self.micro_batch or len(z)):
+            for rows in torch.arange(len(z), device=z.device).split(posterior.micro_batch or len(z)):
                 prior = posterior.prior.select(rows)
                 moments = Moments(prior, z[rows], level)
                 u[rows] = conditional_draw(moments, OfLatents(perturbed.select(rows), prior), e[rows])

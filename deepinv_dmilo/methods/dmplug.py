@@ -89,7 +89,7 @@ class DMPlug(PriorReconstructor):
         """Optimise the first latent through all layers."""
         (stage,) = plan.stages
         likelihood = posterior.likelihood
-        problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=self.micro_batch)
+        problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=posterior.micro_batch)
 
         def image(z: Tensor) -> Tensor:
             return posterior.images(posterior.in_parts(lambda prior, part: prior(part, self.num_layers), z))

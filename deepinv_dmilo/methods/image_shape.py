@@ -31,11 +31,12 @@ def image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[tuple[
     """
     The shape of the images that y is measured from, and the measurements of black images of this shape.
 
-    :return: the shape, (B, C, H, W), or more dimensions for volumes.
+    :return: the shape, (B, C, H, W), or (B, C, D, H, W) of volumes.
     :raises TypeError, ValueError: no candidate shape fits y; the message says what to type.
     """
     shape, tried = _try_shapes(y, physics, prior)
-    if (shape is None or len(shape) != 4) and (batched := _as_a_batch(y, physics, prior)) is not None:
+    unknown = shape is None or len(shape) > len(prior.dimensions)
+    if unknown and (batched := _as_a_batch(y, physics, prior)) is not None:
         raise batched
     if shape is not None:
         return shape, tried[shape]  # type: ignore[return-value]
@@ -78,7 +79,7 @@ def _as_a_batch(y: Measurements, physics: Physics, prior: Prior) -> ValueError |
     for typed, where in (("[None]", (None,)), ("[None, None]", (None, None)), ("[:, None]", (slice(None), None))):
         lifted = like_parts(y, [t[where] for t in parts(y)])
         shape, _ = _try_shapes(lifted, physics, prior)
-        if shape is not None and len(shape) == 4:
+        if shape is not None and len(shape) == len(prior.dimensions):
             with suppress(ValueError):
                 prior.check_shape(shape)
                 return lacking(y, lifted, typed)
@@ -128,6 +129,10 @@ def _candidate_shapes(y: Measurements, physics: Physics, prior: Prior) -> Iterat
         yield tuple(y.shape)
     if prior.image_shape is not None:
         yield (batch, *prior.image_shape)
+    if size is not None and len(size) == 4:
+        yield (batch, *size)
+    if isinstance(y, Tensor) and y.ndim == 5:
+        yield tuple(y.shape)
 
 
 def measured_of_black(shape: tuple[int, ...], y: Measurements, physics: Physics) -> Measurements:

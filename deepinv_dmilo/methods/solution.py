@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
+from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.schedules.schedule import Plan, Stage
 
 
@@ -40,6 +41,16 @@ class CallPlan:
     passes: tuple[int, ...]
     calls: tuple[int, ...]
     seconds: float | None = None
+
+    @classmethod
+    def of(cls, groups: list[tuple[Posterior, Plan]], num_samples: int) -> CallPlan:
+        """From the plans of groups of S samples of some images each."""
+        plans = []
+        for posterior, plan in groups:
+            first = posterior.prior.given(plan.first_image)
+            plans.append((tuple(posterior.image_numbers.tolist()), replace(plan, first_image=first)))
+        passes, calls = (tuple(num_samples * getattr(plan, n) for _, plan in groups) for n in ("passes", "calls"))
+        return cls(tuple(plans), passes, calls)
 
     def __str__(self) -> str:
         lines = []

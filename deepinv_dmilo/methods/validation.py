@@ -20,13 +20,13 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
     """
     Check y, physics, prior and init against each other.
 
-    :return: the image shape (B, C, H, W).
+    :return: the image shape (B, C, H, W), or (B, C, D, H, W) of volumes.
     :raises TypeError, ValueError: they do not fit; the message says which and what to type.
     """
     if not isinstance(y, (Tensor, TensorList)):
         raise TypeError(f"y is a {type(y).__name__}; pass measurements as a tensor or TensorList: y = physics(x)")
     if init is not None and not (isinstance(init, Tensor) and init.is_floating_point()):
-        raise TypeError(f"init is {_kind(init)}; pass a floating tensor of shape (B, C, H, W)")
+        raise TypeError(f"init is {_kind(init)}; pass a floating tensor of shape {_layout(prior)}")
     if not isinstance(physics, Physics):
         raise TypeError(f"physics is a {type(physics).__name__}; pass a deepinv.physics.Physics: model(y, physics)")
     for t in parts(y):
@@ -40,14 +40,10 @@ def check_inputs(y: Measurements, physics: Physics, prior: Prior, init: Tensor |
             raise ValueError(f"y has {count} NaN or infinite values; replace them, or mask them in the physics")
     _check_devices(y, physics, prior)
     shape, made = image_shape(y, physics, prior) if init is None else (tuple(init.shape), None)
-    if len(shape) != 4:
-        raise ValueError(
-            f"the physics acts on volumes or films of shape {shape}, and the prior on images (B, C, H, W); reconstruct "
-            "slice by slice, with the physics of a slice"
-        )
+    _check_dimensions(shape, prior, init)
     prior.check_shape(shape)
     if init is not None:
-        made = _check_init(init, y, physics)
+        made = _check_init(init, y, physics, prior)
     _check_complex(made, y)
     return shape
 
@@ -75,7 +71,8 @@ def check_latent(init: Tensor, prior: Prior, num_samples: int) -> None:
         raise ValueError("init is one start, and samples need different ones; type num_samples=1, or leave init out")
     if not prior.affine:
         raise ValueError("init as a latent of an autoencoder is not supported; leave it out, the noise follows rng")
-    if isinstance(init, Tensor) and init.ndim == 4 and prior.for_images(*init.shape[2:]) is not prior:
+    fits = isinstance(init, Tensor) and init.ndim == len(prior.dimensions)
+    if fits and prior.for_images(*init.shape[2:]) is not prior:
         raise ValueError(
             f"init has shape {tuple(init.shape)}, which the prior's network does not take without padding; leave "
             "init out, or pad or crop the images"
@@ -89,11 +86,34 @@ def check_ground_truth(x_gt: Tensor | None, like: Tensor) -> None:
         raise ValueError(f"x_gt is {given}; pass the ground truth of the batch, a tensor of shape {tuple(like.shape)}")
 
 
+def _layout(prior: Prior) -> str:
+    return f"({', '.join(prior.dimensions)})"
+
+
+def _check_dimensions(shape: tuple[int, ...], prior: Prior, init: Tensor | None) -> None:
+    """Refuse volumes where the prior takes images, and images where it takes volumes."""
+    takes = f"and the prior takes {_layout(prior)}"
+    if len(shape) == len(prior.dimensions):
+        return
+    if init is not None:
+        other = ", for volumes Slicewise(prior)" if len(shape) == 5 else ""
+        raise ValueError(f"init has shape {shape}, {takes}; pass an init of these{other}")
+    if len(shape) < len(prior.dimensions):
+        raise ValueError(
+            f"the physics acts on images of shape {shape}, {takes}; type prior, without Slicewise, or for a volume "
+            "without its batch dimension y[None]"
+        )
+    raise ValueError(
+        f"the physics acts on volumes or films of shape {shape}, {takes}; type Slicewise(prior), around all other "
+        "wrappers: each slice is an image of the prior, and the physics sees the volume"
+    )
+
+
 def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements:
+def _check_init(init: Tensor, y: Measurements, physics: Physics, prior: Prior) -> Measurements:
     """Check that init fits y; returns the measurements of black images of its shape."""
     try:
         made = measured_of_black(tuple(init.shape), y, physics)
@@ -111,8 +131,8 @@ def _check_init(init: Tensor, y: Measurements, physics: Physics) -> Measurements
             raise other from failure
         what = f"which the physics does not take ({failure})" if failure else f"whose measurements are {produced}"
         raise ValueError(
-            f"init has shape {tuple(init.shape)}, {what}, but y has {shapes(y)}; pass an init of shape (B, C, H, W), "
-            "one for each of the measurements' images"
+            f"init has shape {tuple(init.shape)}, {what}, but y has {shapes(y)}; pass an init of shape "
+            f"{_layout(prior)}, one for each of the measurements' images"
         ) from failure
     if not torch.isfinite(init).all():
         raise ValueError("init has NaN or infinite values; replace them, or leave init out")

@@ -53,6 +53,8 @@ class Prior(nn.Module):
     affine: bool = True
     #: the least and the largest value of a pixel
     limits: tuple[float, float] = (0.0, 1.0)
+    #: of a batch of images
+    dimensions: tuple[str, ...] = ("B", "C", "H", "W")
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -107,6 +109,14 @@ class Prior(nn.Module):
     def for_images(self, height: int, width: int) -> Prior:
         """The prior for images of a size; where the network cannot take it, one that pads them for it."""
         return self
+
+    def solved(self, x: Tensor) -> Tensor:
+        """Images (..., C, H, W) as the solvers see them: those of :class:`deepinv_dmilo.Slicewise` are volumes."""
+        return x
+
+    def given(self, x: Tensor) -> Tensor:
+        """Images as y and physics have them, from those of the solvers."""
+        return x
 
     def select(self, rows: Tensor) -> Prior:
         """The prior of some rows of a batch, where images have conditions of their own."""

@@ -292,8 +292,8 @@ class Complex(Wrapper):
         return 2 * self.prior.decode(u / 2) - 1
 
 
-def alone(function, z: Tensor, level: Level) -> Tensor:  # type: ignore[no-untyped-def]
+def alone(function, z: Tensor, other: Level | Prior) -> Tensor:  # type: ignore[no-untyped-def]
     """A function of latents whose graph is built again in the backward pass, alone."""
     if torch.is_grad_enabled() and z.requires_grad:
-        return checkpoint(function, z, level, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
-    return function(z, level)
+        return checkpoint(function, z, other, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    return function(z, other)

@@ -7,12 +7,13 @@ Every operator of deepinv's own tests: which of them run, how closely they are f
 The operators are those that the installed deepinv's ``tests/test_physics.py`` lists, at the sizes that it gives them;
 each measures one picture with Gaussian noise of a fiftieth of the measurements' root mean square. One channel is a
 digit, scaled to the size, with the prior ``digits``; three are the middle of a photograph with ``photos``; any other
-number (the two parts of MRI, the bands of a spectrum) are that many digits with ``Channelwise(digits)``.
-Settings are the defaults but ``max_passes=25``. Residual over noise is of root mean squares: 1 fits to the noise. Total
-variation is the best of three weights for each picture, and like ``A_dagger`` is for linear operators of real images
-alone. The pictures are as small as 8 x 16, smaller than any that the priors know: the table tells what runs, not how
-good it is on pictures of a useful size. ``spatial_unwrapping_round`` folds what is above 0.5 below 0, and its gradient
-leads away from the truth: no descent finds it.
+number (the two parts of MRI, the bands of a spectrum) are that many digits with ``Channelwise(digits)``. A volume, or a
+film, is such a picture that moves by a pixel from slice to slice, with ``Slicewise(prior)``. Settings are the defaults
+but ``max_passes=25``. Residual over noise is of root mean squares: 1 fits to the noise. Total variation is the best of
+three weights for each picture, and like ``A_dagger`` is for linear operators of real images alone. The pictures are as
+small as 6 x 8, smaller than any that the priors know: the table tells what runs, not how good it is on pictures of a
+useful size. ``spatial_unwrapping_round`` folds what is above 0.5 below 0, and its gradient leads away from the truth:
+no descent finds it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.priors.diffusers import DiffusionPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.priors.prior import Prior
+from deepinv_dmilo.priors.slicewise import Slicewise
 from deepinv_dmilo.priors.wrappers import Channelwise
 from deepinv_dmilo.tools.provenance import provenance, sentence
 
@@ -56,7 +58,7 @@ JUMPS = ("spatial_unwrapping_round", "spatial_unwrapping_floor")
 
 
 class NotRun(Exception):
-    """Why an operator is left out: ``kind`` is package, no image or volume; the message is a line for a reader."""
+    """Why an operator is left out: ``kind`` is package or no image; the message is a line for a reader."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -65,7 +67,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class OperatorCase:
-    """An operator, and the shape (C, H, W) of the images that it takes."""
+    """An operator, and the shape (C, H, W) of the images that it takes, or (C, D, H, W) of the volumes."""
 
     name: str
     physics: Physics
@@ -106,7 +108,7 @@ def names() -> list[str]:
 
 def find(name: str) -> OperatorCase:
     """
-    An operator of deepinv's tests, the same at every call, volumes among them.
+    An operator of deepinv's tests, the same at every call.
 
     :raises NotRun: it needs a package that is not installed, or takes no image.
     """
@@ -123,17 +125,12 @@ def find(name: str) -> OperatorCase:
     return OperatorCase(name, physics, tuple(image.shape[1:]) if isinstance(image, Tensor) else image)
 
 
-def find_for_images(name: str) -> OperatorCase:
-    """An operator that takes images: raises :class:`NotRun` for volumes too."""
-    case = find(name)
-    if len(case.shape) != 3:
-        raise NotRun("volume", f"its images are volumes or films of shape {case.shape}: reconstruct slice by slice")
-    return case
-
-
 def picture(shape: tuple[int, ...]) -> Tensor:
-    """One image of a shape (C, H, W) that its :func:`bundled` prior knows, in [0, 1], (1, C, H, W)."""
-    channels, height, width = shape
+    """One image of a shape (C, H, W) or (C, D, H, W) that its :func:`bundled` prior knows, in [0, 1], (1, C, ...)."""
+    channels, *slices, height, width = shape
+    if slices:
+        image = picture((channels, height, width))
+        return torch.stack([image.roll(k - slices[0] // 2, -1) for k in range(slices[0])], 2)
     if channels == 3:
         top, left = 128 - height // 2, 128 - width // 2
         return held_out_images("photos")[3:4, :, top : top + height, left : left + width].contiguous()
@@ -141,10 +138,11 @@ def picture(shape: tuple[int, ...]) -> Tensor:
     return interpolate(digits, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def bundled(channels: int) -> Prior:
-    """The bundled prior for images of so many channels."""
-    prior = DiffusionPrior.from_pretrained("photos" if channels == 3 else "digits")
-    return prior if channels in (1, 3) else Channelwise(prior)
+def bundled(shape: tuple[int, ...]) -> Prior:
+    """The bundled prior for images of a shape, (C, H, W) or (C, D, H, W)."""
+    prior: Prior = DiffusionPrior.from_pretrained("photos" if shape[0] == 3 else "digits")
+    prior = prior if shape[0] in (1, 3) else Channelwise(prior)
+    return prior if len(shape) == 3 else Slicewise(prior)
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> float:
@@ -155,7 +153,7 @@ def psnr(x_hat: Tensor, x: Tensor) -> float:
 def row(name: str) -> list[str]:
     """A line of the table: name, runs, residual over noise of both methods, PSNR of all four."""
     try:
-        case = find_for_images(name)
+        case = find(name)
     except NotRun as reason:
         return [name, f"no: {' '.join(str(reason).split())}", *["-"] * 6]
     if name in SLOW:
@@ -164,7 +162,7 @@ def row(name: str) -> list[str]:
     y, sigma = case.observe(x)
     fits, quality = [], []
     for method in (DMILO, DMILOPGD):
-        x_hat = method(bundled(case.shape[0]), max_passes=_PASSES)(y, case.physics)
+        x_hat = method(bundled(case.shape), max_passes=_PASSES)(y, case.physics)
         fits.append(f"{(case.residual(x_hat, y) / sigma).item():.2f}")
         quality.append(f"{psnr(x_hat, x):.1f}")
     return [name, "yes", *fits, *quality, *_rivals(case, x, y)]
@@ -177,7 +175,7 @@ def _rivals(case: OperatorCase, x: Tensor, y: Measurements) -> list[str]:
     start = start.real if start.is_complex() else start
     real_image = isinstance(y, Tensor) and not y.is_complex()
     inverse = f"{psnr(start.clamp(0, 1), x):.1f}" if start.shape == x.shape else "-"
-    if not real_image:
+    if not real_image or len(case.shape) != 3:
         return [inverse, "-"]
     return [inverse, f"{max(psnr(TotalVariation(case.shape, w)(y, case.physics), x) for w in TV_WEIGHTS):.1f}"]
 
@@ -186,11 +184,12 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(prog="python docs/scripts/operators.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
+    parser.add_argument("--only", nargs="*", metavar="OPERATOR", help="some of the operators")
     args = parser.parse_args(argv)
     head = ["operator", "runs", "residual / noise, DMILO", "DMILOPGD", "PSNR (dB), DMILO", "DMILOPGD", "A_dagger", "TV"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     rows = []
-    for name in names():
+    for name in args.only or names():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deepinv's own, on how its operators are built
             rows.append(row(name))

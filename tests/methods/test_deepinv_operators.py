@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from operators import JUMPS, SLOW, NotRun, find, find_for_images, names
+from operators import JUMPS, SLOW, NotRun, find, names
 from toys import ConvNet, toy_prior
 
-from deepinv_dmilo import DMILO, DMILOPGD
+from deepinv_dmilo import DMILO, DMILOPGD, Slicewise
 from deepinv_dmilo.likelihood.measurements import like_parts, parts, take
 
 METHODS = (DMILO, DMILOPGD)
@@ -28,7 +28,7 @@ ROUGH = {"NonCartesianMRI": 2e-2, "ultrasound_planewave_pulse": 2e-2}
 def reason(name):
     """Why an operator is not run, as (kind, line); None: it is."""
     try:
-        find_for_images(name)
+        find(name)
     except NotRun as not_run:
         return not_run.kind, str(not_run)
     return None
@@ -36,6 +36,7 @@ def reason(name):
 
 REASONS = {name: reason(name) for name in names()}
 RUN = [name for name in REASONS if REASONS[name] is None and name not in SLOW]
+VOLUMES = [name for name in RUN if len(find(name).shape) == 4]
 
 
 class Toy(ConvNet):
@@ -47,16 +48,18 @@ class Toy(ConvNet):
 
 
 def prior_of(shape):
-    return toy_prior(Toy(shape[0]), dtype=torch.float32)
+    prior = toy_prior(Toy(shape[0]), dtype=torch.float32)
+    return prior if len(shape) == 3 else Slicewise(prior)
 
 
 @cache
 def observed(name):
     """The operator, two smooth images or one, their measurements and noise."""
-    case = find_for_images(name)
+    case = find(name)
     count = 1 if name in ONE_IMAGE_ONLY else 2
-    coarse = torch.rand(count, case.shape[0], 3, 3, generator=torch.Generator().manual_seed(0))
-    x = torch.nn.functional.interpolate(0.2 + 0.6 * coarse, case.shape[1:], mode="bilinear")
+    size = case.shape[1:]
+    coarse = torch.rand(count, case.shape[0], *[3] * len(size), generator=torch.Generator().manual_seed(0))
+    x = torch.nn.functional.interpolate(0.2 + 0.6 * coarse, size, mode="bilinear" if len(size) == 2 else "trilinear")
     return case, x, *case.observe(x)
 
 
@@ -106,10 +109,10 @@ def test_an_image_is_the_same_again_and_alone(name, method):
 
 
 def test_what_is_not_run_names_its_reason():
-    """Volumes and films, images of several things, and packages that are not there: no fault of ours."""
+    """Images of several things, and packages that are not there: no fault of ours."""
     kinds = {name: why[0] for name, why in REASONS.items() if why}
-    assert set(kinds.values()) <= {"package", "no image", "volume"}
-    assert len(RUN) >= 60  # of the 75 of deepinv 0.5
+    assert set(kinds.values()) <= {"package", "no image"}
+    assert len(RUN) >= 65  # of the 75 of deepinv 0.5
     for name in (n for n, kind in kinds.items() if kind == "package"):
         assert re.search(r"install|available|missing|require", REASONS[name][1]), REASONS[name]
 
@@ -120,9 +123,8 @@ def test_an_operator_that_takes_minutes_passes_the_door(name):
     assert DMILO(prior_of(case.shape)).check(y, case.physics) == tuple(x.shape)
 
 
-@pytest.mark.parametrize("name", [n for n, why in REASONS.items() if why and why[0] == "volume"])
-def test_a_volume_is_refused_at_the_door_with_what_to_do(name):
-    case = find(name)
-    y, _ = case.observe(torch.rand(1, *case.shape))
-    with pytest.raises(ValueError, match="slice by slice"):
-        DMILO(prior_of(case.shape)).check(y, case.physics)
+@pytest.mark.parametrize("name", VOLUMES)
+def test_a_volume_is_refused_at_the_door_with_what_to_type(name):
+    case, _, y, _ = observed(name)
+    with pytest.raises(ValueError, match=r"type Slicewise\(prior\)"):
+        DMILO(prior_of(case.shape).prior).check(y, case.physics)

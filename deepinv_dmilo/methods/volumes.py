@@ -1,0 +1,45 @@
+"""Volumes within a call: the physics sees them whole, the solvers as images of many channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from deepinv_dmilo.likelihood.measurements import operators
+from deepinv_dmilo.priors.prior import Prior
+from deepinv_dmilo.priors.slicewise import Fold, Folded, Slicewise
+
+
+def as_solved(
+    prior: Prior, physics: Physics, shape: tuple[int, ...], micro_batch: int | None
+) -> tuple[Prior, Physics, tuple[int, ...], int | None]:
+    """
+    Prior, physics and shape of images as the solvers see them, (B, C, H, W), and ``micro_batch`` in images.
+
+    Nothing changes but for :class:`deepinv_dmilo.Slicewise`, whose images are volumes.
+
+    :param deepinv.physics.Physics physics: a private copy, which is changed.
+    :param int micro_batch: slices per pass of the network, if the images are volumes.
+    """
+    prior = prior.for_images(*shape[2:])
+    if not isinstance(prior, Slicewise):
+        return prior, physics, shape, micro_batch
+    fold = Fold(prior.axis, shape[prior.axis])
+    size = tuple(fold.images(torch.empty(shape, device="meta")).shape)
+    for one in operators(physics):
+        one.A = _of_images(one.A, fold, size[1:])  # type: ignore[method-assign]
+    volumes = None if micro_batch is None else max(1, micro_batch // fold.slices)
+    return Folded(prior.in_parts(micro_batch), fold), physics, size, volumes
+
+
+def _of_images(measure: Callable[..., Any], fold: Fold, size: tuple[int, ...]) -> Callable[..., Any]:
+    """A of volumes as a function of images of a size (C, H, W); the members of a stack get volumes, as before."""
+
+    def measure_images(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return measure(fold.volumes(x) if x.shape[1:] == size else x, *args, **kwargs)
+
+    return measure_images
