@@ -51,7 +51,7 @@ class PriorReconstructor(Configured):
     :param int max_passes: ``max_passes=n`` is ``max_calls=2 * n``; type one of both.
     :param int num_samples: reconstructions of each image, from different noise; their mean is returned, in blind
         problems the most probable one.
-    :param int micro_batch: reconstructions per pass of the network; None: all.
+    :param int micro_batch: reconstructions per pass of the network, of volumes slices; None: all.
     :param bool verbose: show a progress bar.
     :param torch.Generator, int rng: generator of the noise, or a seed, which gives every image the same noise.
     """
@@ -125,7 +125,7 @@ class PriorReconstructor(Configured):
         """
         Check settings, measurements, physics and ``init`` against each other, as :meth:`forward` does first.
 
-        :return: the shape (B, C, H, W) of the images.
+        :return: the shape (B, C, H, W) of the images, of volumes (B, C, D, H, W).
         :raises TypeError, ValueError: they do not fit; the message says which and what to type.
         """
         with self._at_work() as model:

@@ -92,7 +92,8 @@ class DMILO(PriorReconstructor):
     :param int num_samples: reconstructions of each image, from different noise, in one batch. Their mean is returned,
         in blind problems the most probable sample by likelihood and prior (with a ``Chain`` that of the least
         objective) and its parameters. ``model.solve(y, physics).samples`` has all.
-    :param int micro_batch: reconstructions per pass of the network; None: all. Fewer need less memory.
+    :param int micro_batch: reconstructions per pass of the network, of volumes slices; None: all. Fewer need less
+        memory.
     :param bool verbose: show a progress bar with the outer step, the residual (root mean square of A(x) - y) and the
         noise level.
     :param torch.Generator, int rng: generator of the noise, on any device, or a seed, which gives the same image at

@@ -53,7 +53,7 @@ class DMILOSampler(PriorReconstructor):
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; 100 a sample by
         default. A product with J counts as a call.
     :param int max_passes: ``max_passes=n`` is ``max_calls=2 * n``; type one of both.
-    :param int micro_batch: samples per pass of the network; None: all.
+    :param int micro_batch: samples per pass of the network, of volumes slices; None: all.
     :param bool verbose: show a progress bar.
     :param torch.Generator, int rng: generator of the noise, or a seed, which gives every image the same noise.
 

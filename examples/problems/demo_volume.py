@@ -1,0 +1,79 @@
+r"""
+A volume, slice by slice
+========================
+
+A volume that is blurred along all three axes, reconstructed with a prior that knows pictures only:
+:class:`Slicewise <deepinv_dmilo.Slicewise>` takes each slice as a picture, and the physics sees the whole volume. Films
+are the same, with time in place of depth.
+"""
+
+# %%
+# The volume
+# ----------
+#
+# A digit that moves by a pixel from slice to slice, (B, C, D, H, W). The blur is a Gaussian with a standard deviation
+# of one pixel along depth, height and width.
+
+import deepinv as dinv
+import torch
+from deepinv.utils import plot
+
+from deepinv_dmilo import DMILO, DiffusionPrior, Slicewise
+from deepinv_dmilo.priors.pretrained import held_out_images
+
+digit = held_out_images("digits")[3:4]
+x = torch.stack([digit.roll(k - 2, -1) for k in range(5)], 2)
+
+line = torch.exp(-torch.arange(-2.0, 3.0).square() / 2)
+kernel = line[:, None, None] * line[:, None] * line
+kernel = (kernel / kernel.sum())[None, None]
+
+
+def noise():
+    return dinv.physics.GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
+
+
+physics = dinv.physics.Blur(kernel, padding="circular", noise_model=noise())
+y = physics(x)
+print(f"volume {tuple(x.shape)}, kernel {tuple(kernel.shape)}")
+
+# %%
+# Three reconstructions
+# ---------------------
+#
+# A pass of the network takes all slices at once; ``micro_batch=2``, say, takes two at a time, with less memory and the
+# same result. For comparison, each slice alone, as if it were blurred in its plane only.
+
+prior = DiffusionPrior.from_pretrained("digits")
+model = DMILO(Slicewise(prior), max_passes=25)
+plane = dinv.physics.Blur(kernel.sum(2), padding="circular", noise_model=noise())
+volumes = {
+    "slices alone": DMILO(prior, max_passes=25)(y[0].transpose(0, 1), plane).transpose(0, 1)[None],
+    "25 passes": model(y, physics),
+    "100 passes": DMILO(Slicewise(prior), max_passes=100)(y, physics),
+}
+
+psnr = dinv.metric.PSNR()
+quality = {name: psnr(volume.clamp(0, 1), x).item() for name, volume in {"y": y, **volumes}.items()}
+for name, value in quality.items():
+    print(f"{name:13} {value:6.2f} dB")
+
+# %%
+# Slices from the first to the last
+# ---------------------------------
+
+shown = {"y": y, **volumes, "ground truth": x}
+rows = {name: volume[0].transpose(0, 1) for name, volume in shown.items()}
+plot(rows, max_imgs=5, rescale_mode="clip", figsize=(8, 8.3), dpi=100, fontsize=9)
+
+# %%
+# What you saw
+# ------------
+
+gain = quality["100 passes"] - quality["slices alone"]
+print(f"With the blur of the whole volume DMILO is {gain:.1f} dB above that of each slice alone.")
+
+# %%
+# The slices are independent in the prior: nothing tells it that neighbours are alike, only the physics ties them. Other
+# planes are slices with ``Slicewise(prior, axis=3)`` or ``axis=4``. Volumes of two channels, such as those of MRI in
+# deepinv, take ``Slicewise(Channelwise(prior))`` or ``Slicewise(Complex(prior))``.

@@ -1,0 +1,302 @@
+"""Volumes and films by a prior of images: each slice by itself in the prior, all of them in the physics."""
+
+import deepinv as dinv
+import pytest
+import torch
+from deepinv.physics import GaussianNoise
+from diffusers import DDIMScheduler
+from toys import AffineNet, ConvNet, tiny_autoencoder, tiny_unet, toy_prior
+
+from deepinv_dmilo import (
+    DMILO,
+    DMILOPGD,
+    LBFGS,
+    Chain,
+    Channelwise,
+    DiffusionPrior,
+    DMILOSampler,
+    DMPlug,
+    Greyscale,
+    LatentPrior,
+    Levels,
+    Simplex,
+    Slicewise,
+)
+from deepinv_dmilo.priors.slicewise import Fold
+from deepinv_dmilo.utils.draws import Draws
+
+METHODS = {
+    "dmilo": lambda prior, **s: DMILO(prior, max_passes=12, **s),
+    "dmilo-pgd": lambda prior, **s: DMILOPGD(prior, max_passes=12, **s),
+    "sampler": lambda prior, **s: DMILOSampler(prior, **{"sigmas": (2.0, 1.0, 0.5, 0.2, 0.05), "num_samples": 2, **s}),
+    "dmplug": lambda prior, **s: DMPlug(prior, steps=3, **s),
+    "published": lambda prior, **s: DMILO(
+        prior, schedule=Chain(2, outer_steps=2, sparsity=None), solver=LBFGS(steps=3), **s
+    ),
+}
+AXES = (2, 3, 4)
+SIZE = (5, 9, 12)  # D, H, W
+
+
+def noise(sigma=0.02):
+    return GaussianNoise(sigma, rng=torch.Generator().manual_seed(0))
+
+
+def volumes(n=1, channels=1, size=SIZE):
+    return torch.rand(n, channels, *size, generator=torch.Generator().manual_seed(1)).double()
+
+
+def blur(sigma=0.02):
+    """A blur along all axes, with an open boundary: its measurements are smaller than the volume."""
+    kernel = torch.rand(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)).double()
+    return dinv.physics.Blur(kernel / kernel.sum(), padding="valid", noise_model=noise(sigma)).double()
+
+
+def masked(channels=1, size=SIZE):
+    rng = torch.Generator().manual_seed(0)
+    return dinv.physics.Inpainting((channels, *size), mask=0.5, noise_model=noise(), rng=rng).double()
+
+
+def slices(x, axis):
+    return x.unbind(axis)
+
+
+# The prior
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_volume_is_folded_and_unfolded(axis):
+    x = volumes(2, 3)
+    fold = Fold(axis - 5, x.shape[axis])
+    images = fold.images(x)
+    assert images.shape == (2, 3 * x.shape[axis], *(s for k, s in enumerate(SIZE, 2) if k != axis))
+    torch.testing.assert_close(images[:, 3:6], slices(x, axis)[1])  # the channels of a slice together
+    torch.testing.assert_close(fold.volumes(images), x)
+    torch.testing.assert_close(fold.volumes(images[None]), x[None])
+
+
+@pytest.mark.parametrize("axis", [*AXES, -3, -1])
+def test_each_slice_is_an_image_of_its_own(axis):
+    inside = toy_prior(ConvNet(2)).eval()
+    prior, level, z = Slicewise(inside, axis), inside.level(0.5), torch.randn(2, 2, *SIZE).double()
+    each = torch.stack([inside.denoise(part, level) for part in slices(z, axis)], axis)
+    torch.testing.assert_close(prior.denoise(z, level), each)
+    torch.testing.assert_close(prior.in_parts(3).denoise(z, level), each)
+
+
+def test_as_a_denoiser_of_deepinv():
+    inside, x = toy_prior(ConvNet()).eval(), volumes(2, 3)
+    each = torch.stack([inside.denoiser()(part, 0.2) for part in slices(x, 2)], 2)
+    torch.testing.assert_close(Slicewise(inside).denoiser()(x, 0.2), each)
+
+
+def test_the_slices_of_a_volume_have_its_condition():
+    class Labelled(torch.nn.Module):
+        def forward(self, z, t, class_labels):
+            return z * class_labels.view(-1, 1, 1, 1)
+
+    labels = {"class_labels": torch.tensor([1.0, 2.0])}
+    inside = DiffusionPrior(Labelled(), DDIMScheduler(prediction_type="sample"), conditioning=labels)
+    for at_once in (None, 2):
+        prior = Slicewise(inside, axis=3).in_parts(at_once)
+        u = prior.denoise(torch.full((2, 1, 4, 3, 4), 0.1), prior.level(0.5))
+        torch.testing.assert_close(u[:, 0, 0, :, 0], torch.tensor([[0.1] * 3, [0.2] * 3]))
+    y = torch.rand(2, 1, 3, 4, 4)
+    assert DMILO(Slicewise(inside), max_passes=4)(y, dinv.physics.Denoising(noise(0.1))).shape == y.shape
+
+
+INSIDE = {
+    "channels": (lambda: Channelwise(toy_prior(ConvNet(1))), 2),
+    "grey": (lambda: Greyscale(toy_prior(ConvNet())), 1),
+    "padding": (lambda: DiffusionPrior(tiny_unet(1), DDIMScheduler()).double(), 1),
+    "autoencoder": (
+        lambda: LatentPrior(DiffusionPrior(tiny_unet(4, 8), DDIMScheduler(), clip_sample=False), tiny_autoencoder()),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_around_any_prior(inside, axis):
+    torch.manual_seed(0)
+    make, channels = INSIDE[inside]
+    physics = masked(channels)
+    y = physics(volumes(1, channels))
+    prior = Slicewise(make(), axis).double()
+    x_hat = DMILO(prior, max_passes=6)(y, physics)
+    assert x_hat.shape == y.shape
+    parts = DMILO(prior, max_passes=6, micro_batch=2)(y, physics)
+    torch.testing.assert_close(parts, x_hat, rtol=0, atol=1e-4)  # rounding that untrained networks amplify
+
+
+# Reconstruction
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_volume_of_one_slice_is_an_image(method, axis):
+    x, model = volumes(2, 2, (9, 12)), METHODS[method]
+    mask = (torch.rand(1, 2, 9, 12, generator=torch.Generator().manual_seed(3)) < 0.5).double()
+    flat = dinv.physics.Inpainting((2, 9, 12), mask=mask, noise_model=noise()).double()
+    size = x.unsqueeze(axis).shape[1:]
+    deep = dinv.physics.Inpainting(size, mask=mask.unsqueeze(axis), noise_model=noise()).double()
+    y, inside = flat(x), toy_prior(ConvNet(2))
+    expected = model(inside).solve(y, flat)
+    found = model(Slicewise(inside, axis)).solve(y.unsqueeze(axis), deep)
+    torch.testing.assert_close(found.images, expected.images.unsqueeze(axis))
+    torch.testing.assert_close(found.samples, expected.samples.unsqueeze(axis + 1))
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("axis", AXES)
+def test_slices_that_the_physics_does_not_mix_are_those_of_images(method, axis, monkeypatch):
+    """With the same noise in each; problems of a linear network and physics have one minimum."""
+    drawn = Draws._seeded
+
+    def alike(self, number, shape, sample):
+        return drawn(self, number, (1, *shape[1:]), sample).expand(shape).clone()
+
+    monkeypatch.setattr(Draws, "_seeded", alike)
+    inside, physics = toy_prior(AffineNet(), clip_sample=False), dinv.physics.Denoising(noise())
+    y = physics(volumes(size=(4, 8, 8) if axis == 2 else (8, 4, 8) if axis == 3 else (8, 8, 4)))
+    schedule = Levels((1.0, 0.3), skip=False, mean=False, deviation_threshold=None)
+    settings = {"schedule": schedule, "solver": LBFGS(steps=40, tolerance=1e-9), "noise_level": 0.1}
+    found = method(Slicewise(inside, axis), **settings)(y, physics, init=torch.full_like(y, 0.5))
+    images = torch.cat(slices(y, axis))
+    each = method(inside, **settings)(images, physics, init=torch.full_like(images, 0.5))
+    torch.testing.assert_close(torch.cat(slices(found, axis)), each, rtol=0, atol=1e-5)  # of the solver
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_physics_that_mixes_slices(method):
+    """All that a call gives has the shape of volumes, in batches and micro-batches alike."""
+    physics, model = blur(), METHODS[method](Slicewise(toy_prior(ConvNet(1))))
+    x = volumes(2)
+    y = physics(x)
+    assert model.check(y, physics) == x.shape
+    assert [plan.first_image.shape[1:] for _, plan in model.plan(y, physics).groups] == [x.shape[1:]]
+    solution = model.solve(y, physics, x_gt=x, compute_metrics=True)
+    assert solution.images.shape == x.shape
+    assert solution.samples.shape == (2, model.num_samples, *x.shape[1:])
+    assert solution.images.is_contiguous()
+    torch.testing.assert_close(solution.samples.mean(1), solution.images)
+    psnr = -10 * (solution.images - x).square().mean((1, 2, 3, 4)).log10()
+    assert [curve[-1] for curve in solution.metrics["psnr"]] == pytest.approx(psnr.tolist(), abs=2)  # before finishing
+    assert physics.A(x).shape == y.shape  # the caller's is as it was
+    torch.testing.assert_close(model(y[1:], physics), solution.images[1:], rtol=0, atol=1e-6)
+    for micro_batch in (3, 8):
+        model.micro_batch = micro_batch
+        torch.testing.assert_close(model(y, physics), solution.images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [DMILO, DMILOPGD])
+@pytest.mark.parametrize("axis", AXES)
+def test_the_data_are_fitted(method, axis):
+    physics = blur()
+    y = physics(0.3 + 0.4 * volumes())
+    x_hat = method(Slicewise(toy_prior(ConvNet(1)), axis), max_passes=60)(y, physics)
+    assert (physics.A(x_hat) - y).square().mean().sqrt() < 0.03  # the noise is 0.02
+
+
+def test_samples_and_their_spread():
+    physics = masked()
+    model = METHODS["sampler"](Slicewise(toy_prior(ConvNet(1)), axis=3))
+    settings = {"return_std": True, "quantiles": (0.4, 0.6), "return_samples": True}
+    mean, std, quantiles, samples = model(physics(volumes(2)), physics, **settings)
+    assert mean.shape == std.shape == (2, 1, *SIZE)
+    assert quantiles.shape == samples.shape == (2, 2, 1, *SIZE)
+    assert (std[physics.mask.expand_as(std) == 0]).mean() > (std[physics.mask.expand_as(std) == 1]).mean()
+
+
+def test_micro_batches_count_slices():
+    inside, seen = toy_prior(ConvNet(1)), []
+    inside.network.first.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    physics = blur()
+    y = physics(volumes(3))
+    for micro_batch, most in ((None, 15), (4, 4), (11, 10)):  # two whole volumes of five slices
+        seen.clear()
+        DMILO(Slicewise(inside), max_passes=4, micro_batch=micro_batch)(y, physics)
+        assert max(seen) == most
+
+
+def test_init_is_a_volume():
+    physics, x = blur(), volumes(2)
+    y, prior = physics(x), Slicewise(toy_prior(ConvNet(1)), axis=4)
+    one, other = (DMILO(prior, max_passes=4)(y, physics, init=init) for init in (x, torch.zeros_like(x)))
+    assert one.shape == x.shape
+    assert (one - other).abs().max() > 1e-4
+    latent = DMPlug(prior, steps=1, lr=1e-6)(y, physics, init=torch.randn_like(x))
+    assert latent.shape == x.shape
+
+
+def test_masks_of_each_volume_and_several_measurements():
+    x = volumes(3)
+    mask = (torch.rand(3, 1, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.5).double()
+    several = dinv.physics.Inpainting((1, *SIZE), mask=mask, noise_model=noise()).double()
+    model = DMILO(Slicewise(toy_prior(ConvNet(1))), max_passes=6)
+    y = several(x)
+    alone = dinv.physics.Inpainting((1, *SIZE), mask=mask[1:2], noise_model=noise()).double()
+    torch.testing.assert_close(model(y[1:2], alone), model(y, several)[1:2], rtol=0, atol=1e-6)
+    both = dinv.physics.stack(blur(), masked())
+    assert model(both(x), both).shape == x.shape
+
+
+def test_a_physics_that_is_not_linear_nor_of_deepinv():
+    class Saturation(dinv.physics.Physics):
+        def A(self, x, **kwargs):
+            return (2 * x.mean(2)).tanh()
+
+        def forward(self, x, **kwargs):
+            return self.A(x) + 0.01 * torch.randn_like(x[:, :, 0])
+
+    physics, x = Saturation(), volumes(2)
+    physics.img_size = (1, *SIZE)
+    y, model = physics(x), DMILO(Slicewise(toy_prior(ConvNet(1))), max_passes=6)
+    assert model(y, physics).shape == x.shape
+    assert model(y, physics, init=x).shape == x.shape
+
+
+def test_an_unknown_blur_of_a_volume():
+    physics = blur()
+    guess = {"filter": Simplex(torch.full((1, 1, 3, 3, 3), 1 / 27).double())}
+    model = DMILO(Slicewise(toy_prior(ConvNet(1))), unknown=guess, max_passes=20)
+    x_hat, found = model(physics(volumes()), physics, return_unknown=True)
+    assert x_hat.shape == (1, 1, *SIZE)
+    assert found["filter"].shape == (1, 1, 3, 3, 3)
+    assert found["filter"].sum().item() == pytest.approx(1)
+
+
+# Errors
+
+
+def test_what_does_not_fit_says_what_to_type():
+    inside = toy_prior(ConvNet(1))
+    physics, x, prior = blur(), volumes(), Slicewise(inside)
+    y, model = physics(x), DMILO(prior, max_passes=4)
+    with pytest.raises(
+        ValueError, match=r"acts on volumes or films of shape \(1, 1, 5, 9, 12\).*type Slicewise\(prior\)"
+    ):
+        DMILO(inside)(y, physics)
+    with pytest.raises(ValueError, match=r"prior takes \(B, C, H, W\); type Slicewise\(prior\), around all other"):
+        DMILO(Channelwise(prior))(y, physics)
+    with pytest.raises(ValueError, match=r"and the prior takes \(B, C, D, H, W\); type prior, without Slicewise"):
+        model(x[:, :, 0], dinv.physics.Denoising())
+    with pytest.raises(ValueError, match=r"without its batch dimension; pass y\[None\]"):
+        model(y[0], physics)
+    with pytest.raises(ValueError, match=r"pass an init of these, for volumes Slicewise\(prior\)"):
+        DMILO(inside)(y, physics, init=x)
+    with pytest.raises(ValueError, match=r"init has shape \(1, 1, 9, 12\), and the prior takes \(B, C, D, H, W\)"):
+        model(y, physics, init=x[:, :, 0])
+    with pytest.raises(ValueError, match=r"pass an init of shape \(B, C, D, H, W\)"):
+        model(y, physics, init=x[:, :, :4])
+    with pytest.raises(ValueError, match=r"a tensor of shape \(1, 1, 5, 9, 12\)"):
+        model(y, physics, x_gt=x[:, :, 0], compute_metrics=True)
+    with pytest.raises(ValueError, match=r"do not fit the prior, which takes \(B, 1, H, W\)"):
+        DMILO(Slicewise(DiffusionPrior(tiny_unet(1), DDIMScheduler())))(
+            y.expand(-1, 2, -1, -1, -1), dinv.physics.Denoising()
+        )
+    with pytest.raises(ValueError, match=r"the dimension of .* that counts slices: 2, 3 or 4"):
+        Slicewise(inside, axis=1)
+    with pytest.raises(ValueError, match=r"use prior.decode\(prior\(z\)\) with your own z"):
+        prior.sample(1)
