@@ -96,8 +96,8 @@ class Solution(NamedTuple):
     """
     All results of a call.
 
-    :param torch.Tensor images: in [0, 1], (B, C, H, W): means over the samples, in blind problems the most probable
-        samples.
+    :param torch.Tensor images: in [0, 1], (B, C, H, W), of volumes (B, C, D, H, W): means over the samples, in blind
+        problems the most probable samples.
     :param torch.Tensor samples: all samples, (B, S, C, H, W).
     :param dict parameters: nuisance parameters of the physics with a row for each image; empty: none.
     :param dict metrics: by name, for each image a value per stage; empty: not asked for.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from deepinv.physics import Physics
+from deepinv.physics import Physics, StackedPhysics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.measurements import operators
 from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.priors.slicewise import Fold, Folded, Slicewise
 
@@ -30,14 +29,22 @@ def as_solved(
         return prior, physics, shape, micro_batch
     fold = Fold(prior.axis, shape[prior.axis])
     size = tuple(fold.images(torch.empty(shape, device="meta")).shape)
-    for one in operators(physics):
+    for one in _given_images(physics):
         one.A = _of_images(one.A, fold, size[1:])  # type: ignore[method-assign]
+        one.forward = _of_images(one.forward, fold, size[1:])  # type: ignore[method-assign]
     volumes = None if micro_batch is None else max(1, micro_batch // fold.slices)
     return Folded(prior.in_parts(micro_batch), fold), physics, size, volumes
 
 
+def _given_images(physics: Physics) -> Iterator[Physics]:
+    """The physics and the members of stacks; those of compositions get what the ones before them give."""
+    yield physics
+    for member in physics.physics_list if isinstance(physics, StackedPhysics) else ():
+        yield from _given_images(member)
+
+
 def _of_images(measure: Callable[..., Any], fold: Fold, size: tuple[int, ...]) -> Callable[..., Any]:
-    """A of volumes as a function of images of a size (C, H, W); the members of a stack get volumes, as before."""
+    """A function of volumes as one of images of a size (C, H, W); volumes pass, as for the members of a stack."""
 
     def measure_images(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         return measure(fold.volumes(x) if x.shape[1:] == size else x, *args, **kwargs)

@@ -230,7 +230,7 @@ def test_init_is_a_volume():
     assert latent.shape == x.shape
 
 
-def test_masks_of_each_volume_and_several_measurements():
+def test_masks_of_each_volume():
     x = volumes(3)
     mask = (torch.rand(3, 1, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.5).double()
     several = dinv.physics.Inpainting((1, *SIZE), mask=mask, noise_model=noise()).double()
@@ -238,8 +238,29 @@ def test_masks_of_each_volume_and_several_measurements():
     y = several(x)
     alone = dinv.physics.Inpainting((1, *SIZE), mask=mask[1:2], noise_model=noise()).double()
     torch.testing.assert_close(model(y[1:2], alone), model(y, several)[1:2], rtol=0, atol=1e-6)
+
+
+class Flat(dinv.physics.LinearPhysics):
+    """The slices of a volume as channels of an image: a member of a composition that gets no volume."""
+
+    def A(self, x, **kwargs):
+        return x.squeeze(1)
+
+    def A_adjoint(self, y, **kwargs):
+        return y.unsqueeze(1)
+
+
+def test_several_measurements_and_compositions():
+    x, model = volumes(2), DMILO(Slicewise(toy_prior(ConvNet(1))), max_passes=6)
     both = dinv.physics.stack(blur(), masked())
     assert model(both(x), both).shape == x.shape
+    fidelity = dinv.optim.data_fidelity.StackedPhysicsDataFidelity([dinv.optim.L2(0.1), dinv.optim.L2(0.1)])
+    given = DMILO(Slicewise(toy_prior(ConvNet(1))), max_passes=6, data_fidelity=fidelity)
+    assert given(both(x), both).shape == x.shape
+    of_volumes = masked()
+    composed = dinv.physics.Inpainting(SIZE, mask=of_volumes.mask[0, 0]).double() * Flat()
+    composed.noise_model, y = of_volumes.noise_model, of_volumes(x)
+    torch.testing.assert_close(model(y[:, 0], composed), model(y, of_volumes), rtol=0, atol=1e-6)
 
 
 def test_a_physics_that_is_not_linear_nor_of_deepinv():
