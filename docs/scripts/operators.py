@@ -3,6 +3,7 @@ Every operator of deepinv's own tests: which of them run, how closely they are f
 
     pip install '.[operators]'  # packages that some of them need
     python docs/scripts/operators.py --out docs/operators.md
+    python docs/scripts/operators.py --out docs/operators.md --only MRI 3DMRI  # other rows stay
 
 The operators are those that the installed deepinv's ``tests/test_physics.py`` lists, at the sizes that it gives them;
 each measures one picture with Gaussian noise of a fiftieth of the measurements' root mean square. One channel is a
@@ -184,24 +185,36 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(prog="python docs/scripts/operators.py")
     parser.add_argument("--out", type=Path, required=True, help="markdown file to write")
-    parser.add_argument("--only", nargs="*", metavar="OPERATOR", help="some of the operators")
+    parser.add_argument("--only", nargs="+", metavar="OPERATOR", help="measure these; other rows stay as in the file")
     args = parser.parse_args(argv)
     head = ["operator", "runs", "residual / noise, DMILO", "DMILOPGD", "PSNR (dB), DMILO", "DMILOPGD", "A_dagger", "TV"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    rows = []
-    for name in args.only or names():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deepinv's own, on how its operators are built
-            rows.append(row(name))
-        lines.append(f"| {' | '.join(rows[-1])} |")
-        print(lines[-1], flush=True)
-    runs = sum(not cells[1].startswith("no:") for cells in rows)
+    commands, rows = _earlier(args.out) if args.only else ([], {})
+    for name in names():
+        if name not in rows or name in args.only:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deepinv's own, on how its operators are built
+                rows[name] = row(name)
+            print(f"| {' | '.join(rows[name])} |", flush=True)
+        lines.append(f"| {' | '.join(rows[name])} |")
+    runs = sum(not rows[name][1].startswith("no:") for name in names())
     about = " ".join(str(__doc__).split("\n\n")[2].split()).replace("``", "`")
     command = f"`python docs/scripts/operators.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
+    commands.append(f"{command}; {sentence(provenance())}.")
     args.out.write_text(
-        f"# Every operator of deepinv's tests\n\n{about}\n\n{runs} of {len(rows)} run.\n\n"
-        f"{command}; {sentence(provenance())}.\n\n" + "\n".join(lines) + "\n"
+        f"# Every operator of deepinv's tests\n\n{about}\n\n{runs} of {len(names())} run.\n\n"
+        + "\n\n".join(commands)
+        + "\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
+
+
+def _earlier(table: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The commands of an earlier table, and its rows by operator."""
+    lines = table.read_text().splitlines() if table.exists() else []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [line for line in lines if line.startswith("`python ")], {cells[0]: cells for cells in rows}
 
 
 if __name__ == "__main__":
