@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deepinv_dmilo.optim.lbfgs import steps_between_checks
 from deepinv_dmilo.utils.rows import column, dot
 
 DONE = 1e-10  # relative decrease of the squared preconditioned residual at which an image stops: ours
@@ -26,9 +27,10 @@ def conjugate_gradients(
     solution, residual = torch.zeros_like(right), right
     direction = preconditioned = precondition(residual)
     size = first = dot(residual, preconditioned)
-    for _ in range(steps):
+    check_every = steps_between_checks(right)
+    for step in range(steps):
         moving = size > DONE * first
-        if not moving.any():
+        if step % check_every == 0 and not moving.any():
             break
         image = normal(direction)
         length = column(torch.where(moving, size / dot(direction, image), 0), right)

@@ -16,6 +16,11 @@ FIRST_STEP = (1e-3, 1.0)  # bounds of the root mean square of the first step, fo
 CHECK_EVERY = 5  # steps between synchronisations with a GPU: ours
 
 
+def steps_between_checks(like: Tensor) -> int:
+    """After how many steps a solver looks whether rows have stopped, which a GPU has to be waited for."""
+    return 1 if like.device.type == "cpu" else CHECK_EVERY
+
+
 class RowwiseFunction(Protocol):
     """A function of each of n points."""
 
@@ -47,8 +52,7 @@ def minimize(
     :return: the points (n, d), their values (n,), and the numbers of evaluations (n,); z and infinity for rows without
         any finite value.
     """
-    if check_every is None:
-        check_every = 1 if z.device.type == "cpu" else CHECK_EVERY
+    check_every = check_every or steps_between_checks(z)
     best_z, best_value = z.clone(), torch.full((len(z),), torch.inf, device=z.device, dtype=z.dtype)
     rows = torch.arange(len(z), device=z.device)
     taken = torch.zeros_like(rows)
