@@ -3,8 +3,9 @@ Choose default settings
 =======================
 
 PSNR of candidate settings, one change at a time, on pictures that no report uses: eight digits (numbers 248 to 255), or
-the four photographs for tuning, the middle 64 x 64 of 128 x 128. Prints a table as those of ``docs/defaults.md``; with
-``--hard``, of problems that the usual ten do not stand for: strong noise, operators that are not linear, few photons::
+the four photographs for tuning, the middle 64 x 64 of 128 x 128. Prints a table as those of
+``docs/lab-book/problems.md``; with ``--hard``, of eight harder problems: strong noise, nonlinear operators, few
+photons::
 
     python examples/choose_defaults.py --prior digits
     python examples/choose_defaults.py --prior photos --passes 25 --hard

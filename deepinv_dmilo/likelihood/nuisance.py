@@ -17,7 +17,7 @@ from deepinv_dmilo.utils.rows import pack, unpack
 from deepinv_dmilo.utils.warning import warn
 
 # A kernel is almost a point below this standard deviation in pixels, and almost flat below this ratio of its largest
-# to its mean entry; measured in docs/defaults.md.
+# to its mean entry; measured in docs/lab-book/blind.md.
 _LEAST_SPREAD, _LEAST_PEAK = 0.8, 2.0
 
 

@@ -61,7 +61,7 @@ class Levels(Schedule):
         proximal step on the likelihood, fresh noise :footcite:p:`zhu2023diffpir`. In the proximal step, the error of
         the denoised image has the spectrum of natural images, up to the noise level (ours). An error with
         ``unknown``; none are planned with a latent prior, whose noise is not that of pixels. What it gains and loses is
-        in :doc:`/defaults`.
+        in :doc:`/lab-book/decoupled`.
     :param bool mean: after the last level, move from the most probable image towards the posterior mean, by a proximal
         step on the measurements and one network call as a denoiser (ours); not with a ``data_fidelity`` or a latent
         prior.

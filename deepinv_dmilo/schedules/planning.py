@@ -13,7 +13,7 @@ from deepinv_dmilo.posterior.facts import Facts
 from deepinv_dmilo.schedules.schedule import Budget
 
 # The first level reaches at least these multiples of the LMMSE error and of the noise of the first image; measured in
-# docs/defaults.md.
+# docs/lab-book/first-level.md.
 COVER_ERROR, COVER_NOISE = 1.5, 2.0
 # With decoupled stages: multiples of the error that the first level, and the first of these stages, reach; their number
 # without a budget, share of the calls, and standard deviation of the last one. By trials.
@@ -112,7 +112,7 @@ RULES = (
     Rule(
         "linear, or masked",
         partial(hold, names=()),
-        evidence="the best seven levels of those tried on ten problems: docs/defaults.md",
+        evidence="the best seven levels of those tried on ten problems: docs/lab-book/problems.md",
     ),
 )
 

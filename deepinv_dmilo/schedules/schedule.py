@@ -17,7 +17,7 @@ from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level
 
 # Time of a forward and backward pass relative to a forward pass: with frozen weights 1.9 to 2.4 for the bundled priors
-# (docs/defaults.md, Calls of a pass).
+# (docs/lab-book/passes.md).
 CALLS_OF_A_PASS = 2
 
 
