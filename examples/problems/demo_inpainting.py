@@ -38,7 +38,7 @@ problems = {
 # One image, and six samples
 # --------------------------
 #
-# The samples of an image share its budget: 240 calls of the network are 40, and ten noise levels, for each.
+# The samples of an image share its budget: 240 calls of the network are 40, and eight noise levels, for each.
 
 single = DMILO(prior, max_passes=25)
 sampler = DMILOSampler(prior, num_samples=6, max_calls=6 * 40)

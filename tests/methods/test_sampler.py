@@ -6,6 +6,7 @@ import torch
 from toys import GaussianImages, MixtureImages
 
 from deepinv_dmilo import DMILO, DiffusionPrior, DMILOSampler
+from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL
 from deepinv_dmilo.tools.tasks import make_physics
 
 SIZE = (12, 16)
@@ -14,7 +15,7 @@ TASKS = ("denoising", "deblurring", "inpainting", "super-resolution", "compresse
 
 def calls(levels, num_samples):
     """The calls of so many levels."""
-    return 4 * levels * num_samples
+    return CALLS_OF_A_LEVEL * levels * num_samples
 
 
 def gaussian(noise):
