@@ -34,9 +34,9 @@ y = physics(x)
 # -----------
 #
 # A pass is a call of the network with the backward pass through it. DiffPIR only calls the network; a call counts as
-# half a pass, as in the budgets of our methods. DPS has a weight that was tuned at 200 steps, on other digits, and not again for
-# the budgets here; DiffPIR has the zeta that the :doc:`report </report/report>` found better than its default. DMILO
-# and DMILO-PGD are at their defaults.
+# half a pass, as in the budgets of our methods. DPS has a weight that was tuned at 200 steps, on other digits, and not
+# again for the budgets here; DiffPIR has the zeta that the :doc:`report </report/report>` found better than its
+# default. DMILO and DMILO-PGD are at their defaults.
 
 CALL = 1 / 2
 
