@@ -14,10 +14,11 @@ from deepinv.loss.metric import PSNR, SSIM, Metric
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_dmilo.benchmarks.methods import METHODS, moment_matching, tuned_weight
+from deepinv_dmilo.benchmarks.methods import METHODS, tuned_weight
 from deepinv_dmilo.benchmarks.studies import Case
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.scoring import Meter
 
@@ -90,12 +91,16 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A method that samples: how it is made, its method in the reports, and the calls that a pass of it costs."""
+    """A method that samples: how it is made, and its method in the reports."""
 
     make: Maker
     method: str | None = None  # None: it is ours, and has neither a weight nor a kind of physics
     tuned: bool = False  # its weight is the recorded one, else the recommended one
-    calls_of_a_pass: int = 2
+
+    @property
+    def calls_of_a_pass(self) -> int:
+        """What a pass costs in calls, with the products that are not counted."""
+        return CALLS_OF_A_PASS + (0 if self.method is None else METHODS[self.method].products)
 
 
 def _ours(case: Case, count: int, *, calls: int) -> Callable[[Tensor, Physics], Tensor]:
@@ -118,8 +123,8 @@ def _copies(case: Case, count: int, *, make: Callable[[Case], Any]) -> Callable[
     return lambda y, physics: model(y.repeat_interleave(count, 0), physics).unflatten(0, (-1, count))
 
 
-def _rival(method: str, tuned: bool = False, calls_of_a_pass: int = 2) -> Sampling:
-    return Sampling(partial(_copies, make=METHODS[method].make), method, tuned, calls_of_a_pass)
+def _rival(method: str, *, tuned: bool = False) -> Sampling:
+    return Sampling(partial(_copies, make=METHODS[method].make), method, tuned)
 
 
 #: in the order in which they are run and shown
@@ -133,8 +138,7 @@ SAMPLINGS = {
     "DiffPIR, zeta 1, tuned": _rival("DiffPIR, zeta 1", tuned=True),
     "DMILO": Sampling(_dmilo),
     "PiGDM, recommended": _rival("PiGDM"),
-    # A forward pass, and five products with the Jacobian: four for three conjugate gradients, one for the gradient.
-    "moment matching, recommended": Sampling(partial(_copies, make=moment_matching), "PiGDM", calls_of_a_pass=6),
+    "moment matching, recommended": _rival("moment matching"),
     "DPS, tuned": _rival("DPS", tuned=True),
     "DAPS, 100 calls, tuned": _rival("DAPS, 100 calls", tuned=True),
     "DMILOSampler, 200 calls": Sampling(partial(_ours, calls=200)),

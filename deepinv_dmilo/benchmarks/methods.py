@@ -61,7 +61,7 @@ class Method:
     first_only: bool = False  # too long for more than the first images at the first noise level
     tasks: tuple[str, ...] = tuple(KNOWN_TASKS)  # that it is run on
     own_network: str = ""  # of ``OWN_NETWORKS``, that it comes with; none: it takes the prior, or no network
-    products: int = 0  # backward passes, beyond that of each pass, which the meter does not see
+    products: int = 0  # further backward passes for each pass, which the meter does not see
 
 
 class Sampler(nn.Module):
@@ -142,7 +142,7 @@ def _pigdm(case: Case) -> nn.Module:
     return _diffusion(case, PiGDMDataFidelity(weight=case.weight), PIGDM_STEPS)
 
 
-def moment_matching(case: Case) -> nn.Module:
+def _moment_matching(case: Case) -> nn.Module:
     """deepinv's moment matching (Rozet et al., 2024), of about 150 calls: six for a step."""
     return _diffusion(case, MomentMatchingDataFidelity(weight=case.weight), MOMENT_STEPS)
 
@@ -197,8 +197,9 @@ RIVALS = {
     "DPS": Method(_dps, grid=(100.0, 200.0, 400.0)),  # its recommended settings are a method of their own
     "PiGDM": Method(_pigdm, LinearPhysics, 1.0, (0.5, 1.0, 2.0)),
     "DPS, annealed": Method(partial(_dps, guidance="annealed"), recommended=1.0, grid=(0.5, 1.0, 2.0)),
-    # A step is a pass, and four more products with the Jacobian: three of conjugate gradients, one for the gradient.
-    "moment matching": Method(moment_matching, LinearPhysics, 1.0, (0.5, 1.0, 2.0), products=4),
+    # A step is a forward pass and five products with the Jacobian, one of which is that of the pass: four for three
+    # conjugate gradients, one for the gradient.
+    "moment matching": Method(_moment_matching, LinearPhysics, 1.0, (0.5, 1.0, 2.0), products=4),
     "SITCOM, 20 x 30": Method(partial(_rival, kind=SITCOM, steps=20, inner=30), grid=(0.01, 0.03, 0.1), scale=3.0),
     "DAPS, 1000 calls": Method(partial(_rival, kind=DAPS, steps=200, flow=5), grid=(0.03, 0.1, 0.3), scale=3.0),
 }
