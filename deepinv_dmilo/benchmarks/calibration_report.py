@@ -31,7 +31,7 @@ from deepinv_dmilo.benchmarks.figures import known_mean, reliability_figure, sam
 from deepinv_dmilo.benchmarks.methods import METHODS
 from deepinv_dmilo.benchmarks.records import append_lines, read_lines
 from deepinv_dmilo.benchmarks.report import cells, chosen_methods, claim_folder
-from deepinv_dmilo.benchmarks.studies import DRAWN, PRESETS, Case, Study, measurements
+from deepinv_dmilo.benchmarks.studies import DRAWN, KNOWN_TASKS, PRESETS, Case, Study, measurements
 from deepinv_dmilo.tools.errors import InputError
 from deepinv_dmilo.tools.metrics import perceptual_metrics
 from deepinv_dmilo.tools.provenance import provenance, sentence
@@ -102,13 +102,15 @@ def open_study(name: str, device: str, settings: dict[str, Any], out: Path, *, d
         raise InputError(f"--preset {name}: type one of gaussian, {', '.join(PRESETS)}")
     own = PRESETS[name]
     is_own = not {"prior", "images"} & settings.keys()
-    defaults = dict(DEFAULTS.get(name, {})) if is_own else {}
+    defaults = dict(DEFAULTS.get(name, {})) if is_own else {"tasks": SAMPLED_TASKS}
     crop = defaults.pop("crop", None)
     crop = None if "size" in settings else crop
     if drawn:
         settings, crop = {"size": crop, **settings, "images": DRAWN}, None
     preset = own.with_settings(**{**defaults, **settings})
     preset = replace(preset, record=own.record) if is_own else preset
+    if unknown := [task for task in preset.tasks if task not in KNOWN_TASKS]:
+        raise InputError(f"no task {unknown[0]!r} in the calibration; type some of {', '.join(KNOWN_TASKS)}")
     claim_folder(preset, out, crop=crop)
     if drawn:
         return Study.drawn(preset, device, out / "drawn.pt")

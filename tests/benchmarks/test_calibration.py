@@ -231,6 +231,7 @@ def test_the_suite_draws_its_pictures_once(tmp_path, fake, monkeypatch, capsys):
     assert fake == [(1, 1, 16, 16), (2, 1, 16, 16)]
     monkeypatch.setattr(studies, "draw_pictures", None)
     study = open_study("photos", "cpu", {"prior": str(prior), "limit": 2}, out, drawn=True)
+    assert study.preset.tasks == calibration.SAMPLED_TASKS
     assert torch.equal(study.pictures, kept)
     capsys.readouterr()
     assert main([*command, "2", "--images", "photos"]) == 2
@@ -252,6 +253,15 @@ def test_drawn_photographs_are_of_the_size_of_the_crop(tmp_path, monkeypatch):
     assert digits.pictures.shape == (3, 1, 32, 32)
     never_tuned = SAMPLINGS["DAPS, 100 calls, tuned"]
     assert calibration.weight_of(never_tuned, "deblurring", 0.05, digits.preset.record) is None
+
+
+@pytest.mark.parametrize("drawn", [[], ["--drawn"]])
+@pytest.mark.parametrize("task", ["blind-deblurring", "nothing"])
+def test_a_task_without_calibration_is_refused(task, drawn, tmp_path, capsys):
+    """A blind one would be run with the true blur."""
+    command = ["benchmark", "--suite", "calibration", "--tasks", task, *drawn, "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert f"no task '{task}' in the calibration; type some of" in capsys.readouterr().err
 
 
 def test_a_flow_draws_no_pictures(tmp_path, capsys):
