@@ -33,6 +33,8 @@ def run_leaderboard(args: argparse.Namespace, device: str) -> None:
         names, files = _problems(args.tasks), weight_files(args.weights or [])
         images = {name: pictures(PROBLEMS[name], args.images, args.size or PICTURE_SIDE, limit) for name in names}
         prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)
+        if prior.image_shape is not None and prior.image_shape[0] != 3:
+            raise InputError(f"--prior {preset.prior} is not of colour images; type another, such as --prior photos")
         args.out.mkdir(parents=True, exist_ok=True)
         claim_folder(preset, args.out, limit=limit)
     case = Case(prior, (3, args.size or PICTURE_SIDE, args.size or PICTURE_SIDE), "", 0.0, WEIGHT, weights=files)

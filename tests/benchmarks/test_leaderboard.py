@@ -99,6 +99,7 @@ def test_measurements_are_the_same_for_every_method(command, tmp_path):
         (["--images", "no_such_folder"], "--images no_such_folder: no such folder"),
         (["--limit", "0"], "--limit 0: type at least 1"),
         (["--preset", "photos"], "--preset is of the suites report, calibration"),
+        (["--prior", "digits"], "--prior digits is not of colour images; type another, such as --prior photos"),
     ],
 )
 def test_what_is_typed_wrongly_is_refused(words, message, command, capsys):
