@@ -59,11 +59,15 @@ class GaussianImages(Denoiser):
 def covariances(
     power: Tensor, physics: Physics, noise: float, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of stationary images x; of linear measurements y (of a type) with x; of y with white noise: dense matrices."""
-    units = torch.eye(power.numel(), dtype=dtype).view(-1, 1, *power.shape)
+    """
+    Dense covariances in float64: of stationary images x, of y with x, and of y = A(x) with white noise.
+
+    :param torch.dtype dtype: that the physics computes in.
+    """
+    units = torch.eye(power.numel(), dtype=dtype, device=power.device).view(-1, 1, *power.shape)
     prior = _filtered(units, power).flatten(1)
     a = physics.A(units).double().flatten(1).T
-    return prior, a @ prior, a @ prior @ a.T + noise**2 * torch.eye(len(a), dtype=torch.float64)
+    return prior, a @ prior, a @ prior @ a.T + noise**2 * torch.eye(len(a)).to(a)
 
 
 def _filtered(v: Tensor, gain: Tensor) -> Tensor:
