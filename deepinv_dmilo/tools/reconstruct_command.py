@@ -188,7 +188,7 @@ def _write(pictures: dict[Path, Tensor]) -> None:
 
 
 def _beside(out: Path, what: str) -> Path:
-    """Where a blind search's ``kernel`` goes, beside the picture, and its picture where there seems to be no blur."""
+    """A file beside the picture: ``kernel``, the blur that was found, or ``search``, the result if there was none."""
     return out.with_name(f"{out.stem}-{what}.png")
 
 
@@ -269,7 +269,7 @@ def _check_pictures(args: argparse.Namespace) -> None:
         if out.is_dir() or not os.access(out.parent, os.W_OK):
             raise ValueError(f"{option}: no file can be written there; type a name in a folder that is there")
     if args.uncertainty and args.uncertainty.resolve() in [out.resolve() for _, out in written[:-1]]:
-        raise ValueError(f"--uncertainty {args.uncertainty} is --out, too; type another")
+        raise ValueError(f"--uncertainty {args.uncertainty} is a file of --out, too; type another")
     if args.simulate:
         return
     told = args.kernel is not None or args.blind

@@ -323,7 +323,7 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
         ({"--method": "dmilo-sampler", "--task": "deblurring", "--blind": None}, "takes no unknown blur"),
         ({"--uncertainty": "std.jpg"}, "must end in .png"),
         ({"--uncertainty": "nowhere/std.png"}, "does not exist"),
-        ({"--uncertainty": "out"}, "is --out, too; type another"),
+        ({"--uncertainty": "out"}, "is a file of --out, too; type another"),
         ({"--uncertainty": "digit"}, "would be lost; type another"),
         ({"--max-passes": "8", "--task": "deblurring", "--simulate": None, "--published": None}, "type at least 30"),
         ({"--max-calls": "1"}, "max_calls=1 is less than a pass per layer problem and sample; type at least 2"),
