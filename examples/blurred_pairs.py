@@ -20,7 +20,11 @@ MARGIN = (CROP - PICTURE) // 2
 
 
 class Pairs(NamedTuple):
-    """Blurred and sharp pictures, (n, 1, PICTURE, PICTURE), kernels, (n, 1, 33, 33), noise, which blurs go round."""
+    """
+    Blurred and sharp pictures, (n, 1, PICTURE, PICTURE), and their kernels, (n, 1, 33, 33).
+
+    With the standard deviation of the noise, and whether the blur goes round at the edges, (n,) each.
+    """
 
     pictures: Tensor
     sharp: Tensor
@@ -47,7 +51,7 @@ def cut(images: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, kernels: Tensor, is_round: Tensor) -> Tensor:
-    """The middle of images, blurred, cut off before, as a blur that goes round, or after."""
+    """The middle of blurred images: cut out before the blur, which then goes round at the edges, or after it."""
 
     def convolved(x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])

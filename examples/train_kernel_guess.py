@@ -14,8 +14,8 @@ deviation of the noise is 0.002 to 0.1.
 
 The loss is the error of the kernel in the 2-norm, relative to its own norm, at the best shift: a kernel that is shifted
 and an image that is shifted back are the same measurement. A second term trains the sharp maps as the filtered sharp
-picture: from the kernel alone, the network learned little more than the picture's correlation with itself. Every fifteenth picture never trains, the same as those of
-the prior ``photos``. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours``
+picture: from the kernel alone, the network learned little more than the picture's correlation with itself. Every
+fifteenth picture never trains, the same as those of the prior ``photos``. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours``
 longer than was planned.
 """
 
@@ -123,8 +123,10 @@ def train(args: argparse.Namespace, network: KernelGuess, pictures: list, kernel
     def look() -> dict[str, float]:
         ema.store(network.parameters())
         ema.copy_to(network.parameters())
-        errors = summary(network, *tests, args.device)
-        ema.restore(network.parameters())
+        try:
+            errors = summary(network, *tests, args.device)
+        finally:  # so that Ctrl-C does not save the averaged weights as those that are trained
+            ema.restore(network.parameters())
         figures = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
         print(f"step {step}, {elapsed / 60:.0f} min, loss {smooth:.3f}, held out: {figures}", flush=True)
         return errors
