@@ -22,7 +22,7 @@ from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
 from deepinv_dmilo.posterior.moments import Moments, OfLatents, conditional_draw
 from deepinv_dmilo.posterior.posterior import Posterior
-from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL, Annealing
+from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL, FEWEST, Annealing
 from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
 
 
@@ -48,7 +48,7 @@ class DMILOSampler(PriorReconstructor):
     :param float noise_level: standard deviation of the noise of y; None: that of the physics' noise model or, without
         one, an estimate (:doc:`/method`), which costs some more forward passes.
     :param tuple[float] sigmas: standard deviations of the levels, decreasing, for images in [0, 1]; None: from 5 to
-        0.02, as many as the budget affords, 20 by default. They set the cost: five calls for each and sample.
+        0.02, as many as the budget affords, 20 by default. They set the cost: five calls for each level and sample.
     :param int num_samples: samples S of each image.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; 100 a sample by
         default. A product with J counts as a call.
@@ -102,8 +102,9 @@ class DMILOSampler(PriorReconstructor):
         least = CALLS_OF_A_PASS * self.schedule.least_problems
         if (self._budget().calls or 0) < least:
             raise ValueError(
-                f"{given} pays for fewer than {least // CALLS_OF_A_LEVEL} levels of {CALLS_OF_A_LEVEL} calls for each "
-                f"of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or fewer samples"
+                f"{given} is too small for {FEWEST} levels of {CALLS_OF_A_LEVEL} calls, rounded up to whole passes, for "
+                f"each of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or fewer "
+                "samples"
             )
 
     @property
