@@ -129,7 +129,10 @@ class KernelGuess(nn.Module):
         """The network that ``save_pretrained`` wrote."""
         file = Path(folder).expanduser() / "config.json"
         if not file.exists():
-            raise FileNotFoundError(f"{file} does not exist; give the --out of examples/train_kernel_guess.py")
+            raise FileNotFoundError(
+                f"{file} does not exist; type KernelGuess.from_pretrained(FOLDER), FOLDER the --out of "
+                "examples/train_kernel_guess.py"
+            )
         network = cls(**json.loads(file.read_text()))
         network.load_state_dict(load_file(file.with_name("model.safetensors")))
         return network.eval()

@@ -155,7 +155,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
         pictures |= zip(_sample_files(args), center_crop(results["return_samples"], area)[0], strict=True)
     _write(pictures)
     if none_found:
-        _tell_no_blur(args, none_found)
+        _tell_no_blur(args, none_found, is_denoised=prior.affine)
     if args.uncertainty:
         estimated = "" if noise else ", without the error of the estimated noise level; --noise tells it"
         print(f"white is a standard deviation of {white:.2g}{estimated}")
@@ -192,11 +192,12 @@ def _beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.stem}-{what}.png")
 
 
-def _tell_no_blur(args: argparse.Namespace, why: str) -> None:
+def _tell_no_blur(args: argparse.Namespace, why: str, *, is_denoised: bool) -> None:
     """Tell what was written where a blind search seems to have found no blur."""
     out, picture, search = (shown(str(file)) for file in (args.out, args.image, _beside(args.out, "search")))
     picture = f"the degraded {picture}" if args.simulate else picture
-    print(f"found no blur: {why}; {out} is {picture} without noise, {search} what the search made of it")
+    picture += " without noise" if is_denoised else ""
+    print(f"found no blur: {why}; {out} is {picture}, {search} what the search made of it")
 
 
 def _sample_files(args: argparse.Namespace) -> list[Path]:
