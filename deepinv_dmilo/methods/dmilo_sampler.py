@@ -102,9 +102,9 @@ class DMILOSampler(PriorReconstructor):
         least = CALLS_OF_A_PASS * self.schedule.least_problems
         if (self._budget().calls or 0) < least:
             raise ValueError(
-                f"{given} is too small for {FEWEST} levels of {CALLS_OF_A_LEVEL} calls, rounded up to whole passes, for "
-                f"each of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or fewer "
-                "samples"
+                f"{given} is too small for {FEWEST} levels of {CALLS_OF_A_LEVEL} calls, rounded up to whole passes, "
+                f"for each of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or "
+                "fewer samples"
             )
 
     @property
