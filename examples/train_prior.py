@@ -224,10 +224,12 @@ def train(
                 looked = elapsed
                 ema.store(unet.parameters())
                 ema.copy_to(unet.parameters())
-                held_out_loss = evaluation_loss(unet.eval(), scheduler, fixed_images(args, held_out), args.device, 1)
-                unet.train()
-                ema.restore(unet.parameters())
-                bar.write(f"step {step}, {elapsed / 3600:.2f} hours, held-out loss {held_out_loss:.5f}")
+                try:
+                    loss_now = evaluation_loss(unet.eval(), scheduler, fixed_images(args, held_out), args.device, 1)
+                finally:  # Ctrl-C keeps the trained weights, not the averaged ones
+                    unet.train()
+                    ema.restore(unet.parameters())
+                bar.write(f"step {step}, {elapsed / 3600:.2f} hours, held-out loss {loss_now:.5f}")
     except KeyboardInterrupt:
         save_state()
         raise SystemExit(f"\nstopped at step {step}; the same command with --resume goes on from here") from None

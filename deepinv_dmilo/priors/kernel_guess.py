@@ -14,7 +14,6 @@ from deepinv_dmilo.priors.unet import UNet
 from deepinv_dmilo.utils.spectra import laplacian, neighbourhood, taper, transfer_function
 from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
-GUESS = Path(__file__).parent / "guess"
 KERNEL_SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
 BEFORE = CONTEXT // 2 - KERNEL_SIZE // 2  # rows and columns of the context before the kernel's first
 SMALLEST_TRANSFORM = 64  # height and width of a Fourier transform, at least: kernels must not go round
@@ -125,7 +124,7 @@ class KernelGuess(nn.Module):
         save_file(weights, Path(folder, "model.safetensors"))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path = GUESS) -> KernelGuess:
+    def from_pretrained(cls, folder: str | Path) -> KernelGuess:
         """The network that ``save_pretrained`` wrote."""
         file = Path(folder).expanduser() / "config.json"
         if not file.exists():
