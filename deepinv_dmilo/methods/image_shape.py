@@ -35,7 +35,7 @@ def image_shape(y: Measurements, physics: Physics, prior: Prior) -> tuple[tuple[
     :raises TypeError, ValueError: no candidate shape fits y; the message says what to type.
     """
     shape, tried = _try_shapes(y, physics, prior)
-    unknown = shape is None or len(shape) > len(prior.dimensions)
+    unknown = shape is None or len(shape) not in (4, len(prior.dimensions))
     if unknown and (batched := _as_a_batch(y, physics, prior)) is not None:
         raise batched
     if shape is not None:
