@@ -35,7 +35,7 @@ prior = registry.load("digits", registry.PRIORS)
 physics = make_physics("inpainting", (1, 32, 32), missing=0.7, noise=0.05)
 x = held_out_images("digits")[:4]
 loader = DataLoader(TensorDataset(x=x, y=physics(x)), batch_size=4)
-settings = {"prior": prior, "max_passes": 100}  # a method of another package goes without what it does not know
+settings = {"prior": prior, "max_passes": 120}  # a method of another package goes without what it does not know
 methods = {name: registry.load(name, optional=settings) for name in registry.available()}
 results = {
     name: dinv.test(model, loader, physics, device="cpu", metrics=[dinv.loss.PSNR(), dinv.loss.SSIM()], verbose=False)
