@@ -99,12 +99,11 @@ class DMILOSampler(PriorReconstructor):
         super()._check()
 
     def _check_budget(self, given: str, cost: int) -> None:
-        least = CALLS_OF_A_PASS * self.schedule.least_problems
+        least = FEWEST * CALLS_OF_A_LEVEL
         if (self._budget().calls or 0) < least:
             raise ValueError(
-                f"{given} is too small for {FEWEST} levels of {CALLS_OF_A_LEVEL} calls, rounded up to whole passes, "
-                f"for each of {self.num_samples} samples; type at least {self.schedule.least_problems * cost}, or "
-                "fewer samples"
+                f"{given} pays for fewer than {FEWEST} levels of {CALLS_OF_A_LEVEL} calls for each of "
+                f"{self.num_samples} samples; type at least {-(-least * cost // CALLS_OF_A_PASS)}, or fewer samples"
             )
 
     @property

@@ -13,7 +13,7 @@ from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.schedules.initial import first_images
 from deepinv_dmilo.schedules.levels import check_falling, distinct_levels
-from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Planner, Stage
+from deepinv_dmilo.schedules.schedule import Budget, Plan, Planner, Stage
 
 # Standard deviations of the first and the last level, in [0, 1]: ours.
 FIRST, LAST = 5.0, 0.02
@@ -41,11 +41,6 @@ class Annealing(Planner):
         if len(sigmas) < FEWEST:
             raise ValueError(f"sigmas has {len(sigmas)} levels; type at least {FEWEST}, or None for ours")
         object.__setattr__(self, "sigmas", check_falling(sigmas))
-
-    @property
-    def least_problems(self) -> int:
-        """The passes that the fewest levels cost."""
-        return -(-FEWEST * CALLS_OF_A_LEVEL // CALLS_OF_A_PASS)
 
     def plan(self, posterior: Posterior, budget: Budget) -> list[tuple[Posterior, Plan]]:
         """The same levels for all images."""

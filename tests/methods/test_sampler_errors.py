@@ -31,8 +31,8 @@ def sampler(**settings):
         ({"sigmas": 3}, "sigmas=3: type at least 5 noise levels"),
         ({"sigmas": (1.0, 0.5, 0.6, 0.2, 0.1)}, "must decrease; type"),
         ({"sigmas": (1.0, 0.5, 0.2, 0.1, 0.0)}, r"sigmas\[4\]=0.0: type a number above 0"),
-        ({"max_calls": 25}, "max_calls=25 .*type at least 26"),
-        ({"max_calls": 51, "num_samples": 2}, "max_calls=51 .*type at least 52"),
+        ({"max_calls": 24}, "max_calls=24 .*type at least 25,"),
+        ({"max_passes": 24, "num_samples": 2}, "max_passes=24 .*type at least 25,"),
         (
             {"max_calls": 20, "sigmas": (3.0, 1.0, 0.5, 0.2, 0.1, 0.05)},
             "sigmas sets the cost, 5 calls .*leave max_calls",
@@ -44,6 +44,13 @@ def sampler(**settings):
 def test_settings_that_it_does_not_take(settings, message):
     with pytest.raises((TypeError, ValueError), match=message):
         DMILOSampler(prior(), **{"num_samples": 1, **settings})
+
+
+@pytest.mark.parametrize("least", [{"max_calls": 25}, {"max_passes": 13}, {"max_passes": 25, "num_samples": 2}])
+def test_the_least_budget_that_an_error_names_is_taken(least):
+    model = DMILOSampler(prior(), **{"num_samples": 1, **least})
+    ((_, plan),) = model.plan(Y, PHYSICS).groups
+    assert len(plan.stages) == 5
 
 
 @pytest.mark.parametrize(
