@@ -1,5 +1,5 @@
 """
-What pictures from elsewhere cost: docs/own_pictures.md.
+What a wrong forward operator costs on pictures of programs and cameras: docs/own_pictures.md.
 
 Middle crops of 72 x 72 pixels of the held-out photographs, stored in 8 bits, and `DMILO` at 25 passes, as
 `deepinv-dmilo reconstruct` calls it. Mean PSNR in dB; of blurs within what the camera saw.
@@ -79,9 +79,9 @@ def psnr(x_hat: Tensor, x: Tensor) -> float:
 
 
 def enlargement_table(prior: DiffusionPrior, x: Tensor) -> list[str]:
-    """Bicubic enlargement, ours as the command does it, and ours where the resampler is told."""
-    columns = [f"{factor}x, {what}" for factor in FACTORS for what in ("bicubic", "ours", "told")]
-    lines = [f"| made small by | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    """Bicubic enlargement, the command by default, and with the resampler given."""
+    columns = [f"{factor}x, {what}" for factor in FACTORS for what in ("bicubic", "default", "known")]
+    lines = [f"| reduced by | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, (shrink, told) in SMALL.items():
         row = [name]
         for factor in FACTORS:
@@ -102,7 +102,7 @@ def enlargement_table(prior: DiffusionPrior, x: Tensor) -> list[str]:
 
 def blur_table(prior: DiffusionPrior, x: Tensor) -> list[str]:
     """Deblurring of what a camera stores, where its noise is estimated."""
-    lines = ["| stored | Gaussian blur, blurred | ours | motion blur, blurred | ours |", "|---" * 5 + "|"]
+    lines = ["| stored as | Gaussian blur, blurred | DMILO | motion blur, blurred | DMILO |", "|---" * 5 + "|"]
     rows: dict[str, list[str]] = {}
     for task in ("deblurring", "motion-deblurring"):
         srgb, light = (
@@ -155,37 +155,39 @@ def page(origin: str, pictures: int, enlargements: list[str], blurs: list[str]) 
     return "\n".join([*TITLE, "", head, *SMALL_TEXT, "", *enlargements, *BLUR_TEXT, "", *blurs, ""])
 
 
-TITLE = """# Pictures from elsewhere
+TITLE = """# Pictures of programs and cameras
 
-A simulation makes its measurements with the operator that is inverted. A file of yours was made by a program or a
-camera: what that costs, and what to type. Mean PSNR in dB, 25 passes, everything stored in 8 bits, as
-`deepinv-dmilo reconstruct` does it.
+In a simulation the forward operator is known. A file of yours was made by a program or a camera, so the operator has to
+be guessed. This page has the cost of a wrong guess, and the options to type. Mean PSNR in dB, 25 passes, everything
+stored in 8 bits, as `deepinv-dmilo reconstruct` does it.
 """.splitlines()
 SMALL_TEXT = f"""
-## Made small
+## Reduced pictures
 
-Bicubic is Pillow's enlargement of the small picture. Ours is `--task super-resolution --factor 2` (3, 4): pixels
-centred, up to the edges, the mean over each new pixel (`--downsampling area`), noise of {SMALL_NOISE}. Told: with
-the `--downsampling` that made it. Programs with antialiasing (Pillow, browsers, cameras, OpenCV's area) differ
-little: not to know which costs 0 to 0.8 dB. Without antialiasing (OpenCV's default, every n-th pixel) ours, not
-told, is below bicubic: tell it.
+* **With antialiasing** (Pillow, browsers, cameras, OpenCV's area) the resamplers differ little: not to know which was
+  used costs 0 to 0.8 dB.
+* **Without antialiasing** (OpenCV's default, every n-th pixel) our default is mostly below bicubic enlargement: give
+  `--downsampling`.
+
+*Bicubic* is Pillow's enlargement of the small picture. *Default* is `--task super-resolution --factor 2` (3, 4): pixels
+centred, up to the edges, the mean over each new pixel (`--downsampling area`), noise of {SMALL_NOISE}.
+*Known* is the same with the `--downsampling` that made the picture.
 
 In Python: `Resampling((3, H, W), (h, w), "area")` of `deepinv_dmilo.tools.resampling`, and `DMILO(prior,
-noise_level={SMALL_NOISE})`; deepinv's `DownsamplingMatlab` is the same as "bicubic" of whole factors but for its
-edges. deepinv's `Downsampling`, that of papers, is not what programs do: it samples off the middle of each block
-and goes round.
+noise_level={SMALL_NOISE})`. deepinv's `DownsamplingMatlab` equals "bicubic" for whole factors, except at the edges.
+deepinv's `Downsampling`, the operator of papers, is not what programs do: it samples off the middle of each block, and
+is periodic.
 """.splitlines()
 BLUR_TEXT = """
-## Blurred
+## Blurred pictures
 
-A Gaussian blur of 1.5 pixels and a motion blur of 19 x 19, both known, open edges, noise of 0.005 estimated.
-"Blurred" is the file itself; both are compared with the middle of the picture, which the camera saw.
-
-* **Linear light**: lenses and shaking hands blur light, and the file has its sRGB values. With a kernel that was
-  measured, or `--blind`, type `--linear-light` for a camera's picture, and leave it out for one that a program
-  blurred.
+* **Linear light.** Lenses and shaking hands blur light, and the file has its sRGB values. With a measured kernel, or
+  `--blind`, type `--linear-light` for a picture of a camera. Leave it out for one that a program blurred.
 * **JPEG** acts as noise, which is estimated.
-* **Clipped highlights** say no more than that there was at least so much light. Expose less, or crop them away.
+* **Clipped highlights** are lower bounds of the light. Expose less, or crop them away.
+
+A Gaussian blur of 1.5 pixels and a motion blur of 19 x 19, both known, open boundary, noise of 0.005, estimated.
+*Blurred* is the file itself; both are compared with the middle of the picture, the field of view of the camera.
 """.splitlines()
 
 
