@@ -1,10 +1,10 @@
 r"""
-What a reconstruction asks of the forward operator, and what of the network: evaluations, passes, and seconds in each.
+The cost of a reconstruction in the forward operator and in the network: evaluations, passes, and seconds in each.
 
     python docs/scripts/operator_cost.py --out docs/operator_cost.md
 
-One digit and the bundled prior, default settings, on the tasks of the package and a tomograph of many angles. The
-seconds are those of one forward and backward evaluation, measured alone, times how many there were.
+One digit, the bundled prior and default settings, on tasks of the package and on tomography with many angles. The
+seconds are the time of one forward and backward evaluation, measured alone, times the number of evaluations.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             row += [f"{evaluations * of_operator:.2f}", f"{passes * of_network:.2f}"]
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
-    heading = (
-        f"# What a reconstruction asks of the operator\n\n{' '.join(str(__doc__).split(chr(10) * 2)[2].split())}\n\n"
-    )
+    heading = f"# Cost of the forward operator\n\n{' '.join(str(__doc__).split(chr(10) * 2)[2].split())}\n\n"
     command = f"`python docs/scripts/operator_cost.py {' '.join(sys.argv[1:] if argv is None else argv)}`"
     args.out.write_text(f"{heading}{command}; {sentence(provenance())}.\n\n" + "\n".join(lines) + "\n")
 

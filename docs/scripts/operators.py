@@ -5,16 +5,16 @@ Every operator of deepinv's own tests: which of them run, how closely they are f
     python docs/scripts/operators.py --out docs/operators.md
     python docs/scripts/operators.py --out docs/operators.md --only MRI 3DMRI  # other rows stay
 
-The operators are those that the installed deepinv's ``tests/test_physics.py`` lists, at the sizes that it gives them;
-each measures one picture with Gaussian noise of a fiftieth of the measurements' root mean square. One channel is a
-digit, scaled to the size, with the prior ``digits``; three are the middle of a photograph with ``photos``; any other
-number (the two parts of MRI, the bands of a spectrum) are that many digits with ``Channelwise(digits)``. A volume, or a
-film, is such a picture that moves by a pixel from slice to slice, with ``Slicewise(prior)``. Settings are the defaults
-but ``max_passes=25``. Residual over noise is of root mean squares: 1 fits to the noise. Total variation is the best of
-three weights for each picture, and like ``A_dagger`` is for linear operators of real images alone. The pictures are as
-small as 6 x 8, smaller than any that the priors know: the table tells what runs, not how good it is on pictures of a
-useful size. ``spatial_unwrapping_round`` folds what is above 0.5 below 0, and its gradient leads away from the truth:
-no descent finds it.
+The table says which operators run, not how good the images are at a useful size: its pictures are as small as 6 x 8,
+smaller than any training image. The operators are those of the installed deepinv's ``tests/test_physics.py``, at the
+sizes there. Each measures one picture with Gaussian noise of a fiftieth of the measurements' root mean square. One
+channel is a digit, scaled to the size, with the prior ``digits``; three are the middle of a photograph with ``photos``;
+any other number (the two parts of MRI, the bands of a spectrum) are that many digits with ``Channelwise(digits)``. A
+volume, or a film, is such a picture that moves by a pixel from slice to slice, with ``Slicewise(prior)``. Settings are
+the defaults except ``max_passes=25``. Residual / noise is the ratio of root mean squares; 1 is a fit to the noise
+level. Total variation has the best of three weights for each picture; it and ``A_dagger`` are for linear operators of
+real images only. ``spatial_unwrapping_round`` maps values above 0.5 to below 0, so its gradient points away from the
+truth, and no descent finds it.
 """
 
 from __future__ import annotations

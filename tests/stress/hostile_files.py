@@ -1,12 +1,12 @@
 r"""
 Files that mean harm, each put before the command line in a process of its own.
 
-A picture lies beside a good one in the folder that ``evaluate`` reads; a prior is given to ``reconstruct``. Executed is
-what leaves a mark: code of the file, a program in Ghostscript's place, a call of ``os.system``. A picture is refused
-where the exit code is 1, the summary has the reason, and score and picture of the good one are those of the undisturbed
-run; a prior, where the exit code is 2, the last line has the error, and no picture is written. Neither may write what a
-terminal would obey. A process is killed after 60 seconds. MiB: the most memory it held, Python and torch included. What
-is told is cut off after 250 characters.
+A hostile picture lies beside a good one in the folder that ``evaluate`` reads; a hostile prior is given to
+``reconstruct``. The column "executed" has code that left a mark: code of the file, a program in Ghostscript's place, a
+call of ``os.system``. A picture counts as refused if the exit code is 1, the summary has the reason, and score and
+result of the good picture are those of an undisturbed run. A prior counts as refused if the exit code is 2, the last
+line has the error, and no picture is written. Neither may write control characters to the terminal. A process is killed
+after 60 seconds. MiB is its peak memory, Python and torch included. Messages are cut off after 250 characters.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ BAD_PRIORS: dict[str, Spoil] = {
 
 def try_all(bench: Bench) -> tuple[list[str], int]:
     """A row for each file, and how many of them ran something or were not refused."""
-    rows = ["| file | exit code | told | at the end | executed | MiB | seconds |", "|---|---|---|---|---|---|---|"]
+    rows = ["| file | exit code | message | result | executed | MiB | seconds |", "|---|---|---|---|---|---|---|"]
     failures = 0
     for give, files in ((_in_a_folder, BAD_PICTURES), (_as_a_prior, BAD_PRIORS)):
         for what, spoil in files.items():

@@ -1,13 +1,13 @@
 r"""
-What a disturbed run of ``deepinv-dmilo evaluate`` loses, and what files that mean harm do to the command line.
+What a disturbed run of ``deepinv-dmilo evaluate`` loses, and what hostile files do to the command line.
 
     python tests/stress/reliability.py --out docs/reliability.md
 
-Each run is disturbed, then started again with the same command until it ends. Held against an undisturbed run: every
-image once, the same scores and the same pictures, byte for byte; neither temporary files nor a lock are left. 32 x 32
-digits as PNG files, one image at a time, a network of 30 thousand untrained weights and two passes of it: it is the
-command that is tried, not the images. Linux only. Full and read-only disks are small file systems in memory, which
-takes the right to mount; without it the two are told as not tried.
+Each run of ``deepinv-dmilo evaluate`` is disturbed, then started again with the same command until it ends. The result
+is compared with that of an undisturbed run: every image must be there once, with the same scores and the same picture,
+byte for byte, and no temporary file or lock may be left. The test is of the command, not of the images: 32 x 32 digits
+as PNG files, one at a time, a network of 30 thousand untrained weights and two passes. Linux only. Full and read-only
+disks are small file systems in memory; without the right to mount these two are reported as not tried.
 """
 
 from __future__ import annotations
