@@ -52,7 +52,7 @@ HARD = [
     ("deblurring", PHOTONS, {}),
 ]
 SIGMAS = SEVEN  # of problems that are not blind
-SILENT = "noise of the physics not told"  # what the residual stands in for
+SILENT = "noise level not given"  # it is estimated
 parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
 parser.add_argument("--prior", choices=PICTURES, default="digits")
 parser.add_argument("--passes", type=int, help="of the network, at most (default: 20 a level)")
