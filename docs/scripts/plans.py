@@ -25,9 +25,10 @@ from deepinv_dmilo.schedules.planning import (
 
 HEAD = f"""# What a call does
 
-A call of `DMILO` or `DMILOPGD` makes a plan for each image before it solves any layer problem: it makes the first
-image, determines the noise level, computes a few facts from both, and takes the first rule of a table that applies; the
-stages and the finishing steps follow from it. Images with equal plans run together.
+A call of `DMILO` or `DMILOPGD` makes a plan for each image before it solves any layer problem. It computes the first
+image, determines the noise level, and computes a few facts from both. The first rule of a table that applies to the
+facts determines the noise levels, and the finishing steps follow from the facts. Images with equal plans run together.
+
 `print(model.plan(y, physics))` shows the plan of a call without running it:
 
 ```python
@@ -44,25 +45,29 @@ images. This page is generated from the tables of the package by
 
 ## Facts
 
-For each image (`deepinv_dmilo.posterior.facts.Facts`): whether A is linear and known; whether the physics has unknown
-(nuisance) parameters (blind), and if so, whether they are a blur with open boundaries (`padding="valid"`, as in a
-camera); whether every measurement depends on the image (else some are masked); the noise level relative to y, and as
-the noise level of an image; the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the
-frequencies and places where it is largest; whether the noise is Gaussian (for rules of your own); whether that error
-is little more than the noise (well determined).
+For each image (`deepinv_dmilo.posterior.facts.Facts`):
+
+* `linear`: A is linear and known.
+* `blind`: the physics has unknown (nuisance) parameters; `open_boundary`: they are a blur with open boundaries
+  (`padding="valid"`, as in a camera).
+* `fully_observed`: every measurement depends on the image; else some are masked.
+* `relative_noise`: the noise level relative to y; `image_noise`: as the noise level of an image, over the norm of A.
+* `lmmse_error`: the error of the linear estimate of least mean square (LMMSE) under a 1/f spectrum, at the frequencies
+  and places where it is largest; `well_determined`: it is little more than the noise.
+* `gaussian`: the noise is Gaussian (for rules of your own).
 
 ## Levels
 
-The first level must reach {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times the noise level of an image,
-or the bound of the rule, if that is less; it is the lowest level at or above. From there on the levels are evenly
-spaced, as many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally; with fewer than
-{2 * PASSES_OF_A_LEVEL} passes it is the last level alone. `Levels(skip=False)` begins with the first.
+The first level is the lowest of at least {COVER_ERROR} times the LMMSE error and {COVER_NOISE:.0f} times the noise
+level of an image, or of at least the bound of the rule, if that is less. From there on the levels are evenly spaced, as
+many as the budget has {PASSES_OF_A_LEVEL} passes for, and share it equally; with fewer than {2 * PASSES_OF_A_LEVEL}
+passes it is the last level alone. `Levels(skip=False)` begins with the first.
 
-With `Levels(decoupled=True)`, decoupled stages come before them (not with a latent prior; blind problems refuse them):
-a third of the calls, from {COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to
-{LAST_DECOUPLED}. The first level after them must reach {COVER_REST} times the error.
+With `Levels(decoupled=True)`, decoupled stages come before them (not with a latent prior; an error in blind problems).
+They take a third of the calls, from {COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to
+{LAST_DECOUPLED}. The first level after them is at least {COVER_REST} times the error.
 
-| rule | levels | must reach at most | limit | evidence |
+| rule | levels | bound of the first level | limit | evidence |
 |---|---|---|---|---|
 """
 FIRST = f"""
@@ -70,7 +75,8 @@ The figures are from [defaults.md](defaults.md) and the [lab book](lab-book/inde
 
 ## First image
 
-The first row that applies. The prior mean is what the network makes of pure noise (mid-grey if it knows none).
+The first row that applies. The prior mean is the output of the network for pure noise (mid-grey if its noise levels end
+below that).
 
 | measurements | first image |
 |---|---|
