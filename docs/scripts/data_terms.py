@@ -1,9 +1,11 @@
 r"""
-What the likelihood of the noise model gains over squares, and how much of an image is lost with its blur.
+The gain of the noise model's likelihood over least squares, and the loss by an unknown blur or another unknown
+parameter.
 
     python docs/scripts/data_terms.py --out docs/data_terms.md
 
-Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All defaults but the passes.
+Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All settings but the passes are
+the defaults.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def measured(physics: Physics, x: Tensor) -> Tensor:
 def noise_table(name: str) -> list[str]:
     """PSNR by the noise model's own likelihood, and by squares of the noise's true variance."""
     prior, x = DiffusionPrior.from_pretrained(name), pictures(name)
-    titles = [f"{task}, {term}" for task in _TASKS for term in ("own", "squares")]
+    titles = [f"{task}, {term}" for task in _TASKS for term in ("own", "least squares")]
     lines = [f"| noise | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for title, noise in tqdm(_NOISES.items(), desc=name):
         row = [title]
@@ -100,15 +102,15 @@ def blind_table(noise: float) -> list[str]:
     guess = gaussian_kernel(GUESS_STD, side)
     motion = make_physics("motion-deblurring", shape).filter.mean(1, keepdim=True)  # type: ignore[union-attr]
     blinds = [f"blind, {passes} passes" for passes in _BLIND_PASSES]
-    titles = ["measured", "guess held", *blinds, "registered", "error of the kernel", "true kernel"]
+    titles = ["y", "guess fixed", *blinds, "registered", "error of the kernel", "true kernel"]
     titles.append("deepinv's BlindRL, registered")
     lines = [f"| blur | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     rows = {
         "Gaussian, 1.5 pixels": (gaussian_kernel(1.5, side), middle, "circular"),
         "motion": (motion, middle, "circular"),
         "motion, turned; the upper right of the photographs": (torch.rot90(motion, dims=(2, 3)), corner, "circular"),
-        "Gaussian, as a camera": (gaussian_kernel(1.5, side), whole, "valid"),
-        "motion, as a camera": (motion, whole, "valid"),
+        "Gaussian, open boundary": (gaussian_kernel(1.5, side), whole, "valid"),
+        "motion, open boundary": (motion, whole, "valid"),
     }
     for title, (kernel, x, edges) in tqdm(rows.items(), desc="blind"):
         guessed, true = (Blur(k, padding=edges, noise_model=GaussianNoise(noise)) for k in (guess, kernel))
@@ -143,10 +145,10 @@ class Gain(Physics):
 
 
 def other_table() -> list[str]:
-    """An unknown gain, noise of a size that is not told, and the unknown blurs of super-resolution."""
+    """An unknown gain, an unknown noise level, and the unknown blurs of super-resolution."""
     prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
     inpainting = make_physics("inpainting", tuple(x.shape[1:]), noise=0.02)  # type: ignore[arg-type]
-    lines = ["| not known | found | PSNR (dB) | PSNR, known |", "|---|---|---|---|"]
+    lines = ["| unknown | estimate | PSNR (dB) | PSNR, known |", "|---|---|---|---|"]
     y = measured(Gain(inpainting, 0.8), x)
     known = mean_psnr(DMILO(prior)(y, Gain(inpainting, 0.8)), x)
     model = DMILO(prior, unknown={"gain": Positive(torch.ones(1, 1, 1, 1))})
@@ -194,21 +196,24 @@ def main(argv: list[str] | None = None) -> None:
     text += [f"{command}; {sentence(provenance())}. Mean PSNR in dB."]
     for name in ("digits", "photos"):
         text += ["", f"## Noise models, {name}, {_PASSES} passes", "", *noise_table(name)]
-        text += ["", "Squares are those of Gaussian noise of the true variance, `noise_level=...`."]
+        text += [
+            "",
+            "*Own* is the likelihood of the noise model; *least squares* have the true variance, `noise_level=...`.",
+        ]
     for noise in _BLIND_NOISES:
         text += ["", f"## Blind deblurring of photographs, noise {noise}", "", *blind_table(noise)]
     text += [
         "",
-        f"The guess is a Gaussian kernel of a standard deviation of {GUESS_STD} pixels, 17 x 17. "
-        f"BlindRL takes {_RL_STEPS} steps from it.",
-        f"Registered is the image of the column before, moved by up to {SHIFTS.max():.0f} pixels: measurements cannot "
-        "tell where it is, since its blur may be moved the other way.",
-        "As a camera: y is 64 x 64 pixels of the blur of 80 x 80, none of which comes from outside, and images are "
-        "compared there. The other blurs go round.",
+        f"* The guess is a Gaussian kernel of a standard deviation of {GUESS_STD} pixels, 17 x 17. BlindRL takes "
+        f"{_RL_STEPS} steps from it.",
+        f"* *Registered* is the image of the column before, moved by up to {SHIFTS.max():.0f} pixels: a shift of the "
+        "image and the opposite shift of the kernel cancel.",
+        "* *Open boundary*, as in a camera: y is 64 x 64 pixels of the blur of 80 x 80, and images are compared there. "
+        "The other blurs are periodic.",
     ]
     text += ["", "## Other parameters", "", _OTHER, "", *other_table(), ""]
     text += [
-        "Of super-resolution the image is registered; the kernel is not, and its error is that of a shift above all."
+        "For super-resolution the image is registered and the kernel is not: the error of the kernel is mostly a shift."
     ]
     args.out.write_text("\n".join(text) + "\n")
 
