@@ -202,6 +202,12 @@ def _read_batch(
             x[i] = image_of(images, i)
         except UNREADABLE as error:
             unreadable[names[i]] = shown(str(error)) or type(error).__name__
+            continue
+        if x[i].ndim != 3:
+            raise ValueError(
+                f"{shown(names[i])} has shape {tuple(x[i].shape)}, and evaluate scores and writes pictures (C, H, W); "
+                "reconstruct volumes by model(y, physics)"
+            )
     return x
 
 

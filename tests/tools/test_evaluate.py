@@ -122,6 +122,13 @@ def test_measurements_in_several_parts(tmp_path):
     assert len(set(psnrs(together).values())) == len(DIGITS)
 
 
+def test_volumes_are_refused_before_they_are_reconstructed(tmp_path):
+    model = Backprojection()
+    with pytest.raises(ValueError, match=r"a has shape \(1, 4, 8, 8\), and evaluate scores and writes pictures"):
+        evaluate(model, [torch.rand(1, 4, 8, 8)], ["a"], dinv.physics.Denoising(), tmp_path, settings={})
+    assert not model.calls
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     run(tmp_path)
     with pytest.raises(ValueError, match=r"holds results of other settings \(noise was 0\.1 and is 0\.2\)"):
