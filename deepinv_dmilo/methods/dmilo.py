@@ -226,7 +226,8 @@ class DMILO(PriorReconstructor):
         monitor.called(posterior)
         spectrum = conditional_spectrum(x, stage.levels[0].sigma)
         limits = posterior.prior.limits
-        x = correlated_proximal_point(x, likelihood, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=limits)
+        objective = posterior.with_energy(likelihood)
+        x = correlated_proximal_point(x, objective, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class DMILOPGD(DMILO):
         how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}
         one = torch.ones_like(x[:, 0, 0, 0])
         if self.step_size == "auto" and stage.image_error is not None:
-            return proximal_point(x, likelihood, penalty=one / stage.image_error**2, **how)
+            return proximal_point(x, posterior.with_energy(likelihood), penalty=one / stage.image_error**2, **how)
         if self.step_size == "auto":
             return descend_likelihood(likelihood.gaussian(one), x, **how)
         squares: Likelihood = Squares(likelihood.forward, likelihood.y, likelihood.rows)

@@ -22,6 +22,7 @@ from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
 from deepinv_dmilo.posterior.moments import Moments, OfLatents, conditional_draw
 from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.priors.slicewise import Slicewise
 from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL, FEWEST, Annealing
 from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
 
@@ -90,6 +91,11 @@ class DMILOSampler(PriorReconstructor):
     def _check(self) -> None:
         if self.noise_level is not None:
             self.noise_level = one_number(self.noise_level)
+        if isinstance(self.prior, Slicewise) and self.prior.slice_difference is not None:
+            raise ValueError(
+                f"slice_difference={self.prior.slice_difference!r}: the sampler draws slices that are independent in "
+                "the prior; type Slicewise(prior) without it, or DMILO(prior) for one reconstruction"
+            )
         self.sigmas = self.schedule.sigmas
         if self.sigmas is not None and (self.max_calls, self.max_passes) != (None, None):
             raise ValueError(

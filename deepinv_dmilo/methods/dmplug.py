@@ -12,7 +12,7 @@ from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.solvers import Adam, Variables
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem
-from deepinv_dmilo.schedules.chain import Chain, first_latent
+from deepinv_dmilo.schedules.chain import ENERGY, Chain, first_latent
 from deepinv_dmilo.schedules.schedule import Plan
 from deepinv_dmilo.utils.settings import check_settings
 
@@ -88,8 +88,9 @@ class DMPlug(PriorReconstructor):
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """Optimise the first latent through all layers."""
         (stage,) = plan.stages
-        likelihood = posterior.likelihood
-        problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, micro_batch=posterior.micro_batch)
+        likelihood, pixels = posterior.likelihood, posterior.likelihood.forward.like[0].numel()
+        how: dict[str, Any] = {"energy": ENERGY / pixels, "micro_batch": posterior.micro_batch}
+        problem = Problem(posterior.prior, stage.levels, likelihood, penalty=0.0, **how)
 
         def image(z: Tensor) -> Tensor:
             return posterior.images(posterior.in_parts(lambda prior, part: prior(part, self.num_layers), z))

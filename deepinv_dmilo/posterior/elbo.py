@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -24,10 +23,10 @@ def negative_elbo(posterior: Posterior, x: Tensor) -> Tensor:
 
     :param torch.Tensor x: images in [0, 1], (n, C, H, W).
     """
-    prior, u, total = posterior.prior, posterior.prior.encode(x), torch.zeros_like(x[:, 0, 0, 0])
+    prior, u, total = posterior.prior, posterior.prior.encode(x), posterior.prior.energy(x)
     levels = dict.fromkeys(prior.level(2 * sigma) for sigma in ELBO_SIGMAS)  # without duplicates
     for k, level in enumerate(levels):
         z = level.signal * u + level.noise * posterior.noise("evidence", k, alike=True)
         clean = posterior.in_parts(lambda prior, part, at=level: prior.denoise(part, at), z)  # type: ignore[misc]
-        total += math.log(2) * (clean - u).square().flatten(1).sum(1) / level.ratio**2
+        total = total + math.log(2) * (clean - u).square().flatten(1).sum(1) / level.ratio**2
     return total

@@ -11,9 +11,24 @@ from torch import Tensor
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.nuisance import Nuisance
 from deepinv_dmilo.likelihood.profile import JointLikelihood, ProfileLikelihood
+from deepinv_dmilo.optim.descent import Potential
 from deepinv_dmilo.posterior.problem import Target
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.draws import Draws
+
+
+@dataclass(frozen=True)
+class WithEnergy:
+    """The negative log-likelihood of images plus the energy of the prior, what steps without the network descend."""
+
+    likelihood: Likelihood
+    prior: Prior
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.likelihood(x) + self.prior.energy(x)
+
+    def select(self, rows: Tensor) -> WithEnergy:
+        return WithEnergy(self.likelihood.select(rows), self.prior.select(rows))
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,10 @@ class Posterior:
         if self.nuisance is None:
             return likelihood
         return (JointLikelihood if jointly else ProfileLikelihood)(likelihood, self.nuisance)
+
+    def with_energy(self, likelihood: Likelihood) -> Potential:
+        """A likelihood of these rows with the energy of the prior."""
+        return WithEnergy(likelihood, self.prior)
 
     def grey(self) -> Tensor:
         """Mid-grey images, (n, C, H, W)."""

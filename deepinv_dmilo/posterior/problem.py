@@ -46,7 +46,8 @@ class Problem:
 
         \mathrm{target}(g(z) + \nu) + p \, \|z - c\|^2 + \lambda \, \|\nu\|_1.
 
-    The output of the last layer is decoded to images in [0, 1] before it is compared.
+    The output of the last layer is decoded to images in [0, 1] before it is compared, and the energy of the prior is
+    added.
     """
 
     prior: Prior
@@ -56,6 +57,7 @@ class Problem:
     sparsity: float = 0.0  # lambda
     center: Tensor | None = None  # c, (n, C, H, W); None: 0
     gives_image: bool = True  # whether it is the last layer
+    energy: float = 1.0  # weight of the energy of the prior
     unit: float | None = None  # scale of the objective for the solver's tolerance; None: the objective itself
     micro_batch: int | None = None  # rows per network pass
     name: str = "all layers"  # for messages
@@ -70,7 +72,9 @@ class Problem:
         if "deviation" in v:
             output = output + v["deviation"]
             value = value + self.sparsity * v["deviation"].abs().flatten(1).sum(1)
-        output = self.prior.decode(output) if self.gives_image else output
+        if self.gives_image:
+            output = self.prior.decode(output)
+            value = value + self.energy * self.prior.energy(output)
         if isinstance(self.target, JointLikelihood):
             return value + self.target(output, v["unknown"])
         return value + self.target(output)

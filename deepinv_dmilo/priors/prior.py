@@ -118,6 +118,10 @@ class Prior(nn.Module):
         """Images as y and physics have them, from those of the solvers."""
         return x
 
+    def energy(self, x: Tensor) -> Tensor:
+        """What the prior adds to -log p(x) beside its network, for images in [0, 1], (n, C, H, W) -> (n,): nothing."""
+        return x.new_zeros(len(x))
+
     def select(self, rows: Tensor) -> Prior:
         """The prior of some rows of a batch, where images have conditions of their own."""
         return self

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.priors.wrappers import Wrapper, alone
+from deepinv_dmilo.utils.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,25 @@ class Fold:
 
 
 class Slicewise(Wrapper):
-    """
+    r"""
     A prior of images for volumes and films (B, C, D, H, W), each slice by itself; the physics sees the whole volume.
 
-    Slices are independent in the prior: what ties them is the physics. A pass of the network is one of all slices;
-    ``micro_batch`` of the model counts slices. It is the outermost wrapper, as in ``Slicewise(Channelwise(prior))``.
+    A pass of the network is one of all slices; ``micro_batch`` of the model counts slices. It is the outermost wrapper,
+    as in ``Slicewise(Channelwise(prior))``.
+
+    Slices are independent in the prior: what ties them is the physics and, with a ``slice_difference`` b, a total
+    variation along the axis, as in :footcite:t:`chung2023diffusionmbir`, smooth below b. With d the difference of a
+    pixel from that of the next slice,
+
+    .. math::
+
+        p(x) \propto \prod_k p(x_k) \prod_d \exp\Big(-\sqrt{1 + d^2 / b^2}\Big).
 
     :param Prior prior: of slices, (n, C, H, W) for the first axis; a condition of a volume is that of all its slices.
     :param int axis: dimension of (B, C, D, H, W) along which slices are stacked, 2, 3 or 4 (or -3, -2, -1); of films
         (B, C, T, H, W) that of time is 2.
+    :param float slice_difference: b: how much a pixel differs between neighbouring slices, for images in [0, 1], on
+        average where it does; 0.02, say. None: slices are independent. Not for :class:`deepinv_dmilo.DMILOSampler`.
 
     :Examples:
 
@@ -54,15 +65,22 @@ class Slicewise(Wrapper):
         >>> y = physics(torch.zeros(1, 1, 5, 32, 32))
         >>> DMILO(Slicewise(DiffusionPrior.from_pretrained("digits")), max_passes=2)(y, physics).shape
         torch.Size([1, 1, 5, 32, 32])
+
+    .. rubric:: References
+
+    .. footbibliography::
     """
 
     dimensions = ("B", "C", "D", "H", "W")
 
-    def __init__(self, prior: Prior, axis: int = 2) -> None:
+    def __init__(self, prior: Prior, axis: int = 2, *, slice_difference: float | None = None) -> None:
         super().__init__(prior)
         if isinstance(axis, bool) or axis not in (2, 3, 4, -3, -2, -1):
             raise ValueError(f"axis={axis!r}: type the dimension of (B, C, D, H, W) that counts slices: 2, 3 or 4")
+        if slice_difference is not None:
+            check_settings(steps={}, rates={"slice_difference": slice_difference}, weights={})
         self.axis = axis - 5 if axis > 0 else axis
+        self.slice_difference = slice_difference
         #: slices per pass of the network; None: all
         self.at_once: int | None = None
 
@@ -77,6 +95,13 @@ class Slicewise(Wrapper):
     def decode(self, u: Tensor) -> Tensor:
         """Every slice as an image of its own."""
         return self._each(lambda prior, part: prior.decode(part), u)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The total variation along the axis, in units of ``slice_difference``."""
+        if self.slice_difference is None:
+            return super().energy(x)
+        differences = x.diff(dim=self.axis) / float(self.slice_difference)
+        return ((1 + differences.square()).sqrt() - 1).flatten(1).sum(1)
 
     def _each(self, function: Callable[[Prior, Tensor], Tensor], volumes: Tensor) -> Tensor:
         """A function of the prior and slices; of several parts, the graph of only one is alive."""
@@ -136,6 +161,10 @@ class Folded(Wrapper):
     def decode(self, u: Tensor) -> Tensor:
         """As the prior of volumes."""
         return self.fold.images(self.prior.decode(self.fold.volumes(u)))
+
+    def energy(self, x: Tensor) -> Tensor:
+        """As the prior of volumes."""
+        return self.prior.energy(self.fold.volumes(x))
 
     def solved(self, x: Tensor) -> Tensor:
         """Volumes as images of many channels."""

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
+from deepinv_dmilo.likelihood.observe import GUESSED_NOISE
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level
 from deepinv_dmilo.schedules.schedule import Budget, Layers, Plan, Schedule, Stage
 from deepinv_dmilo.utils.settings import check_settings
+
+# Weight of the energy of a prior beside four mean squares, times the number of pixels: what makes them the negative
+# log-likelihood of noise of this standard deviation.
+ENERGY = 8 * GUESSED_NOISE**2
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Chain(Schedule):
             penalty=self.latent_penalty / pixels,
             sparsity=(self.sparsity or 0.0) / pixels,
             gives_image=i == self.num_layers - 1,
+            energy=ENERGY / pixels,
             micro_batch=posterior.micro_batch,
             name=f"layer {i + 1} of {self.num_layers}",
         )

@@ -44,10 +44,10 @@ class PosteriorMean:
         """
         posterior = with_noise_at(posterior, x, again=True)
         prior, likelihood = posterior.prior, posterior.likelihood
-        free = torch.zeros_like(x[:, 0, 0, 0])
-        penalty = free if self.well_determined else 1 / _image_error(posterior, x).square()
+        none, free = torch.zeros_like(x[:, 0, 0, 0]), (-torch.inf, torch.inf)
+        penalty = none if self.well_determined else 1 / _image_error(posterior, x).square()
         noisy, noisier = (
-            proximal_point(x, one.gaussian_at(x), penalty=penalty, steps=LAST_STEPS, limits=(-torch.inf, torch.inf))
+            proximal_point(x, posterior.with_energy(one.gaussian_at(x)), penalty=penalty, steps=LAST_STEPS, limits=free)
             for one in (likelihood, likelihood.perturbed(x, _standard_noise))
         )
         noise = (noisier - noisy).square().flatten(1).mean(1).sqrt()
@@ -80,7 +80,8 @@ class SparseDeviation:
         variance = likelihood.largest_variance(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         # Upper bound of the root mean square of the gradient in a pixel that is due to noise alone.
         slope = (likelihood.squared_norm / variance).sqrt()
-        deviation = sparse_deviation(likelihood, x, self.threshold * slope, 1 / slope**2)
+        objective = posterior.with_energy(likelihood)
+        deviation = sparse_deviation(objective, x, self.threshold * slope, 1 / slope**2)
         return (x + deviation).clamp(*posterior.prior.limits)
 
 

@@ -1,5 +1,8 @@
 """Volumes and films by a prior of images: each slice by itself in the prior, all of them in the physics."""
 
+import copy
+from dataclasses import replace
+
 import deepinv as dinv
 import pytest
 import torch
@@ -22,7 +25,8 @@ from deepinv_dmilo import (
     Simplex,
     Slicewise,
 )
-from deepinv_dmilo.priors.slicewise import Fold
+from deepinv_dmilo.posterior.problem import LatentTerm, Problem
+from deepinv_dmilo.priors.slicewise import Fold, Folded
 from deepinv_dmilo.utils.draws import Draws
 
 METHODS = {
@@ -288,6 +292,75 @@ def test_an_unknown_blur_of_a_volume():
     assert found["filter"].sum().item() == pytest.approx(1)
 
 
+# Slices that are alike
+
+COUPLED = {name: make for name, make in METHODS.items() if name != "sampler"}
+COUPLED["decoupled"] = lambda prior, **s: DMILO(prior, schedule=Levels(decoupled=True), max_passes=12, **s)
+
+
+def roughness(x, axis=2):
+    return x.diff(dim=axis).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("axis", [*AXES, -2])
+def test_the_energy_is_the_total_variation_along_the_axis(axis):
+    x, prior = volumes(2, 3), Slicewise(toy_prior(ConvNet()), axis, slice_difference=1e-5)
+    total = x.diff(dim=axis).abs().flatten(1).sum(1)
+    torch.testing.assert_close(1e-5 * prior.energy(x), total, rtol=1e-3, atol=0)  # the scale: nearly no smoothing
+    fold = Fold(prior.axis, x.shape[axis])
+    torch.testing.assert_close(Folded(prior, fold).energy(fold.images(x)), prior.energy(x))
+    constant = x.narrow(axis, 0, 1).expand_as(x)
+    assert not prior.energy(constant).any()
+    assert not Slicewise(toy_prior(ConvNet()), axis).energy(x).any()
+
+
+@pytest.mark.parametrize("prior", [lambda p: p, lambda p: p.for_images(*SIZE).in_parts(2), copy.deepcopy])
+def test_the_energy_has_its_gradient_and_outlives_copies(prior):
+    prior = prior(Slicewise(toy_prior(ConvNet(1)), axis=3, slice_difference=0.2))
+    x = volumes(2, 1, (2, 4, 3)).requires_grad_()
+    assert torch.autograd.gradcheck(prior.energy, x)
+    assert prior.energy(x).min() > 1
+
+
+def test_the_energy_is_in_the_objective_of_images_alone():
+    prior = Slicewise(toy_prior(ConvNet(1)).eval(), slice_difference=0.1)
+    fold = Fold(prior.axis, SIZE[0])
+    folded, z = Folded(prior, fold), {"latent": torch.randn(2, SIZE[0], *SIZE[1:]).double()}
+    levels = folded.levels(1)
+    problem = Problem(folded, levels, LatentTerm(torch.zeros_like(z["latent"])), penalty=0.1, energy=0.5)
+    image = folded.decode(folded.step(z["latent"], *levels))
+    added = problem.value(z) - replace(problem, energy=0.0).value(z)
+    torch.testing.assert_close(added, 0.5 * folded.energy(image))
+    inner = replace(problem, gives_image=False)
+    torch.testing.assert_close(inner.value(z), replace(inner, energy=0.0).value(z))
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("method", COUPLED)
+def test_slices_that_are_alike_stay_alike(method, axis):
+    x = volumes(2)
+    x = x.mean(axis, keepdim=True).expand_as(x).contiguous()
+    physics, inside = blur(0.1), toy_prior(ConvNet(1))
+    y = physics(x)
+    rough = [
+        roughness(COUPLED[method](Slicewise(inside, axis, slice_difference=b))(y, physics), axis)
+        for b in (None, 0.1, 0.001)
+    ]
+    assert rough[2] < rough[1] < rough[0]
+    if method not in ("dmplug", "published"):  # of three steps
+        assert rough[2] < 0.5 * rough[0]
+
+
+@pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd", "dmplug"])
+def test_volumes_of_alike_slices_in_batches_and_micro_batches(method):
+    physics, model = blur(), METHODS[method](Slicewise(toy_prior(ConvNet(1)), slice_difference=0.05))
+    y = physics(volumes(2))
+    together = model(y, physics)
+    torch.testing.assert_close(model(y[1:], physics), together[1:], rtol=0, atol=1e-6)
+    model.micro_batch = 3
+    torch.testing.assert_close(model(y, physics), together, rtol=0, atol=1e-6)
+
+
 # Errors
 
 
@@ -319,5 +392,10 @@ def test_what_does_not_fit_says_what_to_type():
         )
     with pytest.raises(ValueError, match=r"the dimension of .* that counts slices: 2, 3 or 4"):
         Slicewise(inside, axis=1)
+    for wrong in (0, -0.1, float("nan"), "0.1", True):
+        with pytest.raises(ValueError, match=r"slice_difference=.*: type a (finite number|number above 0)"):
+            Slicewise(inside, slice_difference=wrong)
+    with pytest.raises(ValueError, match=r"slice_difference=0\.1: the sampler draws .*; type .* without it"):
+        DMILOSampler(Slicewise(inside, slice_difference=0.1))
     with pytest.raises(ValueError, match=r"use prior.decode\(prior\(z\)\) with your own z"):
         prior.sample(1)
