@@ -53,8 +53,8 @@ class Slicewise(Wrapper):
     :param Prior prior: of slices, (n, C, H, W) for the first axis; a condition of a volume is that of all its slices.
     :param int axis: dimension of (B, C, D, H, W) along which slices are stacked, 2, 3 or 4 (or -3, -2, -1); of films
         (B, C, T, H, W) that of time is 2.
-    :param float slice_difference: b: how much a pixel differs between neighbouring slices, for images in [0, 1], on
-        average where it does; 0.02, say. None: slices are independent. Not for :class:`deepinv_dmilo.DMILOSampler`.
+    :param float slice_difference: b: the standard deviation of d, for images in [0, 1], such as 0.1. None: slices are
+        independent. Not for :class:`deepinv_dmilo.DMILOSampler`.
 
     :Examples:
 
