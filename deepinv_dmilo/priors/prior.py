@@ -122,6 +122,10 @@ class Prior(nn.Module):
         """What the prior adds to -log p(x) beside its network, for images in [0, 1], (n, C, H, W) -> (n,): nothing."""
         return x.new_zeros(len(x))
 
+    def starting_noise(self, noise: Tensor) -> Tensor:
+        """The noise that an optimisation starts from, of standard normal noise like latents: the same."""
+        return noise
+
     def select(self, rows: Tensor) -> Prior:
         """The prior of some rows of a batch, where images have conditions of their own."""
         return self

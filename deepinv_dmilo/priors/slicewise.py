@@ -166,6 +166,10 @@ class Folded(Wrapper):
         """As the prior of volumes."""
         return self.prior.energy(self.fold.volumes(x))
 
+    def starting_noise(self, noise: Tensor) -> Tensor:
+        """That of the first slice in all of them: with noise of their own, neighbours end in different images."""
+        return noise[:, : noise.shape[1] // self.fold.slices].repeat(1, self.fold.slices, 1, 1)
+
     def solved(self, x: Tensor) -> Tensor:
         """Volumes as images of many channels."""
         return self.fold.images(x)

@@ -91,4 +91,6 @@ class Chain(Schedule):
 
 def first_latent(posterior: Posterior, level: Level) -> Tensor:
     """The start of a chain: ``init``, or pure noise."""
-    return level.spread * posterior.noise("start") if posterior.init is None else posterior.init
+    if posterior.init is not None:
+        return posterior.init
+    return level.spread * posterior.prior.starting_noise(posterior.noise("start"))

@@ -163,7 +163,8 @@ class Levels(Schedule):
         if posterior.nuisance is not None:
             posterior.nuisance.loosen(posterior.rows)
         level, u = stage.levels[0], posterior.prior.encode(x)
-        z = level.signal * u + level.noise * posterior.noise("level", stage.index)
+        noise = posterior.prior.starting_noise(posterior.noise("level", stage.index))
+        z = level.signal * u + level.noise * noise
         return Layers(stage.levels, [{"latent": z}], center=level.signal * u)
 
     def problem(self, posterior: Posterior, stage: Stage, layers: Layers, i: int, target: Target) -> Problem:

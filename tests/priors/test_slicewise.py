@@ -27,7 +27,6 @@ from deepinv_dmilo import (
 )
 from deepinv_dmilo.posterior.problem import LatentTerm, Problem
 from deepinv_dmilo.priors.slicewise import Fold, Folded
-from deepinv_dmilo.utils.draws import Draws
 
 METHODS = {
     "dmilo": lambda prior, **s: DMILO(prior, max_passes=12, **s),
@@ -63,6 +62,10 @@ def masked(channels=1, size=SIZE):
 
 def slices(x, axis):
     return x.unbind(axis)
+
+
+def roughness(x, axis=2):
+    return x.diff(dim=axis).square().mean().sqrt().item()
 
 
 # The prior
@@ -154,14 +157,8 @@ def test_a_volume_of_one_slice_is_an_image(method, axis):
 
 @pytest.mark.parametrize("method", [DMILO, DMILOPGD])
 @pytest.mark.parametrize("axis", AXES)
-def test_slices_that_the_physics_does_not_mix_are_those_of_images(method, axis, monkeypatch):
-    """With the same noise in each; problems of a linear network and physics have one minimum."""
-    drawn = Draws._seeded
-
-    def alike(self, number, shape, sample):
-        return drawn(self, number, (1, *shape[1:]), sample).expand(shape).clone()
-
-    monkeypatch.setattr(Draws, "_seeded", alike)
+def test_slices_that_the_physics_does_not_mix_are_those_of_images(method, axis):
+    """Problems of a linear network and physics have one minimum, whatever the noise."""
     inside, physics = toy_prior(AffineNet(), clip_sample=False), dinv.physics.Denoising(noise())
     y = physics(volumes(size=(4, 8, 8) if axis == 2 else (8, 4, 8) if axis == 3 else (8, 8, 4)))
     schedule = Levels((1.0, 0.3), skip=False, mean=False, deviation_threshold=None)
@@ -170,6 +167,26 @@ def test_slices_that_the_physics_does_not_mix_are_those_of_images(method, axis, 
     images = torch.cat(slices(y, axis))
     each = method(inside, **settings)(images, physics, init=torch.full_like(images, 0.5))
     torch.testing.assert_close(torch.cat(slices(found, axis)), each, rtol=0, atol=1e-5)  # of the solver
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_optimise_start_all_slices_with_one_noise(method, monkeypatch):
+    """A sampler does not: its slices would not be independent draws."""
+    seen = []
+
+    def denoise(self, z, level, inside=Slicewise.denoise):
+        seen.append((z, level))
+        return inside(self, z, level)
+
+    monkeypatch.setattr(Slicewise, "denoise", denoise)
+    y = torch.full((1, 2, *SIZE), 0.5).double()
+    physics = dinv.physics.Denoising(noise(0.1))
+    model = METHODS[method](Slicewise(toy_prior(ConvNet(2)), axis=3))
+    init = None if model.schedule.starts_from_latent else torch.full_like(y, 0.5)
+    model(y, physics, init=init)
+    noisiest = max(seen, key=lambda at: at[1].ratio)[0]
+    assert noisiest.std() > 0.1
+    assert (roughness(noisiest, 3) == 0) == (method != "sampler")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -296,10 +313,6 @@ def test_an_unknown_blur_of_a_volume():
 
 COUPLED = {name: make for name, make in METHODS.items() if name != "sampler"}
 COUPLED["decoupled"] = lambda prior, **s: DMILO(prior, schedule=Levels(decoupled=True), max_passes=12, **s)
-
-
-def roughness(x, axis=2):
-    return x.diff(dim=axis).square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("axis", [*AXES, -2])
