@@ -355,13 +355,11 @@ def test_slices_that_are_alike_stay_alike(method, axis):
     x = x.mean(axis, keepdim=True).expand_as(x).contiguous()
     physics, inside = blur(0.1), toy_prior(ConvNet(1))
     y = physics(x)
-    rough = [
-        roughness(COUPLED[method](Slicewise(inside, axis, slice_difference=b))(y, physics), axis)
-        for b in (None, 0.1, 0.001)
-    ]
-    assert rough[2] < rough[1] < rough[0]
-    if method not in ("dmplug", "published"):  # of three steps
-        assert rough[2] < 0.5 * rough[0]
+    free, tied = (
+        roughness(COUPLED[method](Slicewise(inside, axis, slice_difference=b))(y, physics), axis) for b in (None, 1e-3)
+    )
+    few_steps = method in ("dmplug", "published")
+    assert tied < (free if few_steps else 0.3 * free)
 
 
 @pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd", "dmplug"])
