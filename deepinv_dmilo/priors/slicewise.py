@@ -54,7 +54,7 @@ class Slicewise(Wrapper):
     :param int axis: dimension of (B, C, D, H, W) along which slices are stacked, 2, 3 or 4 (or -3, -2, -1); of films
         (B, C, T, H, W) that of time is 2.
     :param float slice_difference: b: the standard deviation of d, for images in [0, 1], such as 0.1. None: slices are
-        independent. Not for :class:`deepinv_dmilo.DMILOSampler`.
+        independent. With it, they start with the same noise. Not for :class:`deepinv_dmilo.DMILOSampler`.
 
     :Examples:
 
@@ -146,9 +146,9 @@ class Folded(Wrapper):
     :param Fold fold: from the one to the other.
     """
 
-    def __init__(self, prior: Prior, fold: Fold) -> None:
+    def __init__(self, prior: Slicewise, fold: Fold) -> None:
         super().__init__(prior)
-        self.fold = fold
+        self.fold, self.slice_difference = fold, prior.slice_difference
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
         """As the prior of volumes."""
@@ -167,7 +167,9 @@ class Folded(Wrapper):
         return self.prior.energy(self.fold.volumes(x))
 
     def starting_noise(self, noise: Tensor) -> Tensor:
-        """That of the first slice in all of them: with noise of their own, neighbours end in different images."""
+        """Of slices that are alike that of the first: with noise of their own they end in different images."""
+        if self.slice_difference is None:
+            return noise
         return noise[:, : noise.shape[1] // self.fold.slices].repeat(1, self.fold.slices, 1, 1)
 
     def solved(self, x: Tensor) -> Tensor:

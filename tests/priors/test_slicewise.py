@@ -169,9 +169,11 @@ def test_slices_that_the_physics_does_not_mix_are_those_of_images(method, axis):
     torch.testing.assert_close(torch.cat(slices(found, axis)), each, rtol=0, atol=1e-5)  # of the solver
 
 
+@pytest.mark.parametrize("difference", [None, 0.1])
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_that_optimise_start_all_slices_with_one_noise(method, monkeypatch):
-    """A sampler does not: its slices would not be independent draws."""
+def test_slices_that_are_alike_start_with_one_noise(method, difference, monkeypatch):
+    if method == "sampler" and difference is not None:
+        pytest.skip("refused")
     seen = []
 
     def denoise(self, z, level, inside=Slicewise.denoise):
@@ -181,12 +183,12 @@ def test_methods_that_optimise_start_all_slices_with_one_noise(method, monkeypat
     monkeypatch.setattr(Slicewise, "denoise", denoise)
     y = torch.full((1, 2, *SIZE), 0.5).double()
     physics = dinv.physics.Denoising(noise(0.1))
-    model = METHODS[method](Slicewise(toy_prior(ConvNet(2)), axis=3))
+    model = METHODS[method](Slicewise(toy_prior(ConvNet(2)), axis=3, slice_difference=difference))
     init = None if model.schedule.starts_from_latent else torch.full_like(y, 0.5)
     model(y, physics, init=init)
     noisiest = max(seen, key=lambda at: at[1].ratio)[0]
     assert noisiest.std() > 0.1
-    assert (roughness(noisiest, 3) == 0) == (method != "sampler")
+    assert (roughness(noisiest, 3) == 0) == (difference is not None)
 
 
 @pytest.mark.parametrize("method", METHODS)
