@@ -196,7 +196,7 @@ class Preconditioned(_Exploding):
 
     def time(self, noise: float) -> float:
         """What the scheduler makes of it."""
-        return float(self.scheduler.precondition_noise(torch.tensor([noise], dtype=torch.float64)))
+        return float(self.scheduler.precondition_noise(torch.tensor([noise], dtype=torch.float64, device="cpu")))
 
     def input(self, z: Tensor, level: Level) -> Tensor:
         """Latents of standard deviation 1."""

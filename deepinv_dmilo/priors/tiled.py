@@ -62,14 +62,14 @@ class Tiled(Wrapper):
     def windows(self, length: int) -> dict[int, Tensor]:
         """The weights of the tiles along a side, by where they begin; they add to one."""
         places, size = self.places(length), min(self.tile, length)
-        windows = {place: torch.ones(size, dtype=torch.float64) for place in places}
+        windows = {place: torch.ones(size, dtype=torch.float64, device="cpu") for place in places}
         for before, after in pairwise(places):
             shared = before + size - after
-            rising = torch.ones(size, dtype=torch.float64)
-            rising[:shared] = (((torch.arange(shared) + 0.5) / shared - 0.5) / RAMP + 0.5).clamp(0, 1)
+            rising = torch.ones(size, dtype=torch.float64, device="cpu")
+            rising[:shared] = (((torch.arange(shared, device="cpu") + 0.5) / shared - 0.5) / RAMP + 0.5).clamp(0, 1)
             windows[after] = windows[after] * rising
             windows[before] = windows[before] * rising.flip(0)
-        total = torch.zeros(length, dtype=torch.float64)
+        total = torch.zeros(length, dtype=torch.float64, device="cpu")
         for place, window in windows.items():
             total[place : place + size] += window
         return {place: window / total[place : place + size] for place, window in windows.items()}

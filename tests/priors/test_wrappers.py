@@ -7,12 +7,13 @@ import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import GaussianNoise
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from toys import ConvNet, NoDoubles, tiny_autoencoder, tiny_unet, toy_prior
 
 from deepinv_dmilo import DMILO, DMILOPGD, Channelwise, DiffusionPrior, DMPlug, Levels, Tiled
+from deepinv_dmilo.priors.families import Preconditioned
 from deepinv_dmilo.priors.latent import LatentPrior
 from deepinv_dmilo.priors.pretrained import held_out_images
 
@@ -112,6 +113,15 @@ def test_a_picture_in_tiles_is_that_of_the_whole(method, size):
     settings = {"schedule": Levels((1.0, 0.2)), "max_passes": 10}
     whole, tiled = (method(p, **settings)(y, physics) for p in (prior, Tiled(prior, tile=32, overlap=8)))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+def test_float64_stays_on_the_cpu_where_another_device_is_the_default():
+    """MPS has no float64."""
+    family, tiled = Preconditioned(EDMEulerScheduler()), Tiled(toy_prior(ConvNet()), tile=16, overlap=4)
+    time = family.time(1.0)
+    with torch.device("meta"):
+        assert {window.device.type for window in tiled.windows(40).values()} == {"cpu"}
+        assert family.time(1.0) == time
 
 
 def test_the_windows_are_made_once_for_a_size_and_reach_a_device_without_float64(monkeypatch):
