@@ -17,6 +17,8 @@ Measurements: TypeAlias = "Tensor | TensorList"
 # Relative rounding errors of sums that are taken over another batch: of the energy in float32; of the energy with the
 # 11 bits of TF32 (up to 1.4e-7 for blurs and a Laplacian, simulated); of an entry with TF32.
 SAME, SAME_IN_TF32, ENTRY_IN_TF32 = 1e-8, 4e-6, 1e-2
+TF32_BITS = 11  # of the significand, as of float16
+BITS = {torch.bfloat16: 8, torch.float16: 11, torch.complex32: 11, torch.float64: 53, torch.complex128: 53}
 
 
 def as_input(x: Tensor, physics: Physics) -> Tensor:
@@ -56,8 +58,13 @@ def join(ys: list[Measurements]) -> Measurements:
 
 
 def real(t: Tensor) -> Tensor:
-    """The real numbers of each row, (n, k); a complex number counts as two."""
+    """The real numbers of each row, (n, k), in float32 at least, for sums; a complex number counts as two."""
+    t = _single(t)
     return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).flatten(1)
+
+
+def _single(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def energy(r: Measurements) -> Tensor:
@@ -129,20 +136,28 @@ class Units:
 
 
 def agree(a: Measurements, b: Measurements) -> bool:
-    """Whether measurements have equal numbers of rows and are equal up to rounding."""
+    """Whether measurements have equal numbers of rows and are equal up to rounding, in the precision of their sums."""
     if [len(t) for t in parts(a)] != [len(t) for t in parts(b)]:
         return False
-    error, size = energy(a - b), energy(a)
-    if not any(_may_be_tf32(t) for t in parts(a)) or not (error <= SAME_IN_TF32 * size).all():
+    error, size, bits = energy(a - b), energy(a), min(map(_bits, parts(a)))
+    looser = 2.0 ** (TF32_BITS - bits)
+    if bits > TF32_BITS or not (error <= SAME_IN_TF32 * looser**2 * size).all():
         return bool((error <= SAME * size).all())
-    for s, t in ((s.flatten(1), t.flatten(1)) for s, t in zip(parts(a), parts(b), strict=True)):
-        rms = s.abs().square().mean(1, keepdim=True).sqrt()
-        if not ((s - t).abs() <= ENTRY_IN_TF32 * (s.abs() + rms)).all():  # a few entries differ, such as masked ones
+    for s, t in ((_single(s).flatten(1), _single(t).flatten(1)) for s, t in zip(parts(a), parts(b), strict=True)):
+        rms, most = s.abs().square().mean(1, keepdim=True).sqrt(), ENTRY_IN_TF32 * looser
+        if not ((s - t).abs() <= most * (s.abs() + rms)).all():  # a few entries differ, such as masked ones
             return False
     return True
 
 
-def _may_be_tf32(t: Tensor) -> bool:
-    """Whether torch may use TF32: by default in convolutions on a GPU."""
-    is_double = t.dtype in (torch.float64, torch.complex128)
-    return not is_double and (t.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest")
+def _bits(t: Tensor) -> int:
+    """Bits of the significand that sums are computed with; torch may use TF32, by default in convolutions on a GPU."""
+    return BITS.get(t.dtype, TF32_BITS if t.device.type != "cpu" or not _is_exact_on_cpu() else 24)
+
+
+def _is_exact_on_cpu() -> bool:
+    """Whether torch multiplies float32 as such."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by ``torch.backends.fp32_precision``, of which it does not know
+        return False

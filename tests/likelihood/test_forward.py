@@ -185,6 +185,34 @@ def test_rounding_that_depends_on_the_batch_is_no_other_operator(kernel, tf32):
     assert not isinstance(forward_model(physics, tuple(x.shape), x, single=False), SharedForward)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_the_physics_is_no_other_operator(dtype):
+    """Sums of a batch of at least three are rounded the other way in the last bit; 196,608 squares exceed float16."""
+    x, bits = torch.rand(4, 3, 256, 256), {torch.bfloat16: 8, torch.float16: 11}[dtype]
+
+    def physics(gain):
+        def A(x):
+            half = (100 * x).to(dtype)
+            return half if len(x) < 3 else (half * (1 + gain * 2.0 ** (1 - bits))).to(dtype)
+
+        return dinv.physics.Physics(A=A)
+
+    assert isinstance(forward_model(physics(1), tuple(x.shape), x, single=False), SharedForward)
+    assert not isinstance(forward_model(physics(16), tuple(x.shape), x, single=False), SharedForward)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_precision_that_is_set_by_backends_is_understood():
+    """Torch's older function, which tells the precision, then raises an error."""
+    torch.backends.fp32_precision = "tf32"
+    try:
+        x = torch.rand(2, *IMAGE)
+        assert isinstance(forward_model(dinv.physics.Denoising(), tuple(x.shape), x, single=False), SharedForward)
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("difference", ["gain", "pixel", "kernel"])
 def test_another_operator_for_each_image_is_none_of_rounding(difference, tf32):
     x = torch.rand(4, *IMAGE)
