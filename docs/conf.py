@@ -66,7 +66,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": "/demo_",  # these are executed
-    "ignore_pattern": "^(?!demo_|gpu_)",  # command line scripts
+    "ignore_pattern": "^(?!demo_)",  # command line scripts
     "subsection_order": ["../examples/problems", "../examples/method", "../examples/priors", "*"],
     "within_subsection_order": "FileNameSortKey",
     "backreferences_dir": "gen_modules/backreferences",
