@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def run_apart(name: str, args: argparse.Namespace, argv: Sequence[str], seconds:
     """A part in a process of its own, for so many seconds at most."""
     minutes = args.train_minutes or max(TOY, (seconds - WRITING) / 60)
     command = [sys.executable, __file__, *argv, "--only", name, "--train-minutes", str(minutes)]
-    child, late = subprocess.Popen(command), ""
+    child, late = subprocess.Popen(command, env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}), ""
     for how, patience in ((None, seconds), (signal.SIGINT, GRACE), (signal.SIGKILL, None)):
         if how is not None:
             child.send_signal(how)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -77,7 +76,6 @@ def compiled(setup: Setup, record: Record) -> None:
     if not setup.is_cuda:
         record.note(f"{NEEDS_CUDA}: on a CPU it takes minutes.")
         return
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     x = pictures(setup, record, 1)
     y, physics = problem(setup, x)
     record.note("Super-resolution of one image: seconds of a call; relative to that without compiling.")

@@ -17,7 +17,7 @@ from real_size import CELEBAHQ, TINY  # docs/scripts, which gpu_check.py puts on
 from torch import Tensor
 
 from deepinv_dmilo import DMILO, LBFGS, DiffusionPrior, Levels
-from deepinv_dmilo.priors.pretrained import bundled_priors, held_out_images
+from deepinv_dmilo.priors.pretrained import held_out_images
 from deepinv_dmilo.tools.images import open_images, picture_files
 from deepinv_dmilo.tools.pictures import read_picture
 from deepinv_dmilo.tools.scoring import Meter
@@ -143,7 +143,7 @@ def measured(model: Any, y: Tensor, physics: Any) -> tuple[Tensor, Meter]:
 
 def pictures(setup: Setup, record: Record, count: int = PICTURES) -> Tensor:
     """Pictures (count, 3, size, size) to reconstruct, on the device; a note tells what they are."""
-    size = setup.size
+    size, count = setup.size, 1 if setup.quick else count
     if setup.images is not None:
         found, names = open_images(str(setup.images), (3, size, size))
         chosen = range(min(count, len(names)))
@@ -153,8 +153,7 @@ def pictures(setup: Setup, record: Record, count: int = PICTURES) -> Tensor:
         enlarged = f"{small} of them enlarged" if small else "none enlarged"
         record.note(f"Pictures: {len(chosen)} of {setup.images.name!r}, their middle at {size} x {size}, {enlarged}.")
         return torch.stack([found[i] for i in chosen]).to(setup.device)
-    name = setup.prior if setup.prior in bundled_priors() and setup.prior != "digits" else "photos"
-    held_out = held_out_images(name)[:count]  # the first seven are of 256 x 256 from the start
+    held_out = held_out_images("photos")[:count]  # the first seven are of 256 x 256 from the start
     start = (held_out.shape[-1] - size) // 2
-    record.note(f"Pictures: the first {count} held-out ones of `{name}`, their middle {size} x {size}, none enlarged.")
+    record.note(f"Pictures: {len(held_out)} held out of `photos`, their middle {size} x {size}, none enlarged.")
     return held_out[..., start : start + size, start : start + size].to(setup.device)
