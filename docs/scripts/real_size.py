@@ -4,9 +4,9 @@ google/ddpm-celebahq-256's configuration (113.7 million parameters, random weigh
 super-resolution of a photograph of 256 x 256 with the bundled prior, as a user runs it.
 
     python docs/scripts/real_size.py --out docs/real_size.md
-    python docs/scripts/real_size.py --device cuda --batches 1 4 16 --out docs/gpu.md
 
-The weights are random, so the images are nothing to look at; passes, memory and seconds do not depend on them.
+The weights are random, so the images are nothing to look at; passes, memory and seconds do not depend on them. What a
+GPU adds is measured by examples/priors/gpu_check.py.
 """
 
 from __future__ import annotations
@@ -94,11 +94,6 @@ CONFIGURATIONS: dict[str, tuple[Callable[..., Reconstruct], dict[str, Any]]] = {
     "DMILO": (_short_dmilo, {}),
     "DMILO, checkpointing": (_short_dmilo, {"checkpointing": True}),
 }
-ON_A_GPU: dict[str, tuple[Callable[..., Reconstruct], dict[str, Any]]] = {
-    "DMILO, bfloat16": (_short_dmilo, {"autocast": torch.bfloat16}),
-    "DMILO, bfloat16, compiled": (_short_dmilo, {"autocast": torch.bfloat16, "compile": True}),
-    "DMILO, float32, compiled": (_short_dmilo, {"compile": True}),
-}
 #: the bundled prior as a user runs it: passes, and settings of the prior
 PHOTOGRAPH: dict[str, tuple[int, dict[str, Any]]] = {
     "photograph, 25 passes": (25, {}),
@@ -114,7 +109,7 @@ def cost_of(name: str, device: str, batch: int, passes: int, tiny: bool) -> dict
         return _cost_of_a_photograph(*PHOTOGRAPH[name], device, batch, tiny)
     from diffusers import DDPMScheduler, UNet2DModel
 
-    method, settings = {**CONFIGURATIONS, **ON_A_GPU}[name]
+    method, settings = CONFIGURATIONS[name]
     torch.manual_seed(0)
     configuration: dict[str, Any] = TINY if tiny else CELEBAHQ
     unet: Any = UNet2DModel(in_channels=3, out_channels=3, **configuration)
@@ -161,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.only:
         print(json.dumps(cost_of(args.only[0], args.device, int(args.only[1]), args.passes, args.tiny)))
         return
-    names = [*CONFIGURATIONS, *(ON_A_GPU if args.device != "cpu" else ()), *PHOTOGRAPH]
+    names = [*CONFIGURATIONS, *PHOTOGRAPH]
     header = [
         "| | batch | seconds per pass and image | relative | seconds per image | peak memory (GB) | relative |",
         "|---|---|---|---|---|---|---|",
