@@ -150,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """All parts that did not come to their end before, one after the other."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(argv)
-    args.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (args.folder, args.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     if args.only:
         run_here(args.only, args)
         return
