@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deepinv_dmilo.schedules.chain import Chain
     from deepinv_dmilo.schedules.levels import Levels
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "DMILO",
     "DMILOPGD",

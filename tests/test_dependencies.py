@@ -1,4 +1,4 @@
-"""What the package imports is what it declares, and a name means one thing."""
+"""What the package imports is what it declares, it has one version, and a name means one thing."""
 
 import ast
 import re
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+import deepinv_dmilo
+
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(deepinv_dmilo.__file__).parent
 DISTRIBUTIONS = {"PIL": "pillow", "stlpips_pytorch": "stlpips-pytorch"}  # those whose module has another name
 
 
 def imported():
     """The package's modules that come from elsewhere, each with the file that imports it last."""
     found = {}
-    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -22,7 +25,10 @@ def imported():
     return found
 
 
-@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests outside the repository")
+in_repository = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests outside the repository")
+
+
+@in_repository
 def test_every_import_is_declared():
     text = (ROOT / "pyproject.toml").read_text()
     lists = re.findall(r"^(?:dependencies|bench|perceptual) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
@@ -32,6 +38,20 @@ def test_every_import_is_declared():
     assert foreign - declared == set()
 
 
+@in_repository
+def test_a_version_is_the_same_everywhere():
+    def first(pattern, file):
+        return re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)[1]
+
+    found = {
+        deepinv_dmilo.__version__,
+        first(r'^version = "(.*)"$', "pyproject.toml"),
+        first(r"^version: (.*)$", "CITATION.cff"),
+        first(r"^## (\d\S*)", "CHANGELOG.md"),
+    }
+    assert len(found) == 1
+
+
 def test_no_tool_for_tests_is_used_by_the_package():
     assert imported().keys().isdisjoint({"unittest", "pytest"})
 
@@ -39,7 +59,7 @@ def test_no_tool_for_tests_is_used_by_the_package():
 def test_a_public_name_means_one_thing():
     """Each is defined in one module; ``main`` and benchopt's ``Solver`` are what others call them."""
     homes = {}
-    for file in (ROOT / "deepinv_dmilo").rglob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             defined = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
