@@ -94,7 +94,8 @@ def _found(group: str) -> dict[str, EntryPoint]:
     for point in sorted(entry_points(group=group), key=lambda p: (_origin(p), p.value)):
         try:
             is_there = find_spec(point.module.partition(".")[0]) is not None
-        except (AttributeError, ValueError, ImportError):  # a value that names no module, a module half there
+        except (AttributeError, AssertionError, ValueError, ImportError):
+            # A value that names no module (AssertionError: Python 3.13), a module half there.
             is_there = False
         if not is_there:
             _warn(f"{point.name!r} of {_origin(point)} is skipped: there is no module for {point.value}")
