@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
@@ -26,21 +25,16 @@ class Backprojection(Reconstructor):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Installs a package with one module and these entry points, as pip does from a wheel."""
+    """Installs a package with one module and these entry points, as pip lays it out."""
 
     def install(name, entry_points, code=PLUGIN):
-        wheel = tmp_path / f"{name}-1.0-py3-none-any.whl"
-        info = f"{name}-1.0.dist-info"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            if code is not None:
-                archive.writestr(f"{name}.py", code)
-            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            archive.writestr(f"{info}/entry_points.txt", f"[deepinv.reconstructors]\n{entry_points}\n")
-            archive.writestr(f"{info}/RECORD", "")
         site = tmp_path / "site"
-        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site)]
-        subprocess.run([*pip, str(wheel)], check=True)
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        if code is not None:
+            (site / f"{name}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[deepinv.reconstructors]\n{entry_points}\n")
         monkeypatch.syspath_prepend(str(site))
 
     return install
