@@ -188,14 +188,14 @@ class AsDenoiser(Denoiser):
             (B,) or (B, 1, 1, 1).
         :raises ValueError: sigma is of other images, or the prior does not take them.
         """
-        given = sigma.tolist() if isinstance(sigma, Tensor) else sigma  # a device need not have float64
-        each = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        each = sigma if isinstance(sigma, Tensor) else torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
         if each.numel() != 1 and not (len(each) == each.numel() == len(x)):
             raise ValueError(
                 f"sigma has shape {tuple(each.shape)} and x {tuple(x.shape)}; type one number, or one for each image, "
                 f"shape ({len(x)},)"
             )
-        sigmas = each.flatten().expand(len(x)).tolist()
+        # By item(): tolist() fails within torch.func in older versions of torch (2.6, say).
+        sigmas = [one.item() for one in each.detach().cpu().flatten()] * (len(x) if each.numel() == 1 else 1)
         self.prior.check_shape(tuple(x.shape))
         prior = self.prior.for_images(*x.shape[2:])
         of_sigma = {s: prior.level(2 * s) for s in set(sigmas)}

@@ -227,7 +227,7 @@ def _inject(chance: random.Random) -> None:
 
     def hungry(self: Prior, *args: Any, **settings: Any) -> Any:
         if chance.random() < 1 / OUT_OF_MEMORY_EVERY:
-            raise torch.cuda.OutOfMemoryError("out of memory (injected)")
+            raise torch.OutOfMemoryError("out of memory (injected)")
         return denoise(self, *args, **settings)
 
     DiffusionPrior.denoise = hungry  # type: ignore[method-assign]

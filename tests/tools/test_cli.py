@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback(commands, name, error, monkeypatch):
     ("error", "code", "told"),
     [
         (RuntimeError("HIP out of memory;\nlower it"), 2, "error: HIP out of memory; lower it\n"),
-        (torch.cuda.OutOfMemoryError("HIP: full"), 2, "error: HIP: full\n"),
+        (torch.OutOfMemoryError("HIP: full"), 2, "error: HIP: full\n"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: DefaultCPUAllocator"),
         (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), 2, "error: cuFFT error: CUFFT_ALLOC_FAILED\n"),
         (MemoryError(), 2, "error: out of memory\n"),
