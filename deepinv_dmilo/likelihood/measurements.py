@@ -18,7 +18,7 @@ Measurements: TypeAlias = "Tensor | TensorList"
 # 11 bits of TF32 (up to 1.4e-7 for blurs and a Laplacian, simulated); of an entry with TF32.
 SAME, SAME_IN_TF32, ENTRY_IN_TF32 = 1e-8, 4e-6, 1e-2
 TF32_BITS = 11  # of the significand, as of float16
-BITS = {torch.bfloat16: 8, torch.float16: 11, torch.complex32: 11, torch.float64: 53, torch.complex128: 53}
+SIGNIFICAND = {torch.bfloat16: 8, torch.float16: 11, torch.complex32: 11, torch.float64: 53, torch.complex128: 53}
 
 
 def as_input(x: Tensor, physics: Physics) -> Tensor:
@@ -152,7 +152,7 @@ def agree(a: Measurements, b: Measurements) -> bool:
 
 def _bits(t: Tensor) -> int:
     """Bits of the significand that sums are computed with; torch may use TF32, by default in convolutions on a GPU."""
-    return BITS.get(t.dtype, TF32_BITS if t.device.type != "cpu" or not _is_exact_on_cpu() else 24)
+    return SIGNIFICAND.get(t.dtype, TF32_BITS if t.device.type != "cpu" or not _is_exact_on_cpu() else 24)
 
 
 def _is_exact_on_cpu() -> bool:
