@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from deepinv.physics import Physics
+from deepinv.physics import Blur, BlurFFT, Physics
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess, Simplex
@@ -19,6 +19,7 @@ from deepinv_dmilo.utils.warning import warn
 # A kernel is almost a point below this standard deviation in pixels, and almost flat below this ratio of its largest
 # to its mean entry; measured in docs/lab-book/blind.md.
 _LEAST_SPREAD, _LEAST_PEAK = 0.8, 2.0
+_LARGEST_KERNEL = 33  # of the prior of kernels
 
 
 class Nuisance:
@@ -42,6 +43,8 @@ class Nuisance:
         self.raw: dict[str, Tensor] = {}
         #: whether a blur with an open boundary is unknown, as of a camera: measurements are its valid pixels alone
         self.open_boundary = False
+        #: whether the one unknown is the kernel of a blur, alike for all channels, of at most 33 x 33 pixels
+        self.is_blur = False
         for name, guess in given.items():
             raw = guess.raw().to(like)
             own_tensors = [t for o in operators(physics) if isinstance(t := getattr(o, name, None), Tensor)]
@@ -98,6 +101,7 @@ class Nuisance:
             valid = tuple(a - b + 1 for a, b in zip(image, value.shape[2:], strict=False))
             is_open = value.ndim == 4 and measured != image and measured == valid
             self.open_boundary |= is_open
+            self.is_blur = len(self.guesses) == 1 and (is_open or measured == image) and self._is_kernel(name, value)
             if isinstance(guess := self.guesses[name], Simplex) and guess.start.ndim == 4:
                 _check_kernel(name, guess.start, measured if is_open else image)
         for name, gradient in zip(raw, gradients, strict=False):
@@ -107,6 +111,10 @@ class Nuisance:
                     f"argument and call self.update({name}={name}) first; or name a parameter that changes A"
                 )
         self._update_physics()
+
+    def _is_kernel(self, name: str, value: Tensor) -> bool:
+        small = value.ndim == 4 and value.shape[1] == 1 and max(value.shape[2:]) <= _LARGEST_KERNEL
+        return small and isinstance(self.guesses[name], Simplex) and isinstance(self.physics, Blur | BlurFFT)
 
     def _update_physics(self) -> None:
         """Update the physics with the parameters of one row, so that its tensors have the shape of known ones."""

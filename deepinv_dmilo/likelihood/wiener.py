@@ -98,6 +98,18 @@ def octave_spectrum(v: Tensor) -> Tensor:
     return power
 
 
+def smooth_spectrum(v: Tensor) -> Tensor:
+    """The power spectrum of each channel of n images, (n, C, H, W): means of half octaves, interpolated between."""
+    power, frequency = torch.fft.fft2(v, norm="ortho").abs().square(), _frequency(v).clamp(min=0.5).log2().flatten()
+    bins = (2 * frequency).floor().long()
+    member = torch.nn.functional.one_hot(bins - bins.min()).to(v)
+    member = member[:, member.any(0)] / member.sum(0)[member.any(0)]
+    centres, means = frequency @ member, (power.flatten(2) @ member).clamp(min=torch.finfo(v.dtype).tiny).log()
+    after = torch.searchsorted(centres, frequency).clamp(1, len(centres) - 1)
+    share = ((frequency - centres[after - 1]) / (centres[after] - centres[after - 1])).clamp(0, 1)
+    return (means[..., after - 1] * (1 - share) + means[..., after] * share).exp().view_as(v)
+
+
 def _errors(likelihood: Gaussian, x: Tensor) -> list[Tensor]:
     """The errors of two estimates of a random image, with A linearised at x, (n, C, H, W) each."""
     squares = _LeastSquares(likelihood, x)

@@ -20,7 +20,9 @@ from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import correlated_proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
+from deepinv_dmilo.posterior.blur import estimate_kernel
 from deepinv_dmilo.posterior.elbo import negative_elbo
+from deepinv_dmilo.posterior.moments import Moments, draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
@@ -186,12 +188,19 @@ class DMILO(PriorReconstructor):
         for stage in plan.stages:
             likelihood = self.schedule.likelihood(posterior, plan, stage, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            project = self.denoise if stage.decoupled else self.fit
-            x, cost = project(posterior, stage, layers, likelihood, monitor)
+            x, cost = self.project(posterior, stage, layers, likelihood, monitor, x)
             for finish in stage.finishing:
                 x = finish(posterior, x)
             monitor.record(posterior, stage, x, cost, likelihood)
         return x, self.score(posterior, plan, x, cost)
+
+    def project(
+        self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The images of a stage, (n, C, H, W), and their objective, (n,), from the current images x."""
+        if stage.kernel_sigma is not None:
+            return self.draw(posterior, stage, layers, likelihood, monitor, x)
+        return (self.denoise if stage.decoupled else self.fit)(posterior, stage, layers, likelihood, monitor)
 
     def fit(
         self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor
@@ -202,7 +211,8 @@ class DMILO(PriorReconstructor):
         :return: the images, (n, C, H, W), and the objective of the last layer, (n,).
         """
         jointly = isinstance(self.solver, Adam) and self.solver.unknown_lr is not None
-        target, costs = posterior.profiled(likelihood, jointly=jointly), []
+        target = likelihood if stage.fixed else posterior.profiled(likelihood, jointly=jointly)
+        costs = []
         for i in reversed(range(len(layers.variables))):
             problem = self.schedule.problem(posterior, stage, layers, i, target)
             unknown = {"unknown": target.unknown} if isinstance(target, JointLikelihood) else {}
@@ -229,6 +239,20 @@ class DMILO(PriorReconstructor):
         objective = posterior.with_energy(likelihood)
         x = correlated_proximal_point(x, objective, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
+
+    def draw(
+        self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A stage of an unknown blur: the kernel from p(k | z, y), then an image from p(x | z, y, k)."""
+        z, level = layers.variables[0]["latent"], stage.levels[0]
+
+        def estimate(rows: Tensor, moments: Moments, deviation: Tensor) -> None:
+            part = posterior.select(rows)
+            estimate_kernel(part, likelihood.select(rows), moments, deviation, stage.index, stage.kernel_sigma or 0.0)
+
+        x = posterior.images(draw(posterior, likelihood, x, z, level, stage.index, estimate))
+        monitor.called(posterior, 1 + stage.products)
+        return x, likelihood(x)
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:
         """

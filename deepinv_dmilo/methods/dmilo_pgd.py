@@ -97,8 +97,7 @@ class DMILOPGD(DMILO):
                 x = self.descend(posterior, stage, likelihood, x)
                 target = self.schedule.after_descent(likelihood, x)
             layers = self.schedule.start(posterior, stage, x, layers)
-            project = self.denoise if stage.decoupled else self.fit
-            x, cost = project(posterior, stage, layers, target, monitor)
+            x, cost = self.project(posterior, stage, layers, target, monitor, x)
             for finish in stage.finishing:
                 x = finish(posterior, x)
             monitor.record(posterior, stage, x, cost, likelihood)

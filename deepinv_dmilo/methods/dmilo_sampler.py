@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,17 +12,17 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.forward import ForwardModel
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
-from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, parts, real
+from deepinv_dmilo.likelihood.measurements import Measurements
 from deepinv_dmilo.likelihood.observe import observe
 from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.dmilo import one_number
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
-from deepinv_dmilo.posterior.moments import Moments, OfLatents, conditional_draw
+from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.slicewise import Slicewise
-from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL, FEWEST, Annealing
+from deepinv_dmilo.schedules.annealing import FEWEST, Annealing
 from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
 
 
@@ -137,13 +136,8 @@ class DMILOSampler(PriorReconstructor):
         u = posterior.in_parts(lambda prior, part: prior.encode(part), x)
         for stage in plan.stages:
             likelihood, level = self.schedule.likelihood(posterior, plan, stage, x), stage.levels[0]
-            perturbed = likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, stage.index))
-            z, e = (posterior.noise(purpose, stage.index) for purpose in ("level", "sample"))
-            z = level.signal * u + level.noise * z
-            for rows in torch.arange(len(z), device=z.device).split(posterior.micro_batch or len(z)):
-                prior = posterior.prior.select(rows)
-                moments = Moments(prior, z[rows], level)
-                u[rows] = conditional_draw(moments, OfLatents(perturbed.select(rows), prior), e[rows])
+            z = level.signal * u + level.noise * posterior.noise("level", stage.index)
+            u = draw(posterior, likelihood, x, z, level, stage.index)
             x = posterior.images(u)
             monitor.called(posterior, 1 + stage.products)
             cost = likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
@@ -226,16 +220,3 @@ def quantiles_of(samples: Tensor, quantiles: tuple[float, ...]) -> Tensor:
         below = min(int(place), count - 2) if count > 1 else 0
         found.append(torch.lerp(ordered[:, below], ordered[:, min(below + 1, count - 1)], place - below))
     return torch.stack(found, 1)
-
-
-def _noise(posterior: Posterior, index: int, y: Measurements) -> Measurements:
-    """Standard normal noise like measurements, for each row."""
-    sizes = [real(t[:1]).numel() for t in parts(y)]
-    rows, batch = posterior.rows, posterior.likelihood.forward.batch
-    drawn = posterior.draws("measurements", index, (sum(sizes),), rows // batch, rows)
-    noises = []
-    for t, e in zip(parts(y), drawn.split(sizes, 1), strict=True):
-        e = e.to(t.device, t.real.dtype)
-        e = torch.view_as_complex(e.view(*t.shape, 2)) if t.is_complex() else e.view(t.shape)
-        noises.append(e)
-    return like_parts(y, noises)

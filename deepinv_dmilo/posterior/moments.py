@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
+from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, parts, real
 from deepinv_dmilo.likelihood.wiener import octave_spectrum
 from deepinv_dmilo.optim.descent import Potential, correlated_proximal_point, filtered, value_and_gradient
+from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.rows import column, dot
 
@@ -21,6 +24,7 @@ EVALUATIONS, SHORTENINGS = 10, 4
 PRODUCT_STEPS = 2
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
 PRODUCTS = 2 + PRODUCT_STEPS
+CALLS_OF_A_LEVEL = 1 + PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Moments:
         return self.level.signal * product
 
 
-def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tensor:
+def conditional_draw(moments: Moments, objective: Potential, deviation: Tensor) -> Tensor:
     r"""
     An approximate draw of p(u | z, y), with p(u | z) the normal distribution of its moments, (n, C, H, W).
 
@@ -88,11 +92,10 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
 
     :param Moments moments: of p(u | z).
     :param objective: f, of clean latents.
-    :param torch.Tensor e: standard normal noise, (n, C, H, W).
+    :param torch.Tensor deviation: a draw of p(u | z) less its mean, (n, C, H, W).
     """
-    deviation = moments.deviation(e)
     start = moments.mean + deviation
-    spectrum = octave_spectrum(deviation).clamp(min=torch.finfo(e.dtype).eps, max=moments.level.ratio**2)
+    spectrum = octave_spectrum(deviation).clamp(min=torch.finfo(deviation.dtype).eps, max=moments.level.ratio**2)
     near = partial(
         correlated_proximal_point, objective=objective, spectrum=spectrum, steps=EVALUATIONS, limits=(-inf, inf)
     )
@@ -103,6 +106,35 @@ def conditional_draw(moments: Moments, objective: Potential, e: Tensor) -> Tenso
         length = column(_length(objective, u, slope, dual, move), u)
         u, slope = u + length * move, slope + length * dual
     return near(u, slope=slope)
+
+
+def draw(
+    posterior: Posterior,
+    likelihood: Likelihood,
+    x: Tensor,
+    z: Tensor,
+    level: Level,
+    index: int,
+    before: Callable[[Tensor, Moments, Tensor], None] | None = None,
+) -> Tensor:
+    """
+    Draws of p(u | z, y), ``micro_batch`` rows at a time, (n, C, H, W).
+
+    :param torch.Tensor x: current images in [0, 1], at which the noise of y is drawn.
+    :param torch.Tensor z: latents with the noise of ``level``.
+    :param int index: of the stage, for its noise.
+    :param before: called before each draw with the rows, their moments and a draw of u less its mean.
+    """
+    noisy = likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, index))
+    e, u = posterior.noise("sample", index), torch.empty_like(z)
+    for rows in torch.arange(len(z), device=z.device).split(posterior.micro_batch or len(z)):
+        prior = posterior.prior.select(rows)
+        moments = Moments(prior, z[rows], level)
+        deviation = moments.deviation(e[rows])
+        if before is not None:
+            before(rows, moments, deviation)
+        u[rows] = conditional_draw(moments, OfLatents(noisy.select(rows), prior), deviation)
+    return u
 
 
 def _length(objective: Potential, u: Tensor, slope: Tensor, dual: Tensor, move: Tensor) -> Tensor:
@@ -116,3 +148,16 @@ def _length(objective: Potential, u: Tensor, slope: Tensor, dual: Tensor, move: 
         moved = objective(u + column(length, u) * move) + length * linear + length.square() * quadratic / 2
         length = torch.where(moved <= value, length, length / 2)  # False for NaN
     return torch.where(moved <= value, length, 0)
+
+
+def _noise(posterior: Posterior, index: int, y: Measurements) -> Measurements:
+    """Standard normal noise like measurements, for each row."""
+    sizes = [real(t[:1]).numel() for t in parts(y)]
+    rows, batch = posterior.rows, posterior.likelihood.forward.batch
+    drawn = posterior.draws("measurements", index, (sum(sizes),), rows // batch, rows)
+    noises = []
+    for t, e in zip(parts(y), drawn.split(sizes, 1), strict=True):
+        e = e.to(t.device, t.real.dtype)
+        e = torch.view_as_complex(e.view(*t.shape, 2)) if t.is_complex() else e.view(t.shape)
+        noises.append(e)
+    return like_parts(y, noises)

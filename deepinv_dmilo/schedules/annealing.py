@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deepinv_dmilo.likelihood.likelihoods import Likelihood
-from deepinv_dmilo.posterior.moments import PRODUCTS
+from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, PRODUCTS
 from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.schedules.initial import first_images
@@ -18,7 +18,6 @@ from deepinv_dmilo.schedules.schedule import Budget, Plan, Planner, Stage
 # Standard deviations of the first and the last level, in [0, 1]: ours.
 FIRST, LAST = 5.0, 0.02
 FEWEST = 5  # levels from which draws are approximate ones of the posterior; docs/calibration.md
-CALLS_OF_A_LEVEL = 1 + PRODUCTS
 
 
 @dataclass(frozen=True)

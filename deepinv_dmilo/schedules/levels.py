@@ -15,6 +15,7 @@ from deepinv_dmilo.posterior.noise_estimation import with_noise_at
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import Problem, Target
 from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.schedules.blind_blur import LAST_SIGMAS, kernel_stages, shares_of
 from deepinv_dmilo.schedules.finishing import IMAGE_ERROR, PosteriorMean, SparseDeviation
 from deepinv_dmilo.schedules.initial import first_images
 from deepinv_dmilo.schedules.planning import (
@@ -121,6 +122,8 @@ class Levels(Schedule):
             coarse = self._decoupled(posterior.prior, levels, facts, rule, budget)
             budget = budget.less(len(coarse))
             start = _lowest(levels, sigma_to_cover(facts, rule, COVER_REST if coarse else COVER_ERROR))
+        shares = shares_of(posterior, facts, budget)
+        budget = shares.search if shares else budget
         active = active_levels(start, len(levels), rule, budget)
         steps = budget.steps(len(active))
         if rule.max_steps is not None and budget.solver_steps is None:
@@ -129,6 +132,14 @@ class Levels(Schedule):
         errors = [FIXED_IMAGE if is_fixed else min(IMAGE_ERROR, level.sigma / 2) for level in levels]
         stages = [Stage(k, (level, last), 0, decoupled=True) for k, level in enumerate(coarse)]
         stages += [Stage(len(coarse) + k, (levels[k], last), steps, errors[k]) for k in active]
+        if shares:
+            stages += kernel_stages(posterior.prior, shares, len(coarse) + len(levels))
+            of_known = distinct_levels(posterior.prior, LAST_SIGMAS)
+            steps, index = shares.last.steps(len(of_known)), stages[-1].index + 1
+            stages += [
+                Stage(index + k, (level, last), steps, min(IMAGE_ERROR, level.sigma / 2), fixed=True)
+                for k, level in enumerate(of_known)
+            ]
         stages[-1] = replace(stages[-1], finishing=self._finishing(posterior, facts))
         return rule.name, tuple(stages)
 
@@ -160,7 +171,7 @@ class Levels(Schedule):
 
     def start(self, posterior: Posterior, stage: Stage, x: Tensor, layers: Layers | None) -> Layers:
         """The current image with fresh noise."""
-        if posterior.nuisance is not None:
+        if posterior.nuisance is not None and not stage.fixed:
             posterior.nuisance.loosen(posterior.rows)
         level, u = stage.levels[0], posterior.prior.encode(x)
         noise = posterior.prior.starting_noise(posterior.noise("level", stage.index))

@@ -76,6 +76,9 @@ class Stage:
     :param tuple finishing: finishing steps after it.
     :param bool decoupled: no layer is solved: the network is a denoiser, whose output a proximal step fits to y.
     :param int products: products with the Jacobian of the denoiser in a decoupled stage, each counted as a call.
+    :param float kernel_sigma: noise level of the kernels of a blur, which a decoupled stage estimates before it draws
+        images; None: it does not.
+    :param bool fixed: the nuisance parameters are not fitted.
     """
 
     index: int
@@ -85,6 +88,8 @@ class Stage:
     finishing: tuple[Finish, ...] = ()
     decoupled: bool = False
     products: int = 0
+    kernel_sigma: float | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

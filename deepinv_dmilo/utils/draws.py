@@ -12,7 +12,15 @@ from deepinv.sampling import DiffusionIterator
 from torch import Tensor
 
 #: purposes of a draw; its number plus the index of the draw enters the seed
-PURPOSES = {"start": 1, "level": 2, "noise level": 10_000, "evidence": 20_000, "sample": 30_000, "measurements": 40_000}
+PURPOSES = {
+    "start": 1,
+    "level": 2,
+    "noise level": 10_000,
+    "evidence": 20_000,
+    "sample": 30_000,
+    "measurements": 40_000,
+    "kernel": 50_000,
+}
 
 
 class Draws:

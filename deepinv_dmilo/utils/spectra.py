@@ -24,6 +24,12 @@ def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.fft.rfft2(wide.roll((-(height // 2), -(width // 2)), (-2, -1)))
 
 
+def multiplicity(width: int, like: Tensor) -> Tensor:
+    """How often each column of half a transform is in the whole, (width // 2 + 1,)."""
+    columns = torch.arange(width // 2 + 1, device=like.device)
+    return torch.where((columns == 0) | (2 * columns == width), 1.0, 2.0).to(like)
+
+
 def laplacian(size: tuple[int, int], like: Tensor) -> Tensor:
     """Half the transfer function of the negative Laplacian."""
     rows, columns = torch.fft.fftfreq(size[0], device=like.device), torch.fft.rfftfreq(size[1], device=like.device)

@@ -57,7 +57,7 @@ def test_a_draw_is_the_minimiser_of_both_misfits(moments):
     y = physics(GaussianImages(SIZE).draw(2))
     e = torch.randn_like(z)
     start = moments.mean + moments.deviation(e)
-    found = conditional_draw(moments, OfLatents(observe(y, physics), prior), e)
+    found = conditional_draw(moments, OfLatents(observe(y, physics), prior), moments.deviation(e))
     units = torch.eye(96).double().view(-1, 1, *SIZE)
     covariance = filtered(units, posterior_variance(moments)).flatten(1)
     weight = torch.diag(mask.flatten() / 4) / 0.05**2  # A^T A / variance, of latents
