@@ -22,7 +22,7 @@ from deepinv_dmilo.optim.descent import correlated_proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.posterior.blur import estimate_kernel
 from deepinv_dmilo.posterior.elbo import negative_elbo
-from deepinv_dmilo.posterior.moments import Moments, draw
+from deepinv_dmilo.posterior.moments import Moments, latent_draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
@@ -199,7 +199,7 @@ class DMILO(PriorReconstructor):
     ) -> tuple[Tensor, Tensor]:
         """The images of a stage, (n, C, H, W), and their objective, (n,), from the current images x."""
         if stage.kernel_sigma is not None:
-            return self.draw(posterior, stage, layers, likelihood, monitor, x)
+            return self.deblur(posterior, stage, layers, likelihood, monitor, x)
         return (self.denoise if stage.decoupled else self.fit)(posterior, stage, layers, likelihood, monitor)
 
     def fit(
@@ -240,7 +240,7 @@ class DMILO(PriorReconstructor):
         x = correlated_proximal_point(x, objective, spectrum=spectrum, steps=DECOUPLED_STEPS, limits=limits)
         return x, likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])
 
-    def draw(
+    def deblur(
         self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """A stage of an unknown blur: the kernel from p(k | z, y), then an image from p(x | z, y, k)."""
@@ -250,7 +250,7 @@ class DMILO(PriorReconstructor):
             part = posterior.select(rows)
             estimate_kernel(part, likelihood.select(rows), moments, deviation, stage.index, stage.kernel_sigma or 0.0)
 
-        x = posterior.images(draw(posterior, likelihood, x, z, level, stage.index, estimate))
+        x = posterior.images(latent_draw(posterior, likelihood, x, z, level, stage.index, estimate))
         monitor.called(posterior, 1 + stage.products)
         return x, likelihood(x)
 

@@ -19,7 +19,7 @@ from deepinv_dmilo.methods.dmilo import one_number
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
-from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, draw
+from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, latent_draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.slicewise import Slicewise
 from deepinv_dmilo.schedules.annealing import FEWEST, Annealing
@@ -137,7 +137,7 @@ class DMILOSampler(PriorReconstructor):
         for stage in plan.stages:
             likelihood, level = self.schedule.likelihood(posterior, plan, stage, x), stage.levels[0]
             z = level.signal * u + level.noise * posterior.noise("level", stage.index)
-            u = draw(posterior, likelihood, x, z, level, stage.index)
+            u = latent_draw(posterior, likelihood, x, z, level, stage.index)
             x = posterior.images(u)
             monitor.called(posterior, 1 + stage.products)
             cost = likelihood(x) if monitor.is_watched else torch.zeros_like(x[:, 0, 0, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
 from torch import Tensor
@@ -79,16 +80,21 @@ class CallPlan:
 
 
 def _described(stages: tuple[Stage, ...]) -> list[str]:
-    """The decoupled stages, and the others, a line each."""
-    coarse, fine = ([stage for stage in stages if stage.decoupled is kind] for kind in (True, False))
+    """A line for the stages of each kind, in their order."""
     lines = []
-    if coarse:
-        first, last = (stage.levels[0].sigma for stage in (coarse[0], coarse[-1]))
-        kind = "levels" if coarse[0].products else "decoupled stages"
-        lines.append(f"  {len(coarse)} {kind} of noise {first:.3g} to {last:.3g}")
-    if fine:
-        sigmas = ", ".join(f"{stage.levels[0].sigma:.3g}" for stage in fine)
-        lines.append(f"  {len(fine)} stages of noise {sigmas}, {fine[0].steps} steps a layer at most")
+    for _, same in groupby(stages, lambda stage: (stage.decoupled, stage.products, stage.fixed)):
+        of_kind = list(same)
+        first, sigmas = of_kind[0], [f"{stage.levels[0].sigma:.3g}" for stage in of_kind]
+        kind = (
+            "levels of the kernel, too," if first.kernel_sigma else "levels" if first.products else "decoupled stages"
+        )
+        if first.decoupled:
+            lines.append(f"  {len(of_kind)} {kind} of noise {sigmas[0]} to {sigmas[-1]}")
+        else:
+            held = "with the kernel fixed, " * first.fixed
+            lines.append(
+                f"  {len(of_kind)} stages of noise {', '.join(sigmas)}, {held}{first.steps} steps a layer at most"
+            )
     return lines
 
 

@@ -22,7 +22,7 @@ from deepinv_dmilo.utils.spectra import multiplicity, taper, transfer_function
 
 # All ours: degrees of freedom of Student's t, L-BFGS steps for a kernel and their tolerance, least variance of a
 # kernel's image.
-FREEDOM, STEPS, TOLERANCE, LEAST_VARIANCE = 4.0, 30, 1e-4, 1e-6
+FREEDOM, KERNEL_STEPS, TOLERANCE, LEAST_OF_KERNEL = 4.0, 30, 1e-4, 1e-6
 # Luminance and two opponent colours, orthonormal: a network's errors in them are nearly independent.
 OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
 OPPONENT = OPPONENT / OPPONENT.norm(dim=1, keepdim=True)
@@ -49,7 +49,7 @@ def estimate_kernel(
     prior = _prior_of_kernels(posterior, nuisance, index, kernel_sigma)
     objective = KernelPosterior(likelihood, nuisance, mean, _error_spectrum(likelihood, spread), *prior)
     start = nuisance.packed(rows)
-    best, value, _ = lbfgs.minimize(objective, start, steps=STEPS, tolerance=TOLERANCE, unit=start.shape[1] / 2)
+    best, value, _ = lbfgs.minimize(objective, start, steps=KERNEL_STEPS, tolerance=TOLERANCE, unit=start.shape[1] / 2)
     nuisance.keep(rows, torch.where(torch.isfinite(value)[:, None], best, start))
 
 
@@ -110,7 +110,7 @@ def _prior_of_kernels(
     moments = Moments(prior, level.signal * prior.encode(images) + level.noise * fresh.to(images), level)
     mean = prior.decode(moments.mean)
     spread = prior.decode(moments.mean + moments.deviation(white.to(images))) - mean
-    return mean, octave_spectrum(spread).clamp(min=LEAST_VARIANCE, max=kernel_sigma**2)
+    return mean, octave_spectrum(spread).clamp(min=LEAST_OF_KERNEL, max=kernel_sigma**2)
 
 
 def _error_spectrum(likelihood: Likelihood, spread: Tensor) -> Tensor:

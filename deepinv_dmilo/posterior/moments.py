@@ -108,7 +108,7 @@ def conditional_draw(moments: Moments, objective: Potential, deviation: Tensor) 
     return near(u, slope=slope)
 
 
-def draw(
+def latent_draw(
     posterior: Posterior,
     likelihood: Likelihood,
     x: Tensor,
