@@ -14,7 +14,9 @@ from deepinv_dmilo.schedules.schedule import Budget, Stage
 # Noise levels of images, and of images of kernels, both in [0, 1], in the stages that estimate the kernel, and the
 # levels that follow; measured in docs/lab-book/blind.md.
 IMAGE_SIGMAS, KERNEL_SIGMAS, LAST_SIGMAS = (0.35, 0.02), (0.7, 0.1), (0.37, 0.17, 0.055)
-MOST_LEVELS, FEWEST_LEVELS = 20, 5
+# Their numbers, and the calls of the search, of which more end in worse minima, and at least of the last levels.
+MOST_LEVELS, FEWEST_LEVELS = 20, 10
+SEARCH_CALLS, LEAST_LAST_CALLS = 50, 50
 
 
 class Shares(NamedTuple):
@@ -32,19 +34,16 @@ class Shares(NamedTuple):
 
 
 def shares_of(posterior: Posterior, facts: Facts, budget: Budget) -> Shares | None:
-    """A half of the budget for the kernel's chain, a quarter before and after; None: no blur, or too small a budget."""
+    """The parts of a budget; None: the unknown is no kernel of a blur, or the budget is too small."""
     likelihood, nuisance = posterior.likelihood, posterior.nuisance
     is_blur = nuisance is not None and nuisance.is_blur and facts.fully_observed
     if not is_blur or not likelihood.has_noise or not posterior.prior.affine or likelihood.forward.units.relative:
         return None
     if budget.calls is None:
         return Shares(budget, MOST_LEVELS, budget)
-    levels = min(MOST_LEVELS, budget.calls // 2 // CALLS_OF_A_LEVEL)
-    if levels < FEWEST_LEVELS:
-        return None
-    rest = budget.less(levels * CALLS_OF_A_LEVEL)
-    search = replace(rest, calls=(rest.calls or 0) // 2)
-    return Shares(search, levels, rest.less(search.calls or 0))
+    levels = min(MOST_LEVELS, (budget.calls - SEARCH_CALLS - LEAST_LAST_CALLS) // CALLS_OF_A_LEVEL)
+    last = budget.less(SEARCH_CALLS + levels * CALLS_OF_A_LEVEL)
+    return None if levels < FEWEST_LEVELS else Shares(replace(budget, calls=SEARCH_CALLS), levels, last)
 
 
 def kernel_stages(prior: Prior, shares: Shares, index: int) -> list[Stage]:
