@@ -39,8 +39,8 @@ def shares_of(posterior: Posterior, facts: Facts, budget: Budget) -> Shares | No
     is_blur = nuisance is not None and nuisance.is_blur and facts.fully_observed
     if not is_blur or not likelihood.has_noise or not posterior.prior.affine or likelihood.forward.units.relative:
         return None
-    if budget.calls is None:
-        return Shares(budget, MOST_LEVELS, budget)
+    if budget.calls is None:  # the solver's steps are the caller's own
+        return None
     levels = min(MOST_LEVELS, (budget.calls - SEARCH_CALLS - LEAST_LAST_CALLS) // CALLS_OF_A_LEVEL)
     last = budget.less(SEARCH_CALLS + levels * CALLS_OF_A_LEVEL)
     return None if levels < FEWEST_LEVELS else Shares(replace(budget, calls=SEARCH_CALLS), levels, last)

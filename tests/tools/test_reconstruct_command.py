@@ -287,7 +287,7 @@ def test_a_name_that_is_no_text_is_written_and_told(digit, tmp_path, short, caps
         ({"image": "nowhere.png"}, "nowhere.png"),
         ({"image": "colour"}, "is a colour picture"),
         ({"image": "text"}, "no picture that can be read"),
-        ({"--prior": "faces"}, "neither a bundled prior (digits, photos)"),
+        ({"--prior": "faces"}, "neither a bundled prior (digits, kernels, photos)"),
         ({"--out": "out.jpg"}, "must end in .png"),
         ({"--out": "nowhere/out.png"}, "does not exist"),
         ({"--task": "inpainting"}, "needs --mask FILE"),
