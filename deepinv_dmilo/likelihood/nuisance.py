@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepinv_dmilo.likelihood.constraints import Guess, Simplex
 from deepinv_dmilo.likelihood.measurements import energy, measure, operators, shapes
+from deepinv_dmilo.priors.blur_kernels import KERNEL_SIDE
 from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
 from deepinv_dmilo.utils.private import private
 from deepinv_dmilo.utils.rows import pack, unpack
@@ -19,7 +20,6 @@ from deepinv_dmilo.utils.warning import warn
 # A kernel is almost a point below this standard deviation in pixels, and almost flat below this ratio of its largest
 # to its mean entry; measured in docs/lab-book/blind.md.
 _LEAST_SPREAD, _LEAST_PEAK = 0.8, 2.0
-_LARGEST_KERNEL = 33  # of the prior of kernels
 
 
 class Nuisance:
@@ -113,7 +113,7 @@ class Nuisance:
         self._update_physics()
 
     def _is_kernel(self, name: str, value: Tensor) -> bool:
-        small = value.ndim == 4 and value.shape[1] == 1 and max(value.shape[2:]) <= _LARGEST_KERNEL
+        small = value.ndim == 4 and value.shape[1] == 1 and max(value.shape[2:]) <= KERNEL_SIDE
         return small and isinstance(self.guesses[name], Simplex) and isinstance(self.physics, Blur | BlurFFT)
 
     def _update_physics(self) -> None:
