@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepinv_dmilo.likelihood.constraints import Custom, Free, Positive, Simplex
+    from deepinv_dmilo.likelihood.constraints import BlurKernel, Custom, Free, Positive, Simplex
     from deepinv_dmilo.methods.dmilo import DMILO
     from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
     from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
@@ -24,6 +24,7 @@ __all__ = [
     "DMILOPGD",
     "LBFGS",
     "Adam",
+    "BlurKernel",
     "Chain",
     "Channelwise",
     "Complex",
@@ -53,7 +54,7 @@ _HOMES = {
     "Channelwise": "priors.wrappers",
     "Complex": "priors.wrappers",
     "Greyscale": "priors.wrappers",
-    **dict.fromkeys(("Custom", "Free", "Positive", "Simplex"), "likelihood.constraints"),
+    **dict.fromkeys(("BlurKernel", "Custom", "Free", "Positive", "Simplex"), "likelihood.constraints"),
     "LBFGS": "optim.solvers",
     "Adam": "optim.solvers",
     "Levels": "schedules.levels",

@@ -9,7 +9,7 @@ import torch
 from deepinv.physics import Blur, BlurFFT, Physics
 from torch import Tensor
 
-from deepinv_dmilo.likelihood.constraints import Guess, Simplex
+from deepinv_dmilo.likelihood.constraints import BlurKernel, Guess, Simplex
 from deepinv_dmilo.likelihood.measurements import energy, measure, operators, shapes
 from deepinv_dmilo.priors.blur_kernels import KERNEL_SIDE
 from deepinv_dmilo.utils.memory import SHAPE_ERRORS, raise_out_of_memory
@@ -43,8 +43,10 @@ class Nuisance:
         self.raw: dict[str, Tensor] = {}
         #: whether a blur with an open boundary is unknown, as of a camera: measurements are its valid pixels alone
         self.open_boundary = False
-        #: whether the one unknown is the kernel of a blur, alike for all channels, of at most 33 x 33 pixels
-        self.is_blur = False
+        #: whether the one unknown is a :class:`BlurKernel`
+        self.is_blur = any(isinstance(guess, BlurKernel) for guess in given.values())
+        if self.is_blur:
+            _check_blur(given, physics)
         for name, guess in given.items():
             raw = guess.raw().to(like)
             own_tensors = [t for o in operators(physics) if isinstance(t := getattr(o, name, None), Tensor)]
@@ -101,7 +103,6 @@ class Nuisance:
             valid = tuple(a - b + 1 for a, b in zip(image, value.shape[2:], strict=False))
             is_open = value.ndim == 4 and measured != image and measured == valid
             self.open_boundary |= is_open
-            self.is_blur = len(self.guesses) == 1 and (is_open or measured == image) and self._is_kernel(name, value)
             if isinstance(guess := self.guesses[name], Simplex) and guess.start.ndim == 4:
                 _check_kernel(name, guess.start, measured if is_open else image)
         for name, gradient in zip(raw, gradients, strict=False):
@@ -111,10 +112,6 @@ class Nuisance:
                     f"argument and call self.update({name}={name}) first; or name a parameter that changes A"
                 )
         self._update_physics()
-
-    def _is_kernel(self, name: str, value: Tensor) -> bool:
-        small = value.ndim == 4 and value.shape[1] == 1 and max(value.shape[2:]) <= KERNEL_SIDE
-        return small and isinstance(self.guesses[name], Simplex) and isinstance(self.physics, Blur | BlurFFT)
 
     def _update_physics(self) -> None:
         """Update the physics with the parameters of one row, so that its tensors have the shape of known ones."""
@@ -163,6 +160,19 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
             "return finite parameters, (n, ...)"
         )
     return (len(raw), *made.shape[1:])
+
+
+def _check_blur(given: dict[str, Guess], physics: Physics) -> None:
+    """Check that a :class:`BlurKernel` is the only unknown, that of a blur, and no larger than the prior of kernels."""
+    ((name, guess), *others) = given.items()
+    shape = tuple(guess.start.shape)
+    is_small = len(shape) == 4 and shape[1] == 1 and max(shape[2:]) <= KERNEL_SIDE
+    if others or not is_small or getattr(type(physics), "A", None) not in (Blur.A, BlurFFT.A):
+        raise ValueError(
+            f"unknown[{name!r}] = BlurKernel of shape {shape} for a {type(physics).__name__}: it is for the kernel, "
+            f"(1, 1, h, w) of at most {KERNEL_SIDE} x {KERNEL_SIDE}, of a deepinv Blur or BlurFFT, as the only "
+            "unknown; type Simplex(kernel)"
+        )
 
 
 def _check_kernel(name: str, kernels: Tensor, image: tuple[int, ...]) -> None:

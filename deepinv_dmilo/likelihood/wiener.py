@@ -101,10 +101,11 @@ def octave_spectrum(v: Tensor) -> Tensor:
 def smooth_spectrum(v: Tensor) -> Tensor:
     """The power spectrum of each channel of n images, (n, C, H, W): means of half octaves, interpolated between."""
     power, frequency = torch.fft.fft2(v, norm="ortho").abs().square(), _frequency(v).clamp(min=0.5).log2().flatten()
-    bins = (2 * frequency).floor().long()
-    member = torch.nn.functional.one_hot(bins - bins.min()).to(v)
-    member = member[:, member.any(0)] / member.sum(0)[member.any(0)]
-    centres, means = frequency @ member, (power.flatten(2) @ member).clamp(min=torch.finfo(v.dtype).tiny).log()
+    bins = (2 * frequency).floor().long().unique(return_inverse=True)[1]
+    count = bins.bincount()
+    sums = power.new_zeros(*v.shape[:2], len(count)).index_add_(2, bins, power.flatten(2))
+    centres = frequency.new_zeros(len(count)).index_add_(0, bins, frequency) / count
+    means = (sums / count).clamp(min=torch.finfo(v.dtype).tiny).log()
     after = torch.searchsorted(centres, frequency).clamp(1, len(centres) - 1)
     share = ((frequency - centres[after - 1]) / (centres[after] - centres[after - 1])).clamp(0, 1)
     return (means[..., after - 1] * (1 - share) + means[..., after] * share).exp().view_as(v)

@@ -20,7 +20,7 @@ from deepinv_dmilo.methods.base import PriorReconstructor
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.optim.descent import correlated_proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
-from deepinv_dmilo.posterior.blur import estimate_kernel
+from deepinv_dmilo.posterior.blur import estimate_kernel, noise_of_kernels
 from deepinv_dmilo.posterior.elbo import negative_elbo
 from deepinv_dmilo.posterior.moments import Moments, latent_draw
 from deepinv_dmilo.posterior.posterior import Posterior
@@ -81,8 +81,8 @@ class DMILO(PriorReconstructor):
         ``dinv.optim.L2(sigma=0.05)``; None: that of the physics' noise model for photons, speckle, outliers or heavy
         tails (:doc:`/physics`), else that of Gaussian noise of the level above.
     :param dict unknown: for blind problems: first guesses of the nuisance parameters of the physics, by the names that
-        ``physics.update`` takes, with their constraints (:class:`deepinv_dmilo.Simplex`, ``Positive``, ``Free``,
-        ``Custom``), e.g. ``{"filter": Simplex(kernel)}``. They are fitted for each image;
+        ``physics.update`` takes, with their constraints (:class:`deepinv_dmilo.Simplex`, ``BlurKernel``, ``Positive``,
+        ``Free``, ``Custom``), e.g. ``{"filter": Simplex(kernel)}``. They are fitted for each image;
         ``model(y, physics, return_unknown=True)`` returns them, too.
     :param int max_calls: maximum number of forward passes of the network per image, for all samples; a forward and
         backward pass counts as two. What decoupled stages leave is shared equally by the layer problems. One call after
@@ -244,11 +244,12 @@ class DMILO(PriorReconstructor):
         self, posterior: Posterior, stage: Stage, layers: Layers, likelihood: Likelihood, monitor: Monitor, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """A stage of an unknown blur: the kernel from p(k | z, y), then an image from p(x | z, y, k)."""
-        z, level = layers.variables[0]["latent"], stage.levels[0]
+        z, level, sigma = layers.variables[0]["latent"], stage.levels[0], stage.kernel_sigma or 0.0
+        noise = noise_of_kernels(posterior, stage.index)
 
         def estimate(rows: Tensor, moments: Moments, deviation: Tensor) -> None:
-            part = posterior.select(rows)
-            estimate_kernel(part, likelihood.select(rows), moments, deviation, stage.index, stage.kernel_sigma or 0.0)
+            prior, of_rows = posterior.prior.select(rows), tuple(one[rows] for one in noise)
+            estimate_kernel(prior, likelihood.select(rows), moments, deviation, of_rows, sigma)
 
         x = posterior.images(latent_draw(posterior, likelihood, x, z, level, stage.index, estimate))
         monitor.called(posterior, 1 + stage.products)

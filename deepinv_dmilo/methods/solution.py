@@ -85,11 +85,11 @@ def _described(stages: tuple[Stage, ...]) -> list[str]:
     for _, same in groupby(stages, lambda stage: (stage.decoupled, stage.products, stage.fixed)):
         of_kind = list(same)
         first, sigmas = of_kind[0], [f"{stage.levels[0].sigma:.3g}" for stage in of_kind]
-        kind = (
-            "levels of the kernel, too," if first.kernel_sigma else "levels" if first.products else "decoupled stages"
-        )
+        kind = "levels" if first.products else "decoupled stages"
         if first.decoupled:
-            lines.append(f"  {len(of_kind)} {kind} of noise {sigmas[0]} to {sigmas[-1]}")
+            kernels = [f"{stage.kernel_sigma:.3g}" for stage in of_kind if stage.kernel_sigma]
+            of_kernel = f", that of kernels {kernels[0]} to {kernels[-1]}" if kernels else ""
+            lines.append(f"  {len(of_kind)} {kind} of noise {sigmas[0]} to {sigmas[-1]}{of_kernel}")
         else:
             held = "with the kernel fixed, " * first.fixed
             lines.append(

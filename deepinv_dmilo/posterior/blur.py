@@ -17,6 +17,7 @@ from deepinv_dmilo.optim.descent import filtered, value_and_gradient
 from deepinv_dmilo.posterior.moments import Moments
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.blur_kernels import IMAGE_SIDE, as_images, kernel_prior
+from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.utils.rows import column, unpack
 from deepinv_dmilo.utils.spectra import multiplicity, taper, transfer_function
 
@@ -29,25 +30,33 @@ OPPONENT = OPPONENT / OPPONENT.norm(dim=1, keepdim=True)
 
 
 def estimate_kernel(
-    posterior: Posterior, likelihood: Likelihood, moments: Moments, deviation: Tensor, index: int, kernel_sigma: float
+    prior: Prior, likelihood: Likelihood, moments: Moments, deviation: Tensor, noise: tuple[Tensor, ...], sigma: float
 ) -> None:
     r"""
     Replace the kernels of the rows of ``likelihood`` by the most probable ones under p(k | z, y).
 
-    :param Posterior posterior: of these rows.
+    :param Prior prior: p(x) of these rows.
     :param Likelihood likelihood: p(y | x, k) of these rows.
     :param Moments moments: of the clean latents given the noisy ones, z.
     :param torch.Tensor deviation: a draw of the clean latents less their mean, for their spectrum.
-    :param int index: of the stage, for its noise.
-    :param float kernel_sigma: noise level of the latent kernels, for kernels' images in [0, 1].
+    :param tuple noise: standard normal noise of the latent kernels, and for their spectrum, (n, 1, 36, 36) each.
+    :param float sigma: noise level of the latent kernels, for kernels' images in [0, 1].
     """
     nuisance, rows = likelihood.forward.nuisance, likelihood.rows
     assert nuisance is not None  # planned for a blur alone
-    decode = posterior.prior.decode
-    mean = decode(moments.mean)
-    spread = decode(moments.mean + deviation) - mean
-    prior = _prior_of_kernels(posterior, nuisance, index, kernel_sigma)
-    objective = KernelPosterior(likelihood, nuisance, mean, _error_spectrum(likelihood, spread), *prior)
+    mean = prior.decode(moments.mean)
+    spread = prior.decode(moments.mean + deviation) - mean
+    window = _window(likelihood)
+    (kernels,) = nuisance.values(rows).values()
+    objective = KernelPosterior(
+        likelihood,
+        nuisance,
+        mean,
+        likelihood.mean_variance(mean.clamp(0, 1)),
+        _error_spectrum(likelihood, spread, window),
+        window,
+        *_prior_of_kernels(kernels, noise, sigma),
+    )
     start = nuisance.packed(rows)
     best, value, _ = lbfgs.minimize(objective, start, steps=KERNEL_STEPS, tolerance=TOLERANCE, unit=start.shape[1] / 2)
     nuisance.keep(rows, torch.where(torch.isfinite(value)[:, None], best, start))
@@ -67,7 +76,9 @@ class KernelPosterior:
     likelihood: Likelihood
     nuisance: Nuisance
     mean: Tensor  # m, (n, C, H, W)
-    spectrum: Tensor  # C in the units of y, on half its frequencies, (n, C, h, w)
+    noise: Tensor  # v, (n,)
+    spectrum: Tensor  # C in the units of y, on half the transform, (n, C, h, w // 2 + 1)
+    window: Tensor | None  # of the residual, (h, w); None: y is periodic
     kernel_mean: Tensor  # (n, 1, 36, 36)
     kernel_spectrum: Tensor  # variances, (n, 1, 36, 36)
 
@@ -78,9 +89,10 @@ class KernelPosterior:
             residual = self.likelihood.residual(self.mean)
             (kernels,) = self.nuisance.values(rows).values()
         size = residual.shape[-2], residual.shape[-1]
-        noise = column(self.likelihood.mean_variance(self.mean), residual)
+        noise = column(self.noise, residual)
         variance = transfer_function(kernels, size).abs().square() * self.spectrum + noise
-        power = _spectrum(residual, self.nuisance.open_boundary)
+        windowed = _opponent(residual if self.window is None else residual * self.window)
+        power = torch.fft.rfft2(windowed, norm="ortho").abs().square()
         t = (FREEDOM + 1) / 2 * torch.log1p(power / (FREEDOM * variance)) + variance.log() / 2
         data = (t * multiplicity(size[1], t)).flatten(1).sum(1)
         error = filtered(as_images(kernels) - self.kernel_mean, self.kernel_spectrum.rsqrt())
@@ -92,44 +104,47 @@ class KernelPosterior:
 
     def select(self, rows: Tensor) -> KernelPosterior:
         """That of some of the rows."""
-        own: dict[str, Any] = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        own: dict[str, Any] = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor) and k != "window"}
         return replace(self, likelihood=self.likelihood.select(rows), **own)
 
 
-def _prior_of_kernels(
-    posterior: Posterior, nuisance: Nuisance, index: int, kernel_sigma: float
-) -> tuple[Tensor, Tensor]:
+def noise_of_kernels(posterior: Posterior, index: int) -> tuple[Tensor, Tensor]:
+    """Two standard normal noises like images of kernels for a stage, (n, 1, 36, 36) each."""
+    rows, batch, shape = posterior.rows, posterior.likelihood.forward.batch, (1, IMAGE_SIDE, IMAGE_SIDE)
+    first, second = (posterior.draws("kernel", 2 * index + k, shape, rows // batch, rows) for k in range(2))
+    like = posterior.likelihood.forward.like
+    return first.to(like), second.to(like)
+
+
+def _prior_of_kernels(kernels: Tensor, noise: tuple[Tensor, ...], sigma: float) -> tuple[Tensor, Tensor]:
     """The mean and spectrum of images of kernels given latent ones, the current kernels with fresh noise."""
-    (kernels,) = nuisance.values(posterior.rows).values()
     prior, images = kernel_prior(kernels.device, kernels.dtype), as_images(kernels)
-    level, batch = prior.level(2 * kernel_sigma), posterior.likelihood.forward.batch
-    fresh, white = (
-        posterior.draws("kernel", 2 * index + k, (1, IMAGE_SIDE, IMAGE_SIDE), posterior.rows // batch, posterior.rows)
-        for k in range(2)
-    )
-    moments = Moments(prior, level.signal * prior.encode(images) + level.noise * fresh.to(images), level)
+    level, (fresh, white) = prior.level(2 * sigma), noise
+    moments = Moments(prior, level.signal * prior.encode(images) + level.noise * fresh, level)
     mean = prior.decode(moments.mean)
-    spread = prior.decode(moments.mean + moments.deviation(white.to(images))) - mean
-    return mean, octave_spectrum(spread).clamp(min=LEAST_OF_KERNEL, max=kernel_sigma**2)
+    spread = prior.decode(moments.mean + moments.deviation(white)) - mean
+    return mean, octave_spectrum(spread).clamp(min=LEAST_OF_KERNEL, max=sigma**2)
 
 
-def _error_spectrum(likelihood: Likelihood, spread: Tensor) -> Tensor:
-    """The spectrum of images' errors at half the frequencies of y and in its units, (n, C, h, w)."""
+def _window(likelihood: Likelihood) -> Tensor | None:
+    """A window of mean square 1 for measurements that are not periodic, (h, w)."""
+    nuisance, y = likelihood.forward.nuisance, likelihood.y
+    assert nuisance is not None
+    assert not isinstance(y, TensorList)
+    if getattr(nuisance.physics, "padding", "circular") == "circular":
+        return None
+    window = taper(y.shape[-2], y)[:, None] * taper(y.shape[-1], y)
+    return window / window.square().mean().sqrt()
+
+
+def _error_spectrum(likelihood: Likelihood, spread: Tensor, window: Tensor | None) -> Tensor:
+    """The spectrum of images' errors in the units of y, on half the transform, (n, C, h, w // 2 + 1)."""
     y, scale = likelihood.y, likelihood.forward.units.scale
     assert not isinstance(y, TensorList)
     top, left = ((a - b) // 2 for a, b in zip(spread.shape[-2:], y.shape[-2:], strict=True))
     part = _opponent(spread[..., top : top + y.shape[-2], left : left + y.shape[-1]])
+    part = part if window is None else part * window
     return smooth_spectrum(part)[..., : y.shape[-1] // 2 + 1] / scale**2
-
-
-def _spectrum(residual: Tensor, open_boundary: bool) -> Tensor:
-    """The power of a residual at half its frequencies; with an open boundary of what a window leaves."""
-    residual = _opponent(residual)
-    if open_boundary:
-        height, width = residual.shape[-2:]
-        window = taper(height, residual)[:, None] * taper(width, residual)
-        residual = residual * (window / window.square().mean().sqrt())
-    return torch.fft.rfft2(residual, norm="ortho").abs().square()
 
 
 def _opponent(v: Tensor) -> Tensor:

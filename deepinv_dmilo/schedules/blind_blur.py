@@ -34,16 +34,32 @@ class Shares(NamedTuple):
 
 
 def shares_of(posterior: Posterior, facts: Facts, budget: Budget) -> Shares | None:
-    """The parts of a budget; None: the unknown is no kernel of a blur, or the budget is too small."""
+    """
+    The parts of a budget; None: the unknown is no :class:`BlurKernel`.
+
+    :raises ValueError: the noise has no standard deviation, pixels are masked or latents none, the budget is too small.
+    """
     likelihood, nuisance = posterior.likelihood, posterior.nuisance
-    is_blur = nuisance is not None and nuisance.is_blur and facts.fully_observed
-    if not is_blur or not likelihood.has_noise or not posterior.prior.affine or likelihood.forward.units.relative:
+    if nuisance is None or not nuisance.is_blur:
         return None
-    if budget.calls is None:  # the solver's steps are the caller's own
-        return None
+    if not facts.fully_observed or not likelihood.has_noise or likelihood.forward.units.relative:
+        raise ValueError(
+            "BlurKernel needs noise of one standard deviation and no masked pixels: type noise_level=..., or "
+            "Simplex(kernel)"
+        )
+    if not posterior.prior.affine:
+        raise ValueError("BlurKernel needs a prior of pixels, not of latents; type Simplex(kernel)")
+    if budget.calls is None:
+        return Shares(budget, MOST_LEVELS, budget)
     levels = min(MOST_LEVELS, (budget.calls - SEARCH_CALLS - LEAST_LAST_CALLS) // CALLS_OF_A_LEVEL)
+    if levels < FEWEST_LEVELS:
+        least = SEARCH_CALLS + FEWEST_LEVELS * CALLS_OF_A_LEVEL + LEAST_LAST_CALLS
+        raise ValueError(
+            f"BlurKernel needs {least} calls a sample and has {budget.calls}; type max_calls={least} times "
+            "num_samples, or Simplex(kernel)"
+        )
     last = budget.less(SEARCH_CALLS + levels * CALLS_OF_A_LEVEL)
-    return None if levels < FEWEST_LEVELS else Shares(replace(budget, calls=SEARCH_CALLS), levels, last)
+    return Shares(replace(budget, calls=SEARCH_CALLS), levels, last)
 
 
 def kernel_stages(prior: Prior, shares: Shares, index: int) -> list[Stage]:

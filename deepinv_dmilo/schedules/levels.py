@@ -122,7 +122,7 @@ class Levels(Schedule):
             coarse = self._decoupled(posterior.prior, levels, facts, rule, budget)
             budget = budget.less(len(coarse))
             start = _lowest(levels, sigma_to_cover(facts, rule, COVER_REST if coarse else COVER_ERROR))
-        shares = shares_of(posterior, facts, budget) if self.sigmas is None else None
+        shares = shares_of(posterior, facts, budget)
         budget = shares.search if shares else budget
         active = active_levels(start, len(levels), rule, budget)
         steps = budget.steps(len(active))

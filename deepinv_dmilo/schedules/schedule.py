@@ -78,7 +78,7 @@ class Stage:
     :param int products: products with the Jacobian of the denoiser in a decoupled stage, each counted as a call.
     :param float kernel_sigma: noise level of the kernels of a blur, which a decoupled stage estimates before it draws
         images; None: it does not.
-    :param bool fixed: the nuisance parameters are not fitted.
+    :param bool fixed: solvers do not fit the nuisance parameters.
     """
 
     index: int

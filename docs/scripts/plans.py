@@ -11,7 +11,6 @@ from math import isinf
 from pathlib import Path
 
 from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL
-from deepinv_dmilo.priors.blur_kernels import KERNEL_SIDE
 from deepinv_dmilo.schedules.blind_blur import FEWEST_LEVELS, IMAGE_SIGMAS, LAST_SIGMAS, MOST_LEVELS, SEARCH_CALLS
 from deepinv_dmilo.schedules.initial import MOST_NOISE_FOR_SQUARES as SQUARES
 from deepinv_dmilo.schedules.initial import NEWTON_STEPS, START_STEPS
@@ -70,11 +69,9 @@ With `Levels(decoupled=True)`, decoupled stages come before them (not with a lat
 They take a third of the calls, from {COVER_ALL:.0f} times the LMMSE error, rounded up to half an octave, down to
 {LAST_DECOUPLED}. The first level after them is at least {COVER_REST} times the error.
 
-If the unknown is the kernel of a blur, alike everywhere and of at most {KERNEL_SIDE} x {KERNEL_SIDE} pixels, the
-levels of the rule have {SEARCH_CALLS} calls. {FEWEST_LEVELS} to {MOST_LEVELS} levels from {IMAGE_SIGMAS[0]} to
-{IMAGE_SIGMAS[1]} follow, of {CALLS_OF_A_LEVEL} calls each, at which the kernel is estimated with the prior of kernels,
-then levels of {", ".join(map(str, LAST_SIGMAS))} with this kernel ([how it works](method.rst)). Smaller budgets, levels
-of your own and steps of the solver have the rule's levels alone.
+With `unknown={{"filter": BlurKernel(guess)}}`, the levels of the rule have {SEARCH_CALLS} calls. {FEWEST_LEVELS} to
+{MOST_LEVELS} levels from {IMAGE_SIGMAS[0]} to {IMAGE_SIGMAS[1]} follow, of {CALLS_OF_A_LEVEL} calls each, at which the
+kernel is estimated with the prior of kernels, then levels of {", ".join(map(str, LAST_SIGMAS))} with this kernel.
 
 | rule | levels | bound of the first level | limit | evidence |
 |---|---|---|---|---|
