@@ -43,7 +43,7 @@ class Nuisance:
         self.raw: dict[str, Tensor] = {}
         #: whether a blur with an open boundary is unknown, as of a camera: measurements are its valid pixels alone
         self.open_boundary = False
-        #: whether the one unknown is a :class:`BlurKernel`
+        #: whether the one unknown is a ``BlurKernel``
         self.is_blur = any(isinstance(guess, BlurKernel) for guess in given.values())
         if self.is_blur:
             _check_blur(given, physics)
@@ -163,7 +163,7 @@ def _shape_of_value(name: str, guess: Guess, raw: Tensor) -> tuple[int, ...]:
 
 
 def _check_blur(given: dict[str, Guess], physics: Physics) -> None:
-    """Check that a :class:`BlurKernel` is the only unknown, that of a blur, and no larger than the prior of kernels."""
+    """Check that a ``BlurKernel`` is the only unknown, that of a blur, and no larger than the prior of kernels."""
     ((name, guess), *others) = given.items()
     shape = tuple(guess.start.shape)
     is_small = len(shape) == 4 and shape[1] == 1 and max(shape[2:]) <= KERNEL_SIDE

@@ -35,7 +35,7 @@ class Shares(NamedTuple):
 
 def shares_of(posterior: Posterior, facts: Facts, budget: Budget) -> Shares | None:
     """
-    The parts of a budget; None: the unknown is no :class:`BlurKernel`.
+    The parts of a budget; None: the unknown is no ``BlurKernel``.
 
     :raises ValueError: the noise has no standard deviation, pixels are masked or latents none, the budget is too small.
     """
