@@ -101,7 +101,7 @@ def run_apart(name: str, args: argparse.Namespace, argv: Sequence[str], seconds:
     minutes = args.train_minutes or max(TOY, (seconds - WRITING) / 60)
     command = [sys.executable, __file__, *argv, "--only", name, "--train-minutes", str(minutes)]
     child, late = subprocess.Popen(command, env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}), ""
-    for how, patience in ((None, seconds), (signal.SIGINT, GRACE), (signal.SIGKILL, None)):
+    for how, patience in ((None, seconds), (signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         if how is not None:
             child.send_signal(how)
             late = f"cut off after {seconds:.0f} seconds; the same command goes on"
@@ -153,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in (args.folder, args.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if args.only:
+        # As Ctrl-C, which a process in the background may ignore.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         run_here(args.only, args)
         return
     end = time.monotonic() + 60 * args.minutes
