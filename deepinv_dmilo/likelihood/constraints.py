@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
+from deepinv.physics.functional import gaussian_blur
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, pad
+
+from deepinv_dmilo.priors.blur_kernels import KERNEL_SIDE
 
 _LEAST = 1e-4  # floor of an entry of a simplex relative to the mean, for its logarithm: ours
 
@@ -89,9 +92,8 @@ class Simplex(Guess):
 
 def _gaussian_kernel() -> Tensor:
     """A Gaussian of 2 pixels, (1, 1, 33, 33)."""
-    place = torch.arange(33) - 16.0
-    kernel = torch.exp(-(place[:, None].square() + place.square()) / 8)
-    return (kernel / kernel.sum())[None, None]
+    kernel = gaussian_blur(sigma=(2.0, 2.0))
+    return pad(kernel, [(KERNEL_SIDE - kernel.shape[-1]) // 2] * 4)
 
 
 @dataclass(frozen=True, repr=False)
