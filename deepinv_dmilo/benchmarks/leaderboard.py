@@ -19,17 +19,25 @@ from deepinv_dmilo.tools.provenance import provenance, sentence
 
 PICTURE_SIDE = 256  # of the pictures there
 WEIGHT = 7.0  # of DiffPIR, deepinv's default
+QUICK = {
+    "tasks": ["div2k_inpainting_easy", "div2k_super_resolution_2x"],
+    "methods": ["DMILO", "DMILO-PGD", "DiffPIR"],  # none with a network of its own
+    "size": 64,
+    "limit": 1,
+}
 
 
 def run_leaderboard(args: argparse.Namespace, device: str) -> None:
     """Run what is missing: a line of a problem's CSV file for each method."""
+    if args.quick:
+        vars(args).update({name: value for name, value in QUICK.items() if getattr(args, name) is None})
+    limit = args.limit
     with door():
         if args.noises:
             raise InputError("--noises: each problem has its noise; leave it out")
         preset = Preset(
             "", args.prior or "photos", args.images or "", args.size or PICTURE_SIDE, bfloat16=args.bfloat16
         )
-        limit = 1 if args.limit is None and args.quick else args.limit
         names, files = _problems(args.tasks), weight_files(args.weights or [])
         images = {name: pictures(PROBLEMS[name], args.images, args.size or PICTURE_SIDE, limit) for name in names}
         prior = open_prior(preset.prior, device, bfloat16=preset.bfloat16)

@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from toys import tiny_unet
 
 from deepinv_dmilo.__main__ import main
-from deepinv_dmilo.benchmarks import problems
+from deepinv_dmilo.benchmarks import leaderboard, problems
 from deepinv_dmilo.benchmarks.problems import PROBLEMS
 from deepinv_dmilo.tools.pictures import as_png
 
@@ -65,6 +65,19 @@ def test_what_is_done_is_not_done_again_and_a_folder_keeps_its_settings(command,
     assert ours["p_dataset_debug"] == "True"  # one picture is no result of the leaderboard
     assert main([*command, "--limit", "2"]) == 2
     assert "type another --out" in capsys.readouterr().err
+
+
+def test_quick_is_one_picture_two_problems_and_few_methods(command, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        leaderboard, "solve", lambda *of: done.append((of[2].shape[-1], len(of[3]))) or {"PSNR": 20.0, "PSNR_std": 0.0}
+    )
+    where = command.index("--size")
+    assert main([*command[:where], *command[where + 2 :], "--quick"]) == 0
+    assert done == [(64, 1)] * 6
+    assert len(list((tmp_path / "out").glob("*.csv"))) == 2
+    assert main([*command, "--quick", "--methods", "DMILO", "--out", str(tmp_path / "other")]) == 0
+    assert done[6:] == [(48, 1)] * 2  # what is typed goes before
 
 
 def test_measurements_are_the_same_for_every_method(command, tmp_path):
