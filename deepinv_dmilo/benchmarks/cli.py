@@ -118,6 +118,7 @@ def _report(args: argparse.Namespace) -> None:
         absent_methods,
         chosen_methods,
         claim_folder,
+        note_absent,
         run,
         write,
     )
@@ -148,7 +149,7 @@ def _report(args: argparse.Namespace) -> None:
     rows = read_lines(Row, args.out / "results.csv")
     order = [label for name in METHODS for label in (name, f"{name}, recommended", f"{name}, tuned")]
     rows.sort(key=lambda row: order.index(row.method) if row.method in order else len(order))
-    write(preset, rows, args.out, _command(args), device, absent=absent)
+    write(preset, rows, args.out, _command(args), device, absent=note_absent(absent, args.out))
     print((args.out / "report.md").read_text())
     print(f"wrote {args.out}")
 

@@ -16,8 +16,12 @@ from torch import Tensor
 
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.tools.folder import write_whole
+from deepinv_dmilo.tools.metrics import PERCEPTUAL
 
 WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
+#: as narrow as all methods need to fit in the width
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "fontsize": 8}
+LEGEND |= {"columnspacing": 1.0, "handlelength": 1.5}
 #: our methods, by their names in small letters; where they agree, the second shows inside the first
 OUR_LOOKS: dict[str, dict[str, Any]] = {
     "dmilo": {"color": "#d62728", "marker": "o", "linewidth": 4.5, "markersize": 9, "zorder": 4},
@@ -30,28 +34,51 @@ COLOURS = (
     *("#ffbb78", "#98df8a", "#c5b0d5", "#c49c94", "#f7b6d2", "#9edae5", "#7f7f7f"),
 )
 MARKERS = "^vDPX*<>pHd"
+#: metrics of a table of their own: the title, the digits, and whether more or less is better
+QUALITY = {
+    "psnr": ("PSNR", 2, 1),
+    "ssim": ("SSIM", 3, 1),
+    "lpips": ("LPIPS, less is better", 3, -1),
+    "stlpips": ("ST-LPIPS, less is better", 3, -1),
+}
 
 
 def quality_table(
     rows: Sequence[Row], tasks: list[str], methods: list[str], metric: str = "psnr", own: Collection[str] = ()
 ) -> str:
     """
-    Mean PSNR or SSIM by method (lines) and task (columns), the best in bold; the calls in the last column.
+    Mean of a metric by method (lines) and task (columns), the best in bold; the calls in the last column.
 
     :param own: methods that have a network of their own, which come last.
     """
-    digits = {"psnr": 2, "ssim": 3}[metric]
+    title, digits, sign = QUALITY[metric]
     means = {(m, t): _mean(rows, metric, task=t, method=m) for m in methods for t in tasks}
-    best = {t: max((means[m, t] for m in methods if not math.isnan(means[m, t])), default=-math.inf) for t in tasks}
+    known = {t: [sign * means[m, t] for m in methods if means[m, t] > -math.inf] for t in tasks}  # nor is NaN more
+    best = {t: max(values, default=math.inf) for t, values in known.items()}
 
     def cells(method: str) -> list[str]:
         texts = []
         for task in tasks:
             text = _number(value := means[method, task], f".{digits}f")
-            texts.append(f"**{text}**" if -math.inf < value >= best[task] - 0.5 * 10**-digits else text)
+            good = value > -math.inf and sign * value >= best[task] - 0.5 * 10**-digits
+            texts.append(f"**{text}**" if good else text)
         return [*texts, _range([_mean(rows, "calls_in_all", task=t, method=method) for t in tasks])]
 
-    return _in_two_parts([metric.upper(), *tasks, "calls in all"], methods, own, cells)
+    return _in_two_parts([title, *tasks, "calls in all"], methods, own, cells)
+
+
+def perceptual_tables(
+    rows: Sequence[Row], tasks: list[str], methods: list[str], own: Collection[str] = ()
+) -> list[str]:
+    """Tables of LPIPS and ST-LPIPS, each of the methods that have it on all images on which they did not diverge."""
+    text: list[str] = []
+    finite = [r for r in rows if not math.isnan(r.psnr)]
+    for metric in PERCEPTUAL:
+        lacking = {r.method for r in finite if math.isnan(getattr(r, metric))}
+        having = [m for m in methods if m not in lacking]
+        if any(r.method in having for r in finite):
+            text += ["", quality_table(rows, tasks, having, metric, own)]
+    return text
 
 
 def _in_two_parts(head: list[str], methods: list[str], own: Collection[str], cells: Callable[[str], list[str]]) -> str:
@@ -82,10 +109,8 @@ def gain_table(rows: Sequence[Row], tasks: list[str], methods: list[str], ours: 
 
 
 def cost_table(rows: Sequence[Row], methods: list[str], own: Collection[str] = ()) -> str:
-    """What a method costs over the tasks that it did, and the other metrics; a column that a row lacks is left out."""
+    """What a method costs over the tasks that it did, and the residual; a column that a row lacks is left out."""
     columns = {
-        "lpips": ("LPIPS", ".3f"),
-        "stlpips": ("ST-LPIPS", ".3f"),
         "residual": ("residual", ".4f"),
         "passes": ("passes", ".0f"),
         "calls": ("calls", ".0f"),
@@ -123,7 +148,7 @@ def bar_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]) -> Fig
         ax.bar(places, heights, width, color=style["color"], label=family)
     ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right", fontsize=8)
     ax.set_ylabel("PSNR (dB)")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(**LEGEND)
     return figure
 
 
@@ -149,7 +174,7 @@ def convergence_figure(rows: Sequence[Row], tasks: list[str], methods: list[str]
         ax.grid(alpha=0.3)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     shown = [family for family in families if family in handles]
-    figure.legend([handles[f] for f in shown], shown, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend([handles[f] for f in shown], shown, **LEGEND)
     return figure
 
 

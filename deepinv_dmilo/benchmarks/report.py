@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -17,7 +18,14 @@ from deepinv.loss.metric import Metric
 from torch import Tensor
 from tqdm import tqdm
 
-from deepinv_dmilo.benchmarks.figures import convergence_figure, cost_table, gain_table, quality_table, save_figure
+from deepinv_dmilo.benchmarks.figures import (
+    convergence_figure,
+    cost_table,
+    gain_table,
+    perceptual_tables,
+    quality_table,
+    save_figure,
+)
 from deepinv_dmilo.benchmarks.methods import METHODS, Method, method_of, own_network
 from deepinv_dmilo.benchmarks.own_networks import OWN_NETWORKS, unreachable
 from deepinv_dmilo.benchmarks.records import Row, Trial, append_lines, read_lines
@@ -42,7 +50,8 @@ their own; the rivals were tuned on other pictures."""
 CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
 a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes are forward and
 backward passes of the network that an image takes part in, calls are forward passes alone; calls in all count a pass as
-two. Calls of different networks do not compare: take the seconds."""
+two. Calls of different networks do not compare: take the seconds. "-": not run on so many pictures, or not made for the
+operator."""
 BLIND = f"""`blind-deblurring` has the measurements of `deblurring`, and so has the motion blur, but methods are given a
 Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. Their images are
 moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are. These blurs go round,
@@ -155,6 +164,15 @@ def absent_methods(study: Study, names: Sequence[str]) -> dict[str, str]:
     return {name: reasons[network] for name, network in own.items() if network in reasons}
 
 
+def note_absent(absent: dict[str, str], out: Path) -> dict[str, str]:
+    """Add these to the methods that were absent in earlier runs of a folder, and tell all."""
+    note = out / "absent.json"
+    noted = (json.loads(note.read_text()) if note.exists() else {}) | absent
+    if noted:
+        note.write_text(json.dumps(noted, indent=1) + "\n")
+    return noted
+
+
 def _settings(name: str, method: Method) -> list[tuple[str, float | None]]:
     """The lines that a method has in the report, and their weights; None: the one that tuning finds."""
     if not method.grid:
@@ -173,7 +191,7 @@ def write(
     absent: Mapping[str, str] | None = None,
 ) -> None:
     """
-    The tables and pictures of what has been run.
+    The tables and pictures of what has been run, after the remarks of ``remarks.md`` in that folder.
 
     :param absent: methods that could not be run, and why: lines without numbers, unless a row is from before.
     """
@@ -189,6 +207,8 @@ def write(
     networks = {own_network(m) for m in [*(r.method for r in rows), *lacking]}
     if about := [f"{name} has {network.about}." for name, network in OWN_NETWORKS.items() if name in networks]:
         text += ["", *about, *dict.fromkeys(lacking.values())]
+    if (remarks := out / "remarks.md").exists():
+        text += ["", remarks.read_text().strip()]
     for noise in sorted({r.noise for r in rows}):
         for blind in (False, True):
             level = [r for r in rows if r.noise == noise and (r.task in BLIND_TASKS) == blind]
@@ -203,24 +223,20 @@ def write(
 
 
 def _sections(rows: list[Row], title: str, out: Path, absent: list[str]) -> list[str]:
-    """Tables and pictures of some tasks: of all methods on the pictures that all did, and of some on more."""
+    """Tables and pictures of some tasks: of what was run on most pictures, then with what was run on fewer."""
     text: list[str] = []
-    done: dict[str, dict[str, int]] = {}  # images by method and task
-    for r in rows:
-        counts = done.setdefault(r.method, {})
-        counts[r.task] = counts.get(r.task, 0) + 1
-    finished = {method: min(counts.values()) for method, counts in done.items()}
-    for count in sorted(set(finished.values()), reverse=True):
-        # every method on the images that this group of methods did: the few of the longest runs, then all
-        methods = [m for m, images in finished.items() if images >= count]
-        shared = [r for r in rows if r.image < count and r.method in methods]
+    done = Counter((r.method, r.task) for r in rows)  # pictures
+    for count in sorted(set(done.values()), reverse=True):
+        shared = [r for r in rows if r.image < count <= done[r.method, r.task]]
+        methods = list(dict.fromkeys(r.method for r in shared))
         tasks = [t for t in REPORT_TASKS if any(r.task == t for r in shared)]
         own, lines = {m for m in [*methods, *absent] if own_network(m)}, [*methods, *absent]
         psnr, ssim = (quality_table(shared, tasks, lines, metric, own) for metric in ("psnr", "ssim"))
         text += ["", f"## {title}, {count} picture{'s' * (count > 1)}", "", psnr]
         if OURS in methods:
             text += ["", GAIN, "", gain_table(shared, tasks, methods, OURS)]
-        text += ["", ssim, "", COST, "", cost_table(shared, methods, own)]
+        text += ["", ssim, *perceptual_tables(shared, tasks, methods, own)]
+        text += ["", COST, "", cost_table(shared, methods, own)]
         for against in ("calls", "seconds"):
             stem = title.lower().replace(", ", "-").replace(" ", "-")
             name = f"{stem}-{count}{'' if against == 'calls' else '-seconds'}.png"

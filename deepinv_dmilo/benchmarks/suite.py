@@ -11,7 +11,14 @@ import torch
 from accelerate.utils import patch_environment
 
 from deepinv_dmilo import registry
-from deepinv_dmilo.benchmarks.figures import bar_figure, convergence_figure, cost_table, quality_table, save_figure
+from deepinv_dmilo.benchmarks.figures import (
+    bar_figure,
+    convergence_figure,
+    cost_table,
+    perceptual_tables,
+    quality_table,
+    save_figure,
+)
 from deepinv_dmilo.benchmarks.records import Row
 from deepinv_dmilo.benchmarks.studies import KNOWN_TASKS, NOISES
 from deepinv_dmilo.priors.pretrained import held_out_images
@@ -132,7 +139,7 @@ def _write_results(rows: list[Row], origin: str, out: Path) -> None:
         text += ["", f"## Noise {noise}"]
         for metric in ("psnr", "ssim"):
             text += ["", quality_table(level, tasks, methods, metric)]
-        text += ["", cost_table(level, methods)]
+        text += [*perceptual_tables(level, tasks, methods), "", cost_table(level, methods)]
         for draw in (bar_figure, convergence_figure):
             name = f"{'bars' if draw is bar_figure else 'convergence'}-{noise}.png"
             save_figure(draw(level, tasks, methods), out / name)

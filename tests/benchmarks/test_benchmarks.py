@@ -249,7 +249,7 @@ def test_a_record_of_fewer_columns_goes_on_with_those_of_today(study, tmp_path):
     report.write(study.preset, [old], tmp_path, "command")
     assert "ST-LPIPS" not in (tmp_path / "report.md").read_text()
     report.write(study.preset, [replace(new, image=0)], tmp_path, "command")
-    assert "| | tasks | ST-LPIPS | residual |" in (tmp_path / "report.md").read_text()
+    assert "| ST-LPIPS, less is better | denoising | calls in all |" in (tmp_path / "report.md").read_text()
 
 
 def test_measurements_do_not_depend_on_the_chunk(study):

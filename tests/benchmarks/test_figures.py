@@ -30,6 +30,41 @@ def test_tables_and_pictures(tmp_path):
         assert picture.width == figures.WIDTH * figures.DPI
 
 
+def test_a_method_is_shown_on_the_pictures_and_tasks_that_it_was_run_on(tmp_path):
+    """Not on all tasks, on fewer pictures of one of them, at one noise level; and with the remarks of the folder."""
+
+    def run(method, task, count, noise=0.005):
+        return [report.Row(task, noise, method, 0.0, i, 20.0, 0.9, 25.0, 5.0, 1.0, 10.0) for i in range(count)]
+
+    rows = (
+        run("a", "denoising", 3) + run("a", "deblurring", 2) + run("b", "denoising", 2) + run("a", "denoising", 3, 0.05)
+    )
+    (tmp_path / "remarks.md").write_text("A remark.\n\nAnother.\n")
+    report.write(PRESETS["digits"], rows, tmp_path, "command")
+    head, three, two, other = (tmp_path / "report.md").read_text().split("\n## ")
+    assert head.endswith("\n\nA remark.\n\nAnother.\n")
+    assert three.startswith("Noise 0.005, 3 pictures\n\n| PSNR | denoising | calls in all |\n|---|---|---|\n| a |")
+    assert "| b |" not in three
+    assert two.startswith("Noise 0.005, 2 pictures\n\n| PSNR | deblurring | denoising | calls in all |")
+    assert "| b | - | **20.00** | 55 |" in two
+    assert other.startswith("Noise 0.05, 3 pictures")
+
+
+def test_perceptual_metrics_have_a_table_of_the_methods_that_have_them_everywhere():
+    def row(method, task, stlpips):
+        return report.Row(task, 0.005, method, 0.0, 0, 20.0, 0.9, 1.0, 0.0, 1.0, 10.0, stlpips=stlpips)
+
+    rows = [row("a", task, 0.25) for task in ("denoising", "deblurring")]
+    rows += [row("b", "denoising", 0.125), row("old", "denoising", float("nan")), row("old", "deblurring", 0.1)]
+    _, table = figures.perceptual_tables(rows, ["denoising", "deblurring"], ["a", "b", "old"])
+    assert table.splitlines() == [
+        "| ST-LPIPS, less is better | denoising | deblurring | calls in all |",
+        "|---|---|---|---|",
+        "| a | 0.250 | **0.250** | 2 |",
+        "| b | **0.125** | - | 2 |",
+    ]
+
+
 def test_tables_have_a_part_for_methods_with_a_network_of_their_own():
     rows = [report.Row("denoising", 0.05, m, 0.0, 0, p, 0.9, 10.0, 5.0, 1.0, 7.0) for m, p in (("RAM", 31), ("a", 30))]
     table = figures.quality_table(rows, ["denoising"], ["RAM", "a"], own={"RAM"}).splitlines()
@@ -64,12 +99,14 @@ def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
 @pytest.mark.parametrize("draw", [figures.convergence_figure, figures.bar_figure])
 def test_the_legend_covers_nothing(draw):
     """Nor does anything cover a label: what is drawn beside the panels is apart from the legend."""
-    tasks, methods = list(REPORT_TASKS)[:4], [f"method {i}" for i in range(16)]
+    tasks = list(REPORT_TASKS)[:4]
+    methods = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
     rows = [report.Row(t, 0.05, m, 0.0, 0, 20.0, 0.9, 25.0, 0.0, 1.0, 10.0) for t in tasks for m in methods]
     figure = draw(rows, tasks, methods)
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
-    assert len(figure.legends[0].get_texts()) == 16
+    assert len(figure.legends[0].get_texts()) == 31
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
     others = [ax for ax in figure.axes if ax.get_visible()] + list(figure.texts)
     assert not any(legend.overlaps(other.get_tightbbox()) for other in others)
 
@@ -94,10 +131,13 @@ def test_a_method_that_diverged_is_named_so_and_hides_no_other():
     assert first.startswith("| other | diverged |")
     assert second.startswith("| ours | **27.50** |")
     assert report.gain_table(rows, ["denoising"], methods, "ours").splitlines()[2:] == ["| other | diverged |"]
+    assert figures.perceptual_tables(rows, ["denoising"], methods) == []
     rows = [replace(row, residual=row.psnr / 1000, stlpips=row.psnr / 1000) for row in rows]
     costs = figures.cost_table(rows, methods).splitlines()
-    assert costs[0].startswith("| | tasks | ST-LPIPS | residual |")
-    assert costs[2].startswith("| other | 1 | diverged | diverged |")
-    assert costs[3].startswith("| ours | 1 | 0.028 | 0.0275 |")
+    assert costs[0].startswith("| | tasks | residual |")
+    assert costs[2].startswith("| other | 1 | diverged |")
+    assert costs[3].startswith("| ours | 1 | 0.0275 |")
+    _, table = figures.perceptual_tables(rows, ["denoising"], methods)
+    assert table.splitlines()[2:] == ["| other | diverged | 2 |", "| ours | **0.028** | 2 |"]
     figures.bar_figure(rows, ["denoising"], methods)
     figures.convergence_figure(rows, ["denoising"], methods)

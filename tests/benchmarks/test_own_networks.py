@@ -97,6 +97,10 @@ def test_a_run_without_weights_says_so_in_a_line_and_goes_on(small, tmp_path, ca
     assert [line.split(" | ")[0] for line in table[3:]] == ["| *with a network of their own*", *(f"| {m}" for m in OWN)]
     assert table[4] == "| RAM | - | - |"
     assert {row.method for row in read_lines(Row, tmp_path / "out" / "results.csv")} == {"pseudo-inverse"}
+    assert main([*command, "pseudo-inverse"]) == main([*command, "--only-write"]) == 0  # no further download is tried
+    again = (tmp_path / "out" / "report.md").read_text()
+    assert table == again.split("| PSNR ")[1].split("\n\n")[0].splitlines()
+    assert line in again
 
 
 def test_weights_by_hand_are_taken_for_all_that_use_the_network(weights, tmp_path, capsys):
