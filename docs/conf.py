@@ -22,7 +22,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "myst_parser",
 ]
-exclude_patterns = ["build", "auto_examples/**/*.ipynb", "auto_examples/**/*.py"]
+exclude_patterns = ["build", "report/*/remarks.md", "auto_examples/**/*.ipynb", "auto_examples/**/*.py"]
 templates_path = ["_templates"]
 nitpicky = True
 autodoc_typehints = "none"  # the parameters' types are in the docstrings
