@@ -35,7 +35,7 @@ COLOURS = (
 )
 MARKERS = "^vDPX*<>pHd"
 #: metrics of a table of their own: the title, the digits, and whether more or less is better
-QUALITY = {
+METRIC_TABLES = {
     "psnr": ("PSNR", 2, 1),
     "ssim": ("SSIM", 3, 1),
     "lpips": ("LPIPS, less is better", 3, -1),
@@ -51,7 +51,7 @@ def quality_table(
 
     :param own: methods that have a network of their own, which come last.
     """
-    title, digits, sign = QUALITY[metric]
+    title, digits, sign = METRIC_TABLES[metric]
     means = {(m, t): _mean(rows, metric, task=t, method=m) for m in methods for t in tasks}
     known = {t: [sign * means[m, t] for m in methods if means[m, t] > -math.inf] for t in tasks}  # nor is NaN more
     best = {t: max(values, default=math.inf) for t, values in known.items()}

@@ -19,7 +19,7 @@ from deepinv_dmilo.tools.provenance import provenance, sentence
 
 PICTURE_SIDE = 256  # of the pictures there
 WEIGHT = 7.0  # of DiffPIR, deepinv's default
-QUICK = {
+QUICK_LEADERBOARD = {
     "tasks": ["div2k_inpainting_easy", "div2k_super_resolution_2x"],
     "methods": ["DMILO", "DMILO-PGD", "DiffPIR"],  # none with a network of its own
     "size": 64,
@@ -30,7 +30,7 @@ QUICK = {
 def run_leaderboard(args: argparse.Namespace, device: str) -> None:
     """Run what is missing: a line of a problem's CSV file for each method."""
     if args.quick:
-        vars(args).update({name: value for name, value in QUICK.items() if getattr(args, name) is None})
+        vars(args).update({name: value for name, value in QUICK_LEADERBOARD.items() if getattr(args, name) is None})
     limit = args.limit
     with door():
         if args.noises:
