@@ -1,4 +1,4 @@
-"""The calibration suite: a run that goes on where it was cut off, and its tables and pictures."""
+"""The calibration suite: a run that resumes after an interruption, and its tables and pictures."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ HELD = ("coverage50", "coverage80", "coverage95")
 #: columns of quality: title, digits
 QUALITY = {
     "psnr": ("PSNR of mean", 2),
-    "psnr_one": ("of one", 2),
+    "psnr_one": ("PSNR of one sample", 2),
     "ssim": ("SSIM of mean", 3),
-    "ssim_one": ("of one", 3),
+    "ssim_one": ("SSIM of one sample", 3),
     "stlpips": ("ST-LPIPS of mean", 3),
-    "stlpips_one": ("of one", 3),
+    "stlpips_one": ("ST-LPIPS of one sample", 3),
 }
 MEANING = f"""S samples of each image by each method. *Ratio*: the squared error of their mean over (1 + 1/S) times
-their variance; 1 is calibrated, above 1 they are too narrow. *Coverage*: the share of pixels of the truth between
-{BETWEEN[0]} and {BETWEEN[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom, exact
-if samples and truth are Gaussian draws of the same distribution. *Of one*: that of a sample, their mean. Calls of the
-network and seconds are those of a sample; a forward pass counts as a call, and so does a backward pass."""
+their variance; 1 is calibrated, above 1 the samples are too narrow. *Coverage*: the share of pixels of the truth
+between {BETWEEN[0]} and {BETWEEN[1]} in the intervals of 50, 80 and 95 % of Student's t with S - 1 degrees of freedom,
+exact if samples and truth are Gaussian draws of the same distribution. *One sample*: the mean over the samples. Network
+calls and seconds are for one sample; a forward pass and a backward pass count as one call each."""
 EXACT = """Images of a Gaussian prior with a 1/f spectrum, whose posterior has a closed form. *Variance*: that of the
 samples over the exact one (ideal: 1); *error*: the squared error of their mean over the exact variance (ideal: 1/S);
-*coverage*: the share of the exact posterior that the intervals hold. Each is the least and the most over the operators;
-a method that deepinv restricts to some of them has fewer."""
-#: of the calibration where nobody tells: pictures, their size, the side of their middle that is taken, tasks
+*coverage*: the share of the exact posterior in the intervals. Each is the minimum and the maximum over the operators
+that the method supports."""
+#: default settings of the calibration: pictures, their size, the side of their central crop, tasks
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"limit": 16, "tasks": SAMPLED_TASKS},
     "photos": {"limit": 4, "size": 256, "crop": 64, "tasks": SAMPLED_TASKS[:3]},
@@ -193,7 +193,7 @@ def calibration_table(rows: Sequence[Calibration]) -> str:
 
 
 def closed_form_table(rows: Sequence[ClosedForm]) -> str:
-    """A line for each method: the least and the most of its statistics over the tasks."""
+    """A line for each method: the minimum and the maximum of its statistics over the tasks."""
     table = ["| method | operators | variance | error | 50 % | 80 % | 95 % | calls |", "|---|" + "---|" * 7]
     for method in _ordered(rows, "method"):
         of = [r for r in rows if r.method == method]

@@ -1,11 +1,11 @@
 r"""
-The gain of the noise model's likelihood over least squares, and the loss by an unknown blur or another unknown
-parameter.
+What the likelihood of the noise model gains over least squares, and what an unknown blur or another unknown parameter
+costs.
 
     python docs/scripts/data_terms.py --out docs/data_terms.md
 
-Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All settings but the passes are
-the defaults.
+Pictures that no report uses: four digits, and the middle 64 x 64 of four photographs. All settings except the number of
+passes are the defaults.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def mean_psnr(x_hat: Tensor, x: Tensor) -> str:
 
 
 def measured(physics: Physics, x: Tensor) -> Tensor:
-    """The same at every call."""
+    """Measurements of x, the same at every call."""
     with seeded(physics, 0) as of_seed:
         return of_seed(x)
 
 
 def noise_table(name: str) -> list[str]:
-    """PSNR by the noise model's own likelihood, and by squares of the noise's true variance."""
+    """PSNR with the likelihood of the noise model, and with least squares and the true noise variance."""
     prior, x = DiffusionPrior.from_pretrained(name), pictures(name)
     titles = [f"{task}, {term}" for task in _TASKS for term in ("own", "least squares")]
     lines = [f"| noise | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
@@ -93,7 +93,7 @@ def noise_table(name: str) -> list[str]:
 
 
 def blind_table(noise: float) -> list[str]:
-    """Blind deblurring of photographs, beside the same with the true kernel, and beside the guess held."""
+    """Blind deblurring of photographs, compared with the true kernel and with the guess held fixed."""
     prior, middle = DiffusionPrior.from_pretrained("photos"), pictures("photos")
     photographs = held_out_images("photos")[12:16]
     corner, whole = photographs[..., :64, 64:128], photographs[..., 24:104, 24:104]
@@ -115,7 +115,7 @@ def blind_table(noise: float) -> list[str]:
     for title, (kernel, x, edges) in tqdm(rows.items(), desc="blind"):
         guessed, true = (Blur(k, padding=edges, noise_model=GaussianNoise(noise)) for k in (guess, kernel))
         y = measured(true, x)
-        seen = partial(center_crop, output_size=list(y.shape[2:]))  # of images, what y is of
+        seen = partial(center_crop, output_size=list(y.shape[2:]))  # to the pixels of y
         inner = seen(x)
         row = [title, mean_psnr(y, inner), mean_psnr(seen(DMILO(prior)(y, guessed)), inner)]
         for passes in _BLIND_PASSES:
@@ -123,7 +123,7 @@ def blind_table(noise: float) -> list[str]:
             x_hat, found = model(y, guessed, return_unknown=True)
             row.append(mean_psnr(seen(x_hat), inner))
         error = (found["filter"] - kernel).flatten(1).norm(dim=1) / kernel.norm()
-        of_rl = RichardsonLucy(_RL_STEPS)(y, guessed)  # stopped early, which serves it best here
+        of_rl = RichardsonLucy(_RL_STEPS)(y, guessed)  # stopped early, its best setting here
         row += [mean_psnr(registered(x_hat, inner), inner), f"{error.mean().item():.0%}"]
         row += [mean_psnr(seen(DMILO(prior)(y, true)), inner), mean_psnr(registered(of_rl, inner), inner)]
         lines.append(f"| {' | '.join(row)} |")
@@ -131,7 +131,7 @@ def blind_table(noise: float) -> list[str]:
 
 
 class Gain(Physics):
-    """Inpainting by a detector of a gain that is not known."""
+    """Inpainting with an unknown detector gain."""
 
     def __init__(self, inpainting: Physics, gain: float) -> None:
         super().__init__(noise_model=inpainting.noise_model)
@@ -145,7 +145,7 @@ class Gain(Physics):
 
 
 def other_table() -> list[str]:
-    """An unknown gain, an unknown noise level, and the unknown blurs of super-resolution."""
+    """An unknown gain, an unknown noise level, and unknown blurs of super-resolution."""
     prior, x = DiffusionPrior.from_pretrained("photos"), pictures("photos")
     inpainting = make_physics("inpainting", tuple(x.shape[1:]), noise=0.02)  # type: ignore[arg-type]
     lines = ["| unknown | estimate | PSNR (dB) | PSNR, known |", "|---|---|---|---|"]
@@ -164,7 +164,7 @@ def other_table() -> list[str]:
 
 
 def super_resolution_rows(prior: DiffusionPrior, x: Tensor) -> list[str]:
-    """The rows of 2x super-resolution whose blur is not known, its image registered."""
+    """The rows of 2x super-resolution with an unknown blur, images registered."""
     side, rows = 11, []
     guess = gaussian_kernel(GUESS_STD, side)
     line = pad(torch.full((1, 1, 1, 7), 1 / 7), (2, 2, 5, 5))
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         text += ["", f"## Noise models, {name}, {_PASSES} passes", "", *noise_table(name)]
         text += [
             "",
-            "*Own* is the likelihood of the noise model; *least squares* have the true variance, `noise_level=...`.",
+            "*Own*: the likelihood of the noise model. *Least squares*: with the true noise variance, `noise_level=...`.",
         ]
     for noise in _BLIND_NOISES:
         text += ["", f"## Blind deblurring of photographs, noise {noise}", "", *blind_table(noise)]
@@ -206,14 +206,14 @@ def main(argv: list[str] | None = None) -> None:
         "",
         f"* The guess is a Gaussian kernel of a standard deviation of {GUESS_STD} pixels, 17 x 17. BlindRL takes "
         f"{_RL_STEPS} steps from it.",
-        f"* *Registered* is the image of the column before, moved by up to {SHIFTS.max():.0f} pixels: a shift of the "
-        "image and the opposite shift of the kernel cancel.",
-        "* *Open boundary*, as in a camera: y is 64 x 64 pixels of the blur of 80 x 80, and images are compared there. "
-        "The other blurs are periodic.",
+        f"* *Registered*: PSNR of the image of the column before after a shift of up to {SHIFTS.max():.0f} pixels, since "
+        "a shift of the image and the opposite shift of the kernel cancel.",
+        "* *Open boundary*, as in a camera: y is the central 64 x 64 pixels of a blurred image of 80 x 80, and images are "
+        "compared on these pixels. The other blurs have a periodic boundary.",
     ]
     text += ["", "## Other parameters", "", _OTHER, "", *other_table(), ""]
     text += [
-        "For super-resolution the image is registered and the kernel is not: the error of the kernel is mostly a shift."
+        "For super-resolution the image is registered, the kernel is not: its error is mostly that of a shift."
     ]
     args.out.write_text("\n".join(text) + "\n")
 
