@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
     """
     Blurred and sharp pictures, (n, 1, PICTURE, PICTURE), and their kernels, (n, 1, 33, 33).
 
-    With the standard deviation of the noise, and whether the blur goes round at the edges, (n,) each.
+    With the standard deviation of the noise, and whether the blur has a periodic boundary, (n,) each.
     """
 
     pictures: Tensor
@@ -51,7 +51,7 @@ def cut(images: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, kernels: Tensor, is_round: Tensor) -> Tensor:
-    """The middle of blurred images: cut out before the blur, which then goes round at the edges, or after it."""
+    """The middle of blurred images: cropped before the blur, which then has a periodic boundary, or after it."""
 
     def convolved(x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
@@ -61,7 +61,7 @@ def blurred(images: Tensor, kernels: Tensor, is_round: Tensor) -> Tensor:
 
 
 def as_jpeg(image: Tensor, quality: int) -> Tensor:
-    """What a JPEG file keeps of an image (1, s, s)."""
+    """An image (1, s, s) after JPEG compression."""
     file = io.BytesIO()
     TF.to_pil_image(image.clamp(0, 1)).save(file, "JPEG", quality=quality)
     return TF.to_tensor(Image.open(file))

@@ -3,8 +3,8 @@ Choose default settings
 =======================
 
 PSNR of candidate settings, one change at a time, on pictures that no report uses: eight digits (numbers 248 to 255), or
-the four photographs for tuning, the middle 64 x 64 of 128 x 128. Prints a table as those of
-``docs/lab-book/problems.md``; with ``--hard``, of eight harder problems: strong noise, nonlinear operators, few
+the four photographs for tuning, the middle 64 x 64 of 128 x 128. Prints a table like those of
+``docs/lab-book/problems.md``. With ``--hard`` it is of eight harder problems: strong noise, nonlinear operators, few
 photons::
 
     python examples/choose_defaults.py --prior digits

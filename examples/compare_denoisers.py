@@ -1,6 +1,6 @@
 r"""
-Compare the photographs' prior with classic denoisers
-=====================================================
+Compare the prior ``photos`` with classic denoisers
+===================================================
 
 PSNR of plain denoising on the twelve held-out photographs at 128 x 128, by one call of the network of the bundled prior
 ``photos`` and by total variation, wavelets and BM3D of deepinv, each with the best of three strengths for the noise.

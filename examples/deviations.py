@@ -1,10 +1,10 @@
 r"""
-What sparse deviations buy
-==========================
+What sparse deviations gain
+===========================
 
-Reconstructs images that the prior cannot make, digits with a grey square, inverted and rotated digits, with DMILO:
-without deviations, with deviations above several multiples of the noise, and as published (with a fifth of its
-steps). Prints tables as those of ``docs/deviations.md``; about three hours on one CPU core::
+DMILO reconstructs images outside the range of the prior: digits with a grey square, inverted and rotated digits. It
+runs without deviations, with deviations above several multiples of the noise level, and as published (with a fifth of
+its steps). Prints tables like those of ``docs/deviations.md``, in about three hours on one CPU core::
 
     python examples/deviations.py
 """

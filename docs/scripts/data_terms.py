@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         text += ["", f"## Noise models, {name}, {_PASSES} passes", "", *noise_table(name)]
         text += [
             "",
-            "*Own*: the likelihood of the noise model. *Least squares*: with the true noise variance, `noise_level=...`.",
+            "*Own*: likelihood of the noise model. *Least squares*: with the true noise variance, `noise_level=...`.",
         ]
     for noise in _BLIND_NOISES:
         text += ["", f"## Blind deblurring of photographs, noise {noise}", "", *blind_table(noise)]
@@ -206,15 +206,13 @@ def main(argv: list[str] | None = None) -> None:
         "",
         f"* The guess is a Gaussian kernel of a standard deviation of {GUESS_STD} pixels, 17 x 17. BlindRL takes "
         f"{_RL_STEPS} steps from it.",
-        f"* *Registered*: PSNR of the image of the column before after a shift of up to {SHIFTS.max():.0f} pixels, since "
-        "a shift of the image and the opposite shift of the kernel cancel.",
-        "* *Open boundary*, as in a camera: y is the central 64 x 64 pixels of a blurred image of 80 x 80, and images are "
-        "compared on these pixels. The other blurs have a periodic boundary.",
+        f"* *Registered*: PSNR of the image of the column before, shifted by up to {SHIFTS.max():.0f} pixels, since a "
+        "shift of the image and the opposite shift of the kernel cancel.",
+        "* *Open boundary*, as in a camera: y is the central 64 x 64 pixels of a blurred image of 80 x 80, and images "
+        "are compared on these pixels. The other blurs have a periodic boundary.",
     ]
     text += ["", "## Other parameters", "", _OTHER, "", *other_table(), ""]
-    text += [
-        "For super-resolution the image is registered, the kernel is not: its error is mostly that of a shift."
-    ]
+    text += ["For super-resolution the image is registered, the kernel is not: its error is mostly that of a shift."]
     args.out.write_text("\n".join(text) + "\n")
 
 

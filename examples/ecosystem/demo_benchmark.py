@@ -2,17 +2,17 @@ r"""
 A benchmark in ten lines
 ========================
 
-Every installed reconstructor and deepinv's samplers on the same digits, measurements and network, first with
-deepinv's own ``test``, then with the benchmark suite of this package, which `benchopt <https://benchopt.github.io>`_
-runs.
+Every installed reconstructor and deepinv's samplers are compared on the same digits, measurements and network: first
+with deepinv's own ``test``, then with the benchmark suite of this package, which uses `benchopt
+<https://benchopt.github.io>`_.
 """
 
 # %%
 # Ten lines
 # ---------
 #
-# ``deepinv.test`` takes our reconstructors as it takes its own. ``deepinv_dmilo.registry`` knows the reconstructors
-# of every installed package, by the entry points in the group ``deepinv.reconstructors``.
+# ``deepinv.test`` takes the reconstructors of this package like its own. ``deepinv_dmilo.registry`` lists the
+# reconstructors of every installed package, by the entry points in the group ``deepinv.reconstructors``.
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ prior = registry.load("digits", registry.PRIORS)
 physics = make_physics("inpainting", (1, 32, 32), missing=0.7, noise=0.05)
 x = held_out_images("digits")[:4]
 loader = DataLoader(TensorDataset(x=x, y=physics(x)), batch_size=4)
-settings = {"prior": prior, "max_passes": 120}  # a method of another package goes without what it does not know
+settings = {"prior": prior, "max_passes": 120}  # options that a method does not have are left out
 methods = {name: registry.load(name, optional=settings) for name in registry.available()}
 results = {
     name: dinv.test(model, loader, physics, device="cpu", metrics=[dinv.loss.PSNR(), dinv.loss.SSIM()], verbose=False)
@@ -59,9 +59,8 @@ dinv.utils.plot(
 # -------------------
 #
 # :func:`deepinv_dmilo.benchmarks.suite.run_suite`, or ``deepinv-dmilo benchmark`` on the command line, adds deepinv's
-# samplers with tuned weights, counts network passes, and writes tables and pictures. What it has done is kept: started
-# again after a break it goes on where it was. Here with one digit, one task and a small budget; benchopt's messages are
-# left out.
+# samplers with tuned weights, counts network passes, and writes tables and pictures. It keeps its results, and resumes
+# after an interruption. Here it runs on one digit and one task with a small budget, without benchopt's messages.
 
 folder = Path(tempfile.mkdtemp())
 with contextlib.redirect_stdout(io.StringIO()):
@@ -82,11 +81,11 @@ axes.set_axis_off()
 plt.show()
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 #
-# One line per installed method, the same protocol for all, and the number that decides what a method costs on your
-# machine, network passes. One digit ranks nothing: the comparison to read is the report in
+# There is one line for each installed method, with the same protocol for all. The number of network passes decides what
+# a method costs on your machine. One digit is not enough for a ranking: for that, see the report in
 # :doc:`/measurements`.
 
 best = max(rows, key=lambda row: row.psnr)

@@ -2,18 +2,17 @@ r"""
 Does the projected step contract?
 =================================
 
-DMILO-PGD :footcite:p:`zheng2025dmilo` goes back and forth between a gradient step on the measurements and a fit by
-the prior. Here the prior is an affine toy whose images form a subspace, so that both have a closed form, and the
-error after each outer step can be compared with what theory gives.
+DMILO-PGD :footcite:p:`zheng2025dmilo` alternates between a gradient step on the data fidelity and a fit by the prior.
+Here the prior is an affine toy whose images form a subspace, so that both steps have a closed form. The error after
+each outer step is compared with theory.
 """
 
 # %%
 # An affine prior
 # ---------------
 #
-# The network answers any latent with its projection onto a subspace, the clean image it knows; in [0, 1] that is
-# mid-grey plus a subspace. A scheduler whose last step has no noise left makes the chain of one layer exactly that
-# projection.
+# The network projects any latent onto a subspace, which gives the clean image; in [0, 1] the images are mid-grey plus a
+# subspace. With a scheduler whose last step is free of noise, the chain of one layer is exactly that projection.
 
 from types import SimpleNamespace
 
@@ -51,7 +50,7 @@ prior = DiffusionPrior(network, scheduler, clip_sample=False)
 # -----------------------------
 #
 # There are more measurements than dimensions of the subspace, and far fewer than pixels. The true image is in the
-# subspace, and close enough to mid-grey that no pixel meets a bound.
+# subspace, and close enough to mid-grey that no pixel is clipped.
 
 matrix = torch.randn(measurements, pixels, generator=rng) / measurements**0.5
 physics = dinv.physics.LinearPhysics(
@@ -63,8 +62,8 @@ x = 0.5 + 0.05 * (x - 0.5) / (x - 0.5).abs().max()
 y = physics.A(x)
 
 # %%
-# What theory gives
-# -----------------
+# Theory
+# ------
 #
 # Let :math:`U` be the basis and :math:`x_k - x^\star = U w_k`. The gradient step gives
 # :math:`\tilde x = x_k - \eta A^\top A (x_k - x^\star)`, and the fit the :math:`w_{k+1}` that minimises
@@ -74,8 +73,8 @@ y = physics.A(x)
 #
 #     w_{k+1} = (I - \eta\, M^{-1} U^\top (A^\top A)^2 U)\, w_k,
 #
-# so the error shrinks, in the end, by the spectral radius of that matrix from step to step. Its eigenvalues are one
-# less :math:`\eta` times mean values of the squared singular values of :math:`A`: the step contracts if :math:`A` is
+# so the error shrinks in each step, in the limit, by the spectral radius of that matrix. Its eigenvalues are one minus
+# :math:`\eta` times averages of the squared singular values of :math:`A`. So the step contracts if :math:`A` is
 # injective on the subspace and :math:`0 < \eta < 2 / \|A\|^2`.
 
 gram = matrix.T @ matrix
@@ -90,12 +89,12 @@ def factor(step_size):
 
 
 # %%
-# What DMILO-PGD does
-# -------------------
+# DMILO-PGD
+# ---------
 #
 # The published loop on this prior: one gradient step and one fit for each outer step, no penalty on the latent and no
-# deviation, and L-BFGS until it cannot improve. A run of k outer steps is the beginning of one of k + 1, so that runs
-# of growing length give the error after each step.
+# deviation, and L-BFGS until convergence. A run of k outer steps is the beginning of a run of k + 1 steps, so runs of
+# growing length give the error after each step.
 
 steps = 12
 sizes = {"0.5 / |A|^2": 0.5, "1 / |A|^2": 1.0, "1.5 / |A|^2": 1.5}
@@ -118,10 +117,10 @@ for name, size in sizes.items():
     print(f"{name:12} {factor(size / norm):9.4f} {(errors[name][-1] / errors[name][-2]).item():10.4f}")
 
 # %%
-# The picture
-# -----------
+# Plot
+# ----
 #
-# Lines: the factor of theory, drawn through the last point. Points: the errors of DMILO-PGD.
+# Lines: the theoretical factor, drawn through the last point. Points: the errors of DMILO-PGD.
 
 figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
 for name, size in sizes.items():
@@ -134,15 +133,16 @@ axes.legend(title="step size")
 plt.show()
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 apart = max(abs(errors[name][-1] / errors[name][-2] / factor(size / norm) - 1).item() for name, size in sizes.items())
-print(f"The measured ratios are within {100 * apart:.1f} % of the factors of theory.")
+print(f"The measured ratios are within {100 * apart:.1f} % of the theoretical factors.")
 
 # %%
-# A trained prior is no subspace and the noise is not zero, so none of this holds exactly there. What carries over is
-# in :doc:`/method`: the operator must tell the images of the prior apart, and the step must fit its norm.
+# The images of a trained prior are no subspace and the noise is not zero, so none of this holds exactly there. What
+# carries over is in :doc:`/method`: the operator must be injective on the images of the prior, and the step size must
+# fit its norm.
 #
 # .. footbibliography::
 

@@ -2,9 +2,9 @@ r"""
 Quality against network passes
 ==============================
 
-What do more passes of the network buy? DMILO and DMILO-PGD :footcite:p:`zheng2025dmilo` beside deepinv's DPS
-:footcite:p:`chung2023dps` and DiffPIR :footcite:p:`zhu2023diffpir`, all with the same network, measurements and
-images, at growing budgets.
+How does quality grow with the passes of the network? DMILO and DMILO-PGD :footcite:p:`zheng2025dmilo` are compared with
+deepinv's DPS :footcite:p:`chung2023dps` and DiffPIR :footcite:p:`zhu2023diffpir` at growing budgets, with the same
+network, measurements and images.
 """
 
 # %%
@@ -33,10 +33,10 @@ y = physics(x)
 # The budgets
 # -----------
 #
-# A pass is a call of the network with the backward pass through it. DiffPIR only calls the network; a call counts as
-# half a pass, as in the budgets of our methods. DPS has a weight that was tuned at 200 steps, on other digits, and not
-# again for the budgets here; DiffPIR has the zeta that the :doc:`report </report/report>` found better than its
-# default. DMILO and DMILO-PGD are at their defaults.
+# A pass is a forward and a backward pass through the network. DiffPIR needs no backward passes; a forward pass counts
+# as half a pass, as in the budgets of DMILO. The weight of DPS was tuned at 200 steps, on other digits, and not again
+# for the budgets here. DiffPIR has the zeta that is better than its default in the :doc:`report </report/report>`.
+# DMILO and DMILO-PGD are at their defaults.
 
 CALL = 1 / 2
 
@@ -55,7 +55,7 @@ def diffpir(steps):
 
 
 def ours(method):
-    """The same of one of ours; the first image, the image after each level and the posterior mean are calls."""
+    """The same for DMILO or DMILO-PGD; the first image, the image after each level and the posterior mean are calls."""
 
     def run(budget):
         solution = method(prior, max_passes=budget).solve(y, physics)
@@ -92,10 +92,10 @@ for name, points in curves.items():
         print(f"{name:10} {passes:7.1f} {quality:10.2f} {residual:9.4f}")
 
 # %%
-# The picture
-# -----------
+# Plot
+# ----
 #
-# The dashed line is the root mean square of the noise over all pixels; hidden ones have none.
+# The dashed line is the root mean square of the noise over all pixels; hidden pixels have none.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for name, points in curves.items():
@@ -110,8 +110,8 @@ left.legend()
 plt.show()
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 best = {name: max(points, key=lambda point: point[1]) for name, points in curves.items()}
 for name, (passes, quality, _) in best.items():
@@ -122,6 +122,6 @@ if enough:
     print(f"DMILO is above the best of DPS and DiffPIR here from {enough[0]:.0f} passes on.")
 
 # %%
-# Three digits and one task; the report has more of both, and DPS with more steps.
+# These are three digits and one task. The report has more of both, and DPS with more steps.
 #
 # .. footbibliography::

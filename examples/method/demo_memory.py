@@ -3,17 +3,17 @@ Memory against the number of layers
 ===================================
 
 DMPlug :footcite:p:`wang2024dmplug` differentiates through all layers of the chain at once, so it keeps the graph of
-each of them. DMILO :footcite:p:`zheng2025dmilo` solves one layer after the other and keeps the graph of one. This
-example counts the bytes that the graphs hold, exactly, on the CPU.
+each layer. DMILO :footcite:p:`zheng2025dmilo` solves one layer after the other, and keeps the graph of one. This
+example counts the exact number of bytes in these graphs, on the CPU.
 """
 
 # %%
 # What is counted
 # ---------------
 #
-# Autograd keeps the tensors that the backward pass will need. PyTorch lets us see each of them when it is saved and
-# know when it is let go: :class:`torch.autograd.graph.saved_tensors_hooks`. We add up the bytes of those alive, count
-# a storage that is saved twice once, and leave out the weights, which are there anyway.
+# Autograd keeps the tensors that the backward pass needs. The hooks of
+# :class:`torch.autograd.graph.saved_tensors_hooks` report when a tensor is saved and when it is freed. The example adds
+# up the bytes of the tensors that are alive. A storage that is saved twice counts once, and the weights do not count.
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ from deepinv_dmilo.tools.tasks import make_physics
 
 
 class GraphBytes(torch.autograd.graph.saved_tensors_hooks):
-    """The most bytes that saved tensors held at a time, in ``peak``."""
+    """Counts the bytes of saved tensors; ``peak`` is the maximum."""
 
     def __init__(self, module):
         self.weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
@@ -35,7 +35,7 @@ class GraphBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class Saved:
-    """A saved tensor; it counts from its making to its end."""
+    """A saved tensor, counted as long as it is alive."""
 
     def __init__(self, tensor, count):
         self.tensor, self.count = tensor, count
@@ -58,8 +58,7 @@ class Saved:
 # One image, chains of one to five layers
 # ---------------------------------------
 #
-# Both methods run on the chain from pure noise, as published, for a few steps: the memory is the same at each of
-# them.
+# Both methods run on the chain from pure noise, as published, for a few steps: the memory is the same at each step.
 
 x = held_out_images("digits")[:1]
 physics = make_physics("inpainting", (1, 32, 32))
@@ -83,8 +82,8 @@ for i, n in enumerate(layers):
     print(f"{n:6}  " + "  ".join(f"{values[i]:6.1f} MB" for values in peaks.values()))
 
 # %%
-# The picture
-# -----------
+# Plot
+# ----
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for name, values in peaks.items():
@@ -94,18 +93,18 @@ axes.legend()
 plt.show()
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 #
-# DMPlug's memory is that of one layer times their number, DMILO's is that of one layer:
+# The memory of DMPlug grows with the number of layers, that of DMILO is that of one layer:
 
 growth = {name: values[-1] / values[0] for name, values in peaks.items()}
 print(f"from one layer to {max(layers)}: DMPlug x {growth['DMPlug']:.2f}, DMILO x {growth['DMILO']:.2f}")
 
 # %%
-# Two more options lower the memory of that one layer: ``micro_batch=1`` of the reconstructor, which takes the images
-# of a batch through the network one by one, and ``checkpointing=True`` of :class:`deepinv_dmilo.DiffusionPrior`,
-# which computes the inside of the network's blocks again in the backward pass.
+# Two more options lower the memory of that one layer. ``micro_batch=1`` of the reconstructor takes the images of a
+# batch through the network one by one. ``checkpointing=True`` of :class:`deepinv_dmilo.DiffusionPrior` recomputes the
+# activations inside the network's blocks in the backward pass.
 
 x = held_out_images("digits")[:4]
 y = physics(x)

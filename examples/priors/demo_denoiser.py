@@ -2,10 +2,10 @@ r"""
 A deepinv denoiser as the prior
 ===============================
 
-Any deepinv denoiser with a network is a prior: ``DMILO(dinv.models.DRUNet())`` is all that is to be typed. It was
-trained up to some noise, and the levels start there, so that what it cannot do is to invent what is hidden: a
-diffusion model was shown more noise than image. This example trains a small DRUNet for half a minute, to stand for a
-denoiser that you have, and puts it beside the diffusion model of the same digits.
+Any deepinv denoiser with a network can be the prior: type ``DMILO(dinv.models.DRUNet())``. A denoiser is trained up to
+some noise level, and the levels start there. So it cannot generate hidden content, while a diffusion model, which is
+trained up to pure noise, can. This example trains a small DRUNet for half a minute, in place of a denoiser that you
+have, and compares it with the diffusion model of the same digits.
 """
 
 # %%
@@ -43,7 +43,7 @@ denoiser.eval()
 # Two priors
 # ----------
 #
-# ``max_noise`` is the largest noise, for images in [0, 1], that the denoiser is told to be good at.
+# ``max_noise`` is the largest noise level, for images in [0, 1], for which the denoiser is used.
 
 priors = {
     "DRUNet": DiffusionPrior.from_denoiser(denoiser, max_noise=MAX_NOISE),
@@ -59,7 +59,7 @@ for name, prior in priors.items():
 # Reconstruction
 # --------------
 #
-# Of a blur, which hides detail, and of a mask of 60 % of the pixels, which hides more.
+# The two problems are a blur, which removes detail, and a mask of 60 % of the pixels, which removes more.
 
 noise = dinv.physics.GaussianNoise(0.02, rng=torch.Generator().manual_seed(0))
 kernel = dinv.physics.functional.blur.gaussian_blur(sigma=1.5)
@@ -78,5 +78,5 @@ for name, physics in operators.items():
     plot({**images, "ground truth": x}, rescale_mode="clip", figsize=(6, 6), dpi=100, fontsize=9)
 
 # %%
-# The better denoiser is the better prior. The levels of the DRUNet start at the noise that it was trained up to; where
-# the measurements determine most of the image, higher ones are not taken in any case (:doc:`/method`).
+# The better denoiser is the better prior. The levels of the DRUNet start at the largest noise level of its training. If
+# the measurements determine most of the image, higher levels are not needed in any case (:doc:`/method`).

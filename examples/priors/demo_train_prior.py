@@ -3,8 +3,8 @@ Train a prior of your own
 =========================
 
 A prior is a diffusion model in diffusers' format :footcite:p:`ho2020denoising`. This example trains a tiny one on
-pictures that it draws itself, saves it, loads it and reconstructs with it. For pictures of your own there is a script
-that does the same at length: ``python examples/train_prior.py --data FOLDER --size 64 --out priors/mine``.
+generated pictures, saves it, loads it and reconstructs with it. For your own pictures use the full training script:
+``python examples/train_prior.py --data FOLDER --size 64 --out priors/mine``.
 """
 
 # %%
@@ -66,7 +66,7 @@ print(f"{sum(p.numel() for p in unet.parameters()):,} parameters")
 # Training
 # --------
 #
-# The network learns to tell the noise in a noisy picture. The pictures go in with the range [-1, 1].
+# The network learns to predict the noise in a noisy picture. The range of its input is [-1, 1].
 
 steps = 500
 optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
@@ -91,9 +91,8 @@ for end in (100, steps):
 # Save, load, look
 # ----------------
 #
-# The folder that diffusers writes is what :meth:`deepinv_dmilo.DiffusionPrior.from_pretrained` reads; weights must be
-# safetensors, which is what diffusers writes by default. ``prior.sample`` takes a chain of 50 layers; reconstruction
-# needs few.
+# :meth:`deepinv_dmilo.DiffusionPrior.from_pretrained` reads the folder that diffusers writes. The weights must be
+# safetensors, the default of diffusers. ``prior.sample`` takes a chain of 50 layers; reconstruction needs few.
 
 with tempfile.TemporaryDirectory() as folder:
     DDPMPipeline(unet, scheduler).save_pretrained(folder)
@@ -108,14 +107,14 @@ plot(
 )
 
 # %%
-# After so little training some samples fail. A reconstruction asks less: the measurements guide it.
+# After so little training some samples fail. Reconstruction is easier, as the measurements guide it.
 
 # %%
 # Reconstruction
 # --------------
 #
-# New pictures, sixty per cent of their pixels hidden. As a check that the prior is what helps, the same with the
-# bundled prior of digits, which knows no such pictures.
+# Sixty per cent of the pixels of new pictures are hidden. As a check that the prior is what helps, the same is done
+# with the bundled prior of digits, which was not trained on such pictures.
 
 physics = dinv.physics.Inpainting(
     (1, size, size), mask=0.4, rng=rng, noise_model=dinv.physics.GaussianNoise(0.01, rng=rng)
@@ -130,8 +129,8 @@ images = {
 plot(images, rescale_mode="clip", figsize=(6.5, 6.5), dpi=100, fontsize=9)
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 psnr = dinv.metric.PSNR()
 values = {name: psnr(image, x_test).mean().item() for name, image in images.items() if name != "ground truth"}

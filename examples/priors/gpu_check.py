@@ -1,12 +1,12 @@
 """
-What only a GPU can show, in one run: is it right, how fast, how much memory; and a larger prior of photographs.
+Checks that need a GPU, in one run: correctness, speed, memory; and the training of a larger prior of photographs.
 
     python examples/priors/gpu_check.py --photos PICTURES --minutes 25      # writes docs/gpu.md
     python examples/priors/gpu_check.py --device cpu --quick --out page.md  # tries the script, at toy sizes
 
-Each part runs in a process of its own (not with --quick), so that one that fails costs no other. What is found is in
-``--folder`` after each row, and the page is written after each part. The same command goes on where a run was cut off:
-parts that came to their end are not run again, and the training resumes. A fresh folder starts anew. With the internet,
+Each part runs in its own process (not with --quick), so that the failure of one does not stop the others. Results are
+in ``--folder`` after each row, and the page is written after each part. After an interruption the same command resumes:
+finished parts are not run again, and the training continues. A new folder starts from the beginning. With the internet,
 ``--prior google/ddpm-celebahq-256 --images FACES`` takes that prior and pictures of faces.
 """
 

@@ -22,7 +22,7 @@ TASKS = {
     "digits": (32, ("inpainting", "super-resolution", "phase-retrieval")),
     "photos": (64, ("super-resolution", "motion-deblurring", "nonlinear-deblurring", "compressed-sensing")),
 }
-# The noise level is told: where it is simulated, each device and dtype draws other numbers.
+# The noise level is given: a simulated one differs, as each device and dtype draws other numbers.
 METHODS = {
     "DMILO": lambda prior: DMILO(prior, max_passes=PASSES, noise_level=NOISE),
     "DMILO-PGD": lambda prior: DMILOPGD(prior, max_passes=PASSES, noise_level=NOISE),

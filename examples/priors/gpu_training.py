@@ -36,7 +36,7 @@ def training(setup: Setup, record: Record) -> None:
 
 
 def arguments(setup: Setup, photos: Path) -> list[str]:
-    """Those of train_prior.py; the minutes are those of the first sitting."""
+    """Those of train_prior.py; the minutes are those of the first run."""
     kept = setup.folder / "train_minutes.txt"
     if not kept.exists():
         kept.write_text(str(setup.train_minutes))

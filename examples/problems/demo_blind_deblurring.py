@@ -2,15 +2,16 @@ r"""
 Blind deblurring
 ================
 
-A photograph is blurred by a kernel that nobody knows. DMILO :footcite:p:`zheng2025dmilo` finds the kernel with the
-image: for every image that the latent makes, the kernel is first taken to the one that explains the measurements best.
+A photograph is blurred by an unknown kernel. DMILO :footcite:p:`zheng2025dmilo` estimates the kernel together with the
+image: for each image that the latent gives, it first solves for the kernel that fits the measurements best.
 """
 
 # %%
 # The measurements
 # ----------------
 #
-# The truth is used to simulate, and for the PSNR; the reconstruction is told a Gaussian kernel that is too wide.
+# The truth is used for the simulation and for the PSNR only. The reconstruction starts from a Gaussian kernel that is
+# too wide.
 
 import deepinv as dinv
 import torch
@@ -43,13 +44,13 @@ blind, found = DMILO(prior, unknown={"filter": Simplex(guess)})(y, blur(guess), 
 known = DMILO(prior)(y, blur(kernel))
 
 psnr = dinv.metric.PSNR()
-images = {"measurements": y, "guess held": wrong, "blind": blind, "true kernel": known, "original": x}
+images = {"measurements": y, "guess fixed": wrong, "blind": blind, "true kernel": known, "original": x}
 for name, image in list(images.items())[:-1]:
     print(f"{name:14} {psnr(image.clamp(0, 1), x).item():.2f} dB")
 plot(images, rescale_mode="clip", figsize=(10, 2.6), dpi=110, fontsize=9)
 plot({"guess": guess, "found": found["filter"], "true": kernel}, figsize=(6, 2.4), dpi=110, fontsize=9)
 
 # %%
-# An unknown gain, or the width of a blur, goes the same way: ``unknown={"gain": Positive(torch.ones(1, 1, 1, 1))}``.
+# An unknown gain or blur width works the same way: ``unknown={"gain": Positive(torch.ones(1, 1, 1, 1))}``.
 #
 # .. footbibliography::

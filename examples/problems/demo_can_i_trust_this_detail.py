@@ -2,16 +2,16 @@ r"""
 Can I trust this detail?
 ========================
 
-A diffusion prior paints sharp detail, also where the measurements say nothing. Samples of the posterior tell which
-detail the measurements support: it is in all of them. What they leave open is in some and not in others.
+A diffusion prior adds sharp detail, also where nothing was measured. Posterior samples show which details the
+measurements support: these are in all samples. Uncertain details are in some samples and not in others.
 """
 
 # %%
 # A digit with its top hidden
 # ---------------------------
 #
-# Half of the pixels are hidden at random, and all of a box. The tail of the digit is seen in part. The stroke that
-# closes its top is in the box: nothing of it is measured.
+# Half of the pixels are masked at random, and all pixels of a box. The tail of the digit is measured in part. The
+# stroke that closes its top is in the box: nothing of it is measured.
 
 import deepinv as dinv
 import torch
@@ -33,7 +33,7 @@ y = physics(x)
 # One reconstruction
 # ------------------
 #
-# DMILO returns one image. All of it is sharp, and nothing in it says what was measured and what was not.
+# DMILO returns one image. It is sharp everywhere, and does not show what was measured and what was not.
 
 one = DMILO(prior, max_passes=25)(y, physics)
 plot({"measurements": y, "DMILO": one}, rescale_mode="clip", figsize=(4, 2.2), dpi=100)
@@ -42,8 +42,8 @@ plot({"measurements": y, "DMILO": one}, rescale_mode="clip", figsize=(4, 2.2), d
 # Twelve samples
 # --------------
 #
-# Each is an image that could have given these measurements. The quantiles 0.1 and 0.9 of each pixel bound what eight
-# of ten images have there.
+# Each is an image that agrees with these measurements. Eight of ten samples lie between the quantiles 0.1 and 0.9 of a
+# pixel.
 
 model = DMILOSampler(prior, num_samples=12, max_calls=12 * 40)
 mean, std, quantiles, samples = model(y, physics, return_std=True, quantiles=(0.1, 0.9), return_samples=True)
@@ -56,12 +56,12 @@ plot(maps, rescale_mode="clip", figsize=(8, 2.1), dpi=100)
 # Two details
 # -----------
 #
-# Both are strokes, and there if they are nowhere dark: across the stroke the brightest pixel counts, along it the
-# darkest of these.
+# Both details are strokes. A stroke is present if it is nowhere dark: its brightness is the brightest pixel across the
+# stroke, at the darkest point along it.
 
 
 def brightness(images, rows, columns, across):
-    """Of a stroke in images (..., H, W), at its darkest point."""
+    """The brightness of a stroke in images (..., H, W), at its darkest point."""
     return images[..., rows, columns].amax(across).amin(-1).flatten()
 
 
@@ -78,11 +78,11 @@ for name, place in details.items():
     print(f"{name:22} {values} {found[name]:5}/{len(of_samples)} {brightness(x, *place).item():6.2f}")
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 #
-# A hidden pixel is not yet an uncertain one: about half of those of the tail are hidden, too, but what is seen around
-# them leaves little choice.
+# A masked pixel need not be uncertain. About half of the tail is masked, too, but the measured pixels around it
+# determine it well.
 
 hidden = physics.mask[0] == 0
 inside, outside = (std[0][hidden & here].mean().item() for here in (box > 0, box == 0))
@@ -91,10 +91,9 @@ count = samples.shape[1]
 for name, place in details.items():
     is_there = brightness(one, *place).item() > 0.5
     agree = found[name] if is_there else count - found[name]
-    verdict = "trust that" if agree == count else "do not trust that, the measurements leave it open"
+    verdict = "trust that" if agree == count else "do not trust that, the measurements do not determine it"
     print(f"DMILO {'shows' if is_there else 'leaves out'} {name}, as do {agree} of {count} samples: {verdict}.")
 
 # %%
-# Twelve samples tell such a share to about 0.14 (a standard deviation). They are those of this prior: it knows digits
-# alone, so of an image that is none they are too sure. :doc:`/calibration` has how often the truth is where the samples
-# are.
+# With twelve samples the standard deviation of such a share is about 0.14. The samples depend on the prior: this one
+# knows digits only, so on other images the samples are overconfident. :doc:`/calibration` has the measured coverage.

@@ -2,8 +2,8 @@ r"""
 Compressed sensing
 ==================
 
-Random projections of the whole image, far fewer than it has pixels. The measurements are a list of numbers, not a
-picture; nothing of DMILO :footcite:p:`zheng2025dmilo` depends on that.
+The measurements are random projections of the whole image, far fewer than it has pixels: a list of numbers, not a
+picture. DMILO :footcite:p:`zheng2025dmilo` works on them without change.
 """
 
 # %%
@@ -43,13 +43,12 @@ for ratio, physics in problems.items():
 # Three reconstructions
 # ---------------------
 #
-# The pseudo-inverse knows nothing of images. Total variation knows that images are piecewise smooth; its weight is
-# the best of three on these very images, which flatters it. DMILO runs at its defaults, and is told nothing but the
-# physics.
+# The pseudo-inverse has no prior. Total variation assumes piecewise smooth images; its weight is the best of three on
+# these same images, which is in its favour. DMILO runs at its defaults, and gets only the physics.
 
 
 def total_variation(y, physics, weight):
-    """The image of least total variation that goes with the measurements, by ADMM."""
+    """Reconstruction with total variation, by ADMM."""
     model = ADMM(prior=TVPrior(n_it_max=20), data_fidelity=L2(), lambda_reg=weight, stepsize=100, max_iter=200)
     return model(y, physics).clamp(0, 1)
 
@@ -90,14 +89,14 @@ axes.legend()
 plt.show()
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 for i, ratio in enumerate(ratios):
     print(f"at {ratio:.0%}, DMILO is {table['DMILO'][i] - table['total variation'][i]:+.1f} dB from total variation")
 
 # %%
-# The prior of digits knows far more of these images than total variation does, so the comparison says what a good
-# prior is worth, not which algorithm is better. With the fewest measurements even it has to guess.
+# The prior of digits knows far more about these images than total variation does. So the comparison shows the gain by a
+# good prior, not which algorithm is better. With the fewest measurements even this prior has to guess.
 #
 # .. footbibliography::

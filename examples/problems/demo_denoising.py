@@ -1,10 +1,10 @@
 r"""
-Denoising, and what the noise level does
-========================================
+Denoising, and the role of the noise level
+==========================================
 
-The simplest physics, the identity, shows what DMILO :footcite:p:`zheng2025dmilo` does with the level of the noise: it
-decides how closely the measurements are fitted. The example also says when not to use DMILO: a diffusion network is a
-denoiser, and one call of it does this job too.
+The simplest physics, the identity, shows how DMILO :footcite:p:`zheng2025dmilo` uses the noise level: it determines how
+closely the measurements are fitted. The example also shows when not to use DMILO: a diffusion network is a denoiser, so
+one call of it is enough for this problem.
 """
 
 # %%
@@ -30,11 +30,11 @@ def denoising(sigma):
 
 
 # %%
-# DMILO beside the network itself
-# -------------------------------
+# DMILO compared with one call of the network
+# -------------------------------------------
 #
-# ``prior.denoiser()`` is the network as a deepinv denoiser: one call gives its estimate of the mean of all clean
-# images that go with the noisy one. DMILO looks for the most probable latent instead, in up to 100 passes.
+# ``prior.denoiser()`` is the network as a deepinv denoiser: one call estimates the posterior mean of the clean image.
+# DMILO searches for the most probable latent instead, in up to 100 passes.
 
 model = DMILO(prior, max_passes=100)
 denoiser = prior.denoiser()
@@ -57,16 +57,17 @@ plot({**images[0.2], "ground truth": x}, rescale_mode="clip", figsize=(7, 4), dp
 # Where the noise level comes from
 # --------------------------------
 #
-# By default DMILO simulates the noise model of the physics. Where the physics has none, it estimates the noise, by the
-# residual of the image so far and by the network. ``noise_level=`` overrules both: use it for pictures of your own
-# whose noise you know. Here is what each of these gives on the same measurements, and what a wrong level costs.
+# By default DMILO simulates the noise model of the physics. If the physics has none, DMILO estimates the noise level
+# from the residual of the current image and by the network. ``noise_level=`` overrides both: use it for your own
+# pictures if you know their noise. The table compares them on the same measurements, and shows the loss by a wrong
+# level.
 
 sigma = 0.1
 y = images[sigma]["noisy"]
 silent = dinv.physics.Denoising(dinv.physics.ZeroNoise())
 runs = {
     "noise model of the physics": model(y, denoising(sigma)),
-    "not told": model(y, silent),
+    "no noise level": model(y, silent),
     "noise_level=0.1": DMILO(prior, max_passes=100, noise_level=sigma)(y, silent),
     "noise_level=0.02, too low": DMILO(prior, max_passes=100, noise_level=sigma / 5)(y, silent),
     "noise_level=0.5, too high": DMILO(prior, max_passes=100, noise_level=sigma * 5)(y, silent),
@@ -85,8 +86,8 @@ names |= {"too high": runs["noise_level=0.5, too high"], "ground truth": x}
 plot(names, rescale_mode="clip", figsize=(8, 4), dpi=100, fontsize=9)
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 right = psnr(runs["noise_level=0.1"], x).mean().item()
 for name, image in runs.items():

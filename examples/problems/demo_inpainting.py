@@ -1,10 +1,10 @@
 r"""
-Inpainting, with a map of what is uncertain
-===========================================
+Inpainting, with a map of the uncertainty
+=========================================
 
-Two masks: seventy per cent of the pixels hidden at random, and a box in the middle. DMILO :footcite:p:`zheng2025dmilo`
-makes one good image of each. :class:`DMILOSampler <deepinv_dmilo.DMILOSampler>` draws samples of the posterior: their
-mean, and their standard deviation, which is a map of what the measurements leave open.
+There are two masks: seventy per cent of the pixels hidden at random, and a box in the middle. DMILO
+:footcite:p:`zheng2025dmilo` reconstructs one image for each. :class:`DMILOSampler <deepinv_dmilo.DMILOSampler>` draws
+samples of the posterior. It returns their mean, and their standard deviation as a map of the uncertainty.
 """
 
 # %%
@@ -38,7 +38,7 @@ problems = {
 # One image, and six samples
 # --------------------------
 #
-# The samples of an image share its budget: 240 calls of the network are 40, and eight noise levels, for each.
+# The samples of an image share its budget: 240 calls of the network are 40 for each sample, over eight noise levels.
 
 single = DMILO(prior, max_passes=25)
 sampler = DMILOSampler(prior, num_samples=6, max_calls=6 * 40)
@@ -57,12 +57,12 @@ for name, physics in problems.items():
 # Seventy per cent hidden at random
 # ---------------------------------
 #
-# Each map of the standard deviation has its own grey scale, black for none. Errors have that of the map, so that the
-# two can be compared.
+# Each map of the standard deviation has its own grey scale, where black is zero. The error has the same scale, so that
+# the two can be compared.
 
 
 def show(name):
-    """Measurements, reconstruction, samples, their mean, map, error and truth beside one another."""
+    """Plot measurements, reconstruction, samples, their mean, map, error and truth."""
     y, one, mean, std, samples = results[name]
     columns = {
         "measurements": y,
@@ -80,16 +80,16 @@ show("random")
 # A box hidden in the middle
 # --------------------------
 #
-# Here the prior has to invent what the box hides, and the samples differ.
+# Here the prior has to generate the content of the box, and the samples differ.
 
 show("box")
 
 # %%
-# Does the map tell where the errors are?
+# Does the map show where the errors are?
 # ---------------------------------------
 #
-# The correlation over the pixels between the map and the size of the error, and the mean of the map where the pixels
-# are hidden and where they are known.
+# The table has the correlation over the pixels between the map and the absolute error, and the mean of the map over
+# hidden and over known pixels.
 
 for name, physics in problems.items():
     _, _, mean, std, _ = results[name]
@@ -102,9 +102,9 @@ for name, physics in problems.items():
     )
 
 # %%
-# And is its size right? If the truth is one more draw of what the samples are drawn from, the root mean square of the
-# error over that of the standard deviation is near 1: the error of the mean of S samples has :math:`1 + 1 / S` times
-# the variance. Two images say little; :doc:`/calibration` has more.
+# Is the size of the standard deviation right, too? If the truth is a draw from the distribution of the samples, the
+# error of the mean of S samples has :math:`1 + 1 / S` times their variance. The printed ratio of the two root mean
+# squares is then near 1. Two images are few; :doc:`/calibration` has more.
 
 for name, physics in problems.items():
     _, _, mean, std, samples = results[name]
@@ -113,11 +113,11 @@ for name, physics in problems.items():
     print(f"{name:8} error / standard deviation = {ratio.item():.2f} where hidden")
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 #
-# DMILO is made for one good picture; the samples say where it may be wrong. Their mean is blurred where they differ;
-# one of them is sharp, and one of many.
+# DMILO is made for one good image, and the samples show where it may be wrong. The mean of the samples is blurred where
+# they differ. A single sample is sharp, but only one of many possible images.
 
 for name in problems:
     _, one, mean, _, samples = results[name]

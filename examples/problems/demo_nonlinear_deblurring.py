@@ -11,8 +11,8 @@ and no singular value decomposition, but there is a gradient. That is all that D
 # The physics
 # -----------
 #
-# :class:`deepinv_dmilo.tools.tasks.CameraResponseBlur` is five lines. Any :class:`deepinv.physics.Physics` whose ``A``
-# is written in PyTorch does.
+# :class:`deepinv_dmilo.tools.tasks.CameraResponseBlur` has five lines. Any :class:`deepinv.physics.Physics` whose ``A``
+# is written in PyTorch can be used.
 
 import deepinv as dinv
 import torch
@@ -41,8 +41,8 @@ print(f"the largest gap is {gap:.2f}")
 # DMILO and DMILO-PGD
 # -------------------
 #
-# DMILO-PGD takes gradient steps on the measurements before each noise level; for nonlinear physics their size is
-# found by backtracking. These steps cost no pass of the network.
+# DMILO-PGD takes gradient steps on the data fidelity before each noise level; for nonlinear physics backtracking
+# chooses their size. These steps need no pass of the network.
 
 psnr = dinv.metric.PSNR()
 images, curves, levels = {}, {}, {}
@@ -52,7 +52,7 @@ for model in (DMILO(prior, max_passes=100), DMILOPGD(prior, max_passes=100)):
     images[name], curves[name], levels[name] = solution.images, solution.metrics, solution.ended[0]
 
 # %%
-# To compare: plain gradient descent on the measurements, from mid-grey, without any prior.
+# For comparison: gradient descent on the data fidelity alone, from mid-grey, without a prior.
 
 plain = torch.full_like(x, 0.5)
 for _ in range(500):
@@ -77,8 +77,8 @@ plot({"measurements": y, **images, "ground truth": x}, rescale_mode="clip", figs
 # Level by level
 # --------------
 #
-# ``compute_metrics`` records each noise level that an image takes: the passes so far, the residual, and, with ``x_gt``,
-# PSNR. The plan of each image chooses its levels. Here, the first image.
+# ``compute_metrics`` records for each noise level of an image the passes so far, the residual, and, with ``x_gt``, the
+# PSNR. Each image has its own levels; these are those of the first.
 
 for name, curve in curves.items():
     print(name)
@@ -88,8 +88,8 @@ for name, curve in curves.items():
         print(f"  {level.sigma:6.3g} {passes:8.0f} {residual:10.4f} {value:10.2f}")
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 difference = (psnr(images["DMILOPGD"], x) - psnr(images["DMILO"], x)).mean().item()
 best = max(images, key=lambda name: psnr(images[name], x).mean().item())

@@ -2,16 +2,16 @@ r"""
 Photographs
 ===========
 
-The bundled prior ``photos`` knows colour photographs and takes any size. Here DMILO :footcite:p:`zheng2025dmilo`
-removes the blur of a moving camera, fills in the colours between the filters of a sensor, makes a picture of 512 x 512
-pixels out of a small one, and improves a picture file of yours on the command line.
+The bundled prior ``photos`` was trained on colour photographs and takes any size. Here DMILO
+:footcite:p:`zheng2025dmilo` removes the blur of a moving camera, demosaics the colours of a sensor, enlarges a small
+picture to 512 x 512 pixels, and improves a picture file on the command line.
 """
 
 # %%
-# A camera that moved
-# -------------------
+# Motion blur
+# -----------
 #
-# The prior never saw these photographs. The blur and its noise are deepinv's; the original is used for the PSNR alone.
+# The prior was not trained on these photographs. Blur and noise are deepinv's; the original is used for the PSNR only.
 
 import tempfile
 from pathlib import Path
@@ -38,7 +38,7 @@ def noise(sigma):
 
 
 def show(**images):
-    """Images beside one another, each with its PSNR."""
+    """Plot images side by side, and print the PSNR of each."""
     truth = images["original"]
     for name, image in images.items():
         if image.shape == truth.shape and name != "original":
@@ -53,10 +53,10 @@ y = physics(x)
 show(measurements=y, reconstruction=DMILO(prior, max_passes=25)(y, physics), original=x)
 
 # %%
-# The colours between the filters
-# -------------------------------
+# Demosaicing
+# -----------
 #
-# Behind each pixel's filter a sensor sees one colour of three (Bayer's pattern). That is an inpainting mask.
+# A sensor measures one of three colours at each pixel (Bayer's pattern). That is an inpainting mask.
 
 x = resize(photographs[10:11], [128, 128], antialias=True).clamp(0, 1)
 physics = dinv.physics.Demosaicing((3, 128, 128), noise_model=noise(0.02))
@@ -67,8 +67,8 @@ show(measurements=y, reconstruction=DMILO(prior, max_passes=25)(y, physics), ori
 # A larger picture
 # ----------------
 #
-# The network was trained on crops of 64 x 64 and has no attention: time and memory grow with the pixels, no faster.
-# Four photographs as one of 128 x 128 pixels, to 512 x 512, in fifteen passes.
+# The network was trained on crops of 64 x 64 and has no attention, so time and memory grow linearly with the number of
+# pixels. Four photographs are one picture of 128 x 128 pixels, which fifteen passes enlarge to 512 x 512.
 
 x = torch.cat([torch.cat(list(photographs[[i, i + 1]]), -1) for i in (1, 9)], -2)[None]
 physics = dinv.physics.Downsampling((3, 512, 512), filter="bicubic", factor=4, noise_model=noise(0.01))
@@ -76,11 +76,11 @@ y = physics(x)
 show(measurements=y, reconstruction=DMILO(prior, max_passes=15)(y, physics), original=x)
 
 # %%
-# A file of yours
-# ---------------
+# A picture file
+# --------------
 #
-# On the command line, ``deepinv-dmilo reconstruct small.png --task super-resolution --max-passes 25 --out large.png``;
-# here the same from Python. The picture is made small by Pillow, as people do, and the command is not told how.
+# The command is ``deepinv-dmilo reconstruct small.png --task super-resolution --max-passes 25 --out large.png``; here
+# it is called from Python. Pillow makes the picture small, as is common, and the command does not know how.
 
 with tempfile.TemporaryDirectory() as folder:
     small, large = Path(folder) / "small.png", Path(folder) / "large.png"

@@ -2,15 +2,16 @@ r"""
 Super-resolution
 ================
 
-Four times fewer pixels in height and width, bicubic, with a little noise: what a diffusion prior makes of it with
-DMILO :footcite:p:`zheng2025dmilo`, and how much of that a short run already gives.
+The measurements have four times fewer pixels in height and width, by bicubic downsampling, and a little noise. The
+example shows what DMILO :footcite:p:`zheng2025dmilo` reconstructs with a diffusion prior, and how much of the gain a
+short run gives.
 """
 
 # %%
 # Prior, physics, measurements
 # ----------------------------
 #
-# The photograph is held out: the prior never saw it. Images are in [0, 1], as everywhere in deepinv.
+# The photograph is held out: the prior was not trained on it. Images are in [0, 1], as everywhere in deepinv.
 
 import deepinv as dinv
 import torch
@@ -36,8 +37,8 @@ print(f"from {tuple(y.shape[1:])} to {tuple(x.shape[1:])}")
 # Reconstruction
 # --------------
 #
-# ``max_passes`` is a hard budget: forward and backward passes of the network that each image may take. An image that
-# is done early takes fewer.
+# ``max_passes`` is an upper bound of the forward and backward passes of the network for each image. An image that
+# converges early takes fewer.
 
 methods = {
     "DMILO, 10 passes": DMILO(prior, max_passes=10),
@@ -54,8 +55,8 @@ for name, model in methods.items():
 # How good are they?
 # ------------------
 #
-# PSNR needs the ground truth, which the methods never see. The residual needs none: near the noise level, 0.005, the
-# image explains the measurements and does not fit their noise.
+# PSNR needs the ground truth, which the methods do not get. The residual does not need it: if it is near the noise
+# level, 0.005, the image explains the measurements and does not fit their noise.
 
 psnr = dinv.metric.PSNR()
 print(f"{'':22} {'PSNR (dB)':>10} {'residual':>10} {'passes':>8}")
@@ -77,11 +78,11 @@ plot(
 )
 
 # %%
-# What do the measurements leave open?
-# ------------------------------------
+# How uncertain is the image?
+# ---------------------------
 #
-# An image of 16 x 16 pixels does not fix 64 x 64. :class:`DMILOSampler <deepinv_dmilo.DMILOSampler>` draws images that
-# could all have given y. Errors have the grey scale of the standard deviation.
+# An image of 16 x 16 pixels does not determine one of 64 x 64. :class:`DMILOSampler <deepinv_dmilo.DMILOSampler>` draws
+# images that all agree with y. The error has the grey scale of the standard deviation.
 
 sampler = DMILOSampler(prior, num_samples=4, max_calls=4 * 40)
 mean, std, samples = sampler(y, physics, return_std=True, return_samples=True)
@@ -91,8 +92,8 @@ columns |= {"standard\ndeviation": std / std.amax(), "error of\nthe mean": (mean
 plot({**columns, "ground truth": x}, rescale_mode="clip", figsize=(11, 2.2), dpi=100, fontsize=9)
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 gain = (psnr(images["DMILO, 25 passes"], x) - psnr(images["pseudo-inverse"], x)).mean().item()
 share = (psnr(images["DMILO, 10 passes"], x) - psnr(images["pseudo-inverse"], x)).mean().item() / gain
@@ -102,7 +103,7 @@ residual = (physics.A(samples[0]) - y).square().mean().sqrt().item()
 print(f"Downsampled, the samples are {residual:.4f} from y, whose noise is 0.005.")
 
 # %%
-# All samples explain y, and differ in the fine texture, which y does not show: do not trust it in any one of them.
-# :ref:`sphx_glr_auto_examples_problems_demo_can_i_trust_this_detail.py` looks at single details.
+# All samples explain y. They differ in the fine texture, which y does not determine: do not trust it in a single
+# sample. :ref:`sphx_glr_auto_examples_problems_demo_can_i_trust_this_detail.py` tests single details.
 #
 # .. footbibliography::

@@ -2,9 +2,9 @@ r"""
 A volume, slice by slice
 ========================
 
-A volume that is blurred along all three axes, reconstructed with a prior that knows pictures only:
-:class:`Slicewise <deepinv_dmilo.Slicewise>` takes each slice as a picture, and the physics sees the whole volume. Films
-are the same, with time in place of depth.
+A volume that is blurred along all three axes is reconstructed with a prior of 2D images. :class:`Slicewise
+<deepinv_dmilo.Slicewise>` applies the prior to each slice, and the physics acts on the whole volume. Videos work the
+same way, with time in place of depth.
 """
 
 # %%
@@ -41,9 +41,9 @@ print(f"volume {tuple(x.shape)}, kernel {tuple(kernel.shape)}")
 # Four reconstructions
 # --------------------
 #
-# A pass of the network takes all slices at once; ``micro_batch=2``, say, takes two at a time, with less memory and the
-# same result. ``slice_difference`` tells the prior by how much neighbours differ, as a standard deviation. For
-# comparison, each slice alone, as if it were blurred in its plane only.
+# A pass of the network takes all slices at once. ``micro_batch=2``, for example, takes two at a time, with less memory
+# and the same result. ``slice_difference`` is the standard deviation of the difference of neighbouring slices. For
+# comparison, each slice is also reconstructed alone, as if it were blurred in its plane only.
 
 prior = DiffusionPrior.from_pretrained("digits")
 difference = x.diff(dim=2).square().mean().sqrt().item()
@@ -70,8 +70,8 @@ rows = {name: volume[0].transpose(0, 1) for name, volume in shown.items()}
 plot(rows, max_imgs=5, rescale_mode="clip", figsize=(8, 9.9), dpi=100, fontsize=9)
 
 # %%
-# What you saw
-# ------------
+# Summary
+# -------
 
 gain = quality["100 passes"] - quality["slices alone"]
 print(f"With the blur of the whole volume DMILO is {gain:.1f} dB above that of each slice alone.")
@@ -79,6 +79,6 @@ gain = quality["25, neighbours tied"] - quality["25 passes"]
 print(f"At 25 passes slice_difference gains {gain:.1f} dB.")
 
 # %%
-# Without ``slice_difference`` the slices are independent in the prior: only the physics ties them. Other planes are
-# slices with ``Slicewise(prior, axis=3)`` or ``axis=4``. Volumes of two channels, such as those of MRI in deepinv, take
-# ``Slicewise(Channelwise(prior))`` or ``Slicewise(Complex(prior))``.
+# Without ``slice_difference`` the slices are independent in the prior: only the physics couples them. For slices along
+# another axis use ``Slicewise(prior, axis=3)`` or ``axis=4``. Volumes of two channels, such as those of MRI in deepinv,
+# need ``Slicewise(Channelwise(prior))`` or ``Slicewise(Complex(prior))``.
