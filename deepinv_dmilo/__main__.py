@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; what is no bug of ours is one line on stderr and exit code 2."""
+    """Run a command; an error of the input is one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
         with _warnings_in_a_line():
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Tell each warning once, without the line of code that it comes from."""
+    """Print each warning once, without the line of code that it comes from."""
     told = set()
 
     def show(message: Warning | str, *_: object) -> None:

@@ -119,7 +119,7 @@ def open_study(name: str, device: str, settings: dict[str, Any], out: Path, *, d
 
 
 def run_calibration(study: Study, names: Sequence[str], count: int, out: Path) -> None:
-    """Run what is missing and append it to ``results.csv``; ours has a picture of the first image of each problem."""
+    """Run what is missing and append it to ``results.csv``; plot the default sampler's first image of each problem."""
     results = out / "results.csv"
     check_samples(known := read_lines(Calibration, results), count, out)
     done = {(r.method, r.task, r.noise, r.image) for r in known}

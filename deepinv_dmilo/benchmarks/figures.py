@@ -190,7 +190,7 @@ def _points(rows: Sequence[Row], task: str, methods: list[str], against: str) ->
 
 
 def styles(families: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for each family of methods; ours are heavier, and in front."""
+    """A colour and a marker for each family of methods; those of this package are heavier, and in front."""
     looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
     edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
     styled = {}

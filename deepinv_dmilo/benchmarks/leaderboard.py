@@ -1,4 +1,4 @@
-"""deepinv's benchmarks with ours and its own tools, in CSV files with the columns that its leaderboard reads."""
+"""deepinv's benchmarks with our methods and its own, in CSV files with the columns that its leaderboard reads."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _chosen(makers: dict[str, tuple[SolverMaker, str]], wanted: list[str] | None
 
 
 def _facts(name: str, args: argparse.Namespace, limit: int | None) -> dict[str, Any]:
-    """What a line tells of its problem; results of some pictures, or of others, are none of the leaderboard's."""
+    """The problem of a line; results of some pictures, or of others, do not belong to the leaderboard."""
     problem = PROBLEMS[name]
     data = problem.data if args.images is None else Path(args.images).name
     facts = {**problem.facts, "img_size": args.size or PICTURE_SIDE, "debug": limit is not None}

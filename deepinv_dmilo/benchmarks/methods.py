@@ -65,7 +65,7 @@ class Method:
 
 
 class Sampler(nn.Module):
-    """A posterior sampler of deepinv as a reconstructor, told the image shape that it asks for."""
+    """A posterior sampler of deepinv as a reconstructor, given the image shape that it needs."""
 
     def __init__(self, sampler: nn.Module, case: Case) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def _published(case: Case, *, method: type[DMILO]) -> nn.Module:
 
 
 def _budgets(method: type[DMILO]) -> dict[str, Method]:
-    """A method of ours at each of the budgets."""
+    """A method of this package at each of the budgets."""
     return {
         f"{'DMILO-PGD' if method is DMILOPGD else 'DMILO'}, {name}": Method(
             partial(_ours, method=method, passes=passes, samples=samples), tasks=tuple(REPORT_TASKS)

@@ -102,7 +102,7 @@ def ram(case: Case) -> nn.Module:
 
 
 def dpir(case: Case) -> nn.Module:
-    """deepinv's DPIR, eight calls of DRUNet, told the noise level."""
+    """deepinv's DPIR, eight calls of DRUNet, given the noise level."""
     model = DPIR(case.noise, _network(case, "DRUNet"), case.prior.device)
     model.denoiser = model.prior[0].denoiser  # deepinv keeps it in a list, where its calls are not counted
     return model

@@ -1,4 +1,4 @@
-"""The lines of the report's CSV files, written so that a run that is cut off can go on."""
+"""The lines of the report's CSV files, written so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trial:
 
 
 def read_lines(kind: type, file: Path) -> list:
-    """The rows of a CSV file, none where there is no file; a line that was cut off is left out."""
+    """The rows of a CSV file, none if there is no file; a truncated line is left out."""
     if not file.exists():
         return []
     types = {f.name: {"str": str, "float": float, "int": int}[str(f.type)] for f in fields(kind)}
@@ -59,7 +59,7 @@ def read_lines(kind: type, file: Path) -> list:
 
 
 def append_lines(rows: list, file: Path) -> None:
-    """Add rows to a CSV file, new or of fewer columns as well; a line that was cut off is dropped first."""
+    """Add rows to a CSV file, new or of fewer columns as well; a truncated line is dropped first."""
     header = ",".join(f.name for f in fields(rows[0])) + "\n"
     text = file.read_text() if file.exists() else ""
     whole = text[: text.rfind("\n") + 1]

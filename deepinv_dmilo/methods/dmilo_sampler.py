@@ -29,9 +29,9 @@ from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
 @dataclass(eq=False, repr=False, kw_only=True)
 class DMILOSampler(PriorReconstructor):
     r"""
-    Samples of the posterior p(x | y): what the measurements leave open.
+    Samples of the posterior p(x | y).
 
-    The levels of DMILO, asked for a sample in place of a mode (ours). At a level of noise :math:`\sigma`, a latent z
+    The levels of DMILO, with a sample in place of a mode (ours). At a level of noise :math:`\sigma`, a latent z
     is the current image with noise. Its clean latents given z have the mean D(z) and the covariance
     :math:`\sigma^2 J`, with D the denoiser and J its Jacobian (Tweedie; :footcite:t:`rozet2024moment`). With the
     normal distribution of these moments, p(x | z, y) is sampled by randomise-then-optimise
@@ -165,7 +165,7 @@ class DMILOSampler(PriorReconstructor):
         :param bool return_std: also return the standard deviation over the samples, shape (B, C, H, W).
         :param quantiles: such as ``(0.2, 0.8)``: also return these quantiles of each pixel over the samples, shape
             (B, Q, C, H, W). The truth is between two of them as often as their difference says, if the samples are
-            draws of the posterior: S samples tell the quantiles from 1 / (S + 1) to S / (S + 1).
+            draws of the posterior: S samples give the quantiles from 1 / (S + 1) to S / (S + 1).
         :param bool return_samples: also return the samples, shape (B, S, C, H, W).
         :return: the mean over the samples, in [0, 1], shape (B, C, H, W), detached; or a tuple (mean, standard
             deviation, quantiles, samples, metrics) of those asked for.
@@ -189,7 +189,7 @@ class DMILOSampler(PriorReconstructor):
 
 
 def check_quantiles(quantiles: Iterable[float], num_samples: int) -> tuple[float, ...]:
-    """Check that quantiles are between 0 and 1, and that so many samples can tell them."""
+    """Check that quantiles are between 0 and 1, and that so many samples can estimate them."""
     try:
         given = tuple(float(q) for q in ((quantiles,) if isinstance(quantiles, float | int) else quantiles))
     except (TypeError, ValueError) as error:

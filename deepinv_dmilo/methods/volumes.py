@@ -1,4 +1,4 @@
-"""Volumes within a call: the physics sees them whole, the solvers as images of many channels."""
+"""Volumes within a call: whole for the physics, images of many channels for the solvers."""
 
 from __future__ import annotations
 

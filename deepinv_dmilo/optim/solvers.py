@@ -116,7 +116,7 @@ class Adam:
     :param float latent_lr: learning rate of the latents (paper: 8e-3 to 2e-2).
     :param float deviation_lr: learning rate of the deviations (paper and None: 1e-3).
     :param float unknown_lr: in blind problems, learning rate of the raw nuisance parameters (of a simplex: logarithms)
-        as further variables beside the latent (DMPlug: ten times ``latent_lr``); None: they are optimised at every
+        as further variables next to the latent (DMPlug: ten times ``latent_lr``); None: they are optimised at every
         evaluation instead (variable projection).
     """
 

@@ -27,7 +27,7 @@ def with_noise_at(posterior: Posterior, x: Tensor, *, again: bool = False) -> Po
     The posterior with the noise level decided: simulated at images x, or estimated where it is not given.
 
     :param torch.Tensor x: images in [0, 1] near the solution, (n, C, H, W).
-    :param bool again: estimate anew on a better image, where the network errs less; the estimate can only fall.
+    :param bool again: estimate again on a better image, with a smaller error of the network; it can only fall.
     """
     likelihood = posterior.likelihood
     if not isinstance(likelihood, EstimatedGaussian):

@@ -1,4 +1,4 @@
-"""What a network tells of itself, and is told beside the latent and the time: labels, prompts, ..."""
+"""The configuration of a network, and its inputs other than latent and time: labels, prompts, ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
 #: what to do about a network that does not take what it is given
 REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
-#: transformers of diffusers that are told the time as their scheduler counts it; others take it otherwise
+#: transformers of diffusers that take the time as their scheduler counts it; others take it in another form
 TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 
@@ -43,7 +43,7 @@ def unwrapped(network: Any) -> Any:
 
 
 def configuration(network: Any, name: str) -> Any:
-    """What a network's configuration has under a name; None where it does not tell."""
+    """What a network's configuration has under a name; None if there is no such entry."""
     return getattr(getattr(unwrapped(network), "config", None), name, None)
 
 
@@ -74,7 +74,7 @@ def names_timestep(network: nn.Module) -> bool:
 
 
 def check_time(network: nn.Module) -> None:
-    """Refuse transformers of diffusers that are told the time in a way of their own."""
+    """Refuse transformers of diffusers that take the time in another form."""
     kind = type(unwrapped(network))
     is_transformer = kind.__module__.startswith("diffusers.") and "Transformer" in kind.__name__
     if is_transformer and kind.__name__ not in TRANSFORMERS:

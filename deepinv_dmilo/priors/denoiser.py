@@ -75,7 +75,7 @@ class DenoiserPrior(Prior):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """Shape (C, H, W) of the images that deepinv's DiffUNet was trained on; other denoisers do not tell."""
+        """Shape (C, H, W) of the images that deepinv's DiffUNet was trained on; not known for other denoisers."""
         channels, size = (getattr(unwrapped(self.network), name, None) for name in ("in_channels", "img_size"))
         return (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
 
@@ -133,7 +133,7 @@ class DenoiserPrior(Prior):
 
 
 def trained_up_to(denoiser: Denoiser) -> float:
-    """The largest noise of images in [0, 1] that a denoiser of deepinv was trained on; 0.2 where it does not tell."""
+    """The largest noise of images in [0, 1] that a denoiser of deepinv was trained on; 0.2 if that is not known."""
     if isinstance(denoiser, AsDenoiser):
         return min(denoiser.prior.levels(1)[0].sigma, 1e4)  # of pure noise there is no ratio
     sigmas = getattr(denoiser, "sigma_t", None)  # of a ScoreModelWrapper

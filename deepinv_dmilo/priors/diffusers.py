@@ -38,7 +38,7 @@ class DiffusionPrior(Prior):
     r"""
     A pretrained diffusion model: a network and the scheduler that it was trained with.
 
-    The scheduler tells the family of the network (:doc:`/prior` has the table): variance preserving, variance
+    The scheduler determines the family of the network (:doc:`/prior` has the table): variance preserving, variance
     exploding, preconditioned as in EDM, rectified flow or consistency model. The clean image :math:`\hat u` that the
     network sees in a latent is clamped to [-1, 1]; a step from level (a, s) to level (b, r) is deterministic, that of
     :footcite:t:`song2021ddim` without fresh noise where signal and noise trade off:
@@ -145,7 +145,7 @@ class DiffusionPrior(Prior):
         :return: the prior, in evaluation mode; a :class:`LatentPrior <deepinv_dmilo.priors.latent.LatentPrior>` where
             the pipeline has an autoencoder.
         :raises FileNotFoundError: neither a bundled name, nor such a folder, nor a hub id that can be reached; or a
-            network whose scheduler nobody tells.
+            network without a scheduler.
         :raises TypeError, ValueError: a pipeline without safetensors weights or of an unknown family, or a condition
             that is missing.
         """
@@ -178,7 +178,7 @@ class DiffusionPrior(Prior):
         return self.family.levels(num_layers)
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
-        """The clean image in [-1, 1], or clean latent, that the network sees in latents (n, C, H, W)."""
+        """The network's estimate of the clean image in [-1, 1], or clean latent, from latents (n, C, H, W)."""
         dtype = torch.long if isinstance(level.time, int) else torch.promote_types(z.dtype, torch.float32)
         t = torch.full((len(z),), level.time, dtype=dtype, device=z.device)
         u = self.family.clean(z, level, self.predict(self.family.input(z, level), t))
@@ -241,7 +241,7 @@ class DiffusionPrior(Prior):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """Shape (C, H, W) of the images the network was trained on, None where its configuration does not tell."""
+        """Shape (C, H, W) of the images the network was trained on, None if its configuration does not have it."""
         size, channels = (configuration(self.network, name) for name in ("sample_size", "in_channels"))
         if size is None or channels is None:
             return None

@@ -18,7 +18,7 @@ PURE = 1e-4  # the least signal that a flow's latents keep, next to pure noise
 
 
 class Family(Protocol):
-    """What a network is told, and what its output stands for, at a noise level."""
+    """The time that a network takes, and the meaning of its output, at a noise level."""
 
     def level(self, ratio: float) -> Level:
         """The level whose noise, relative to the image, is nearest to ``ratio``."""
@@ -76,7 +76,7 @@ class VariancePreserving:
             )
         self.prediction_type = getattr(config, "prediction_type", "epsilon")
         if self.prediction_type == "epsilon" and _ignored(scheduler, "predict_epsilon") is False:
-            self.prediction_type = "sample"  # as diffusers 0.8 told it
+            self.prediction_type = "sample"  # as in diffusers 0.8
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type {self.prediction_type!r} is not supported; use one of {PREDICTION_TYPES}"
@@ -139,13 +139,13 @@ def _rescaled(alphas_cumprod: list[float]) -> list[float]:
 
 
 class _Exploding:
-    """Latents ``u + s eps`` at any noise s between two ends; a family says what the network is told of s."""
+    """Latents ``u + s eps`` at any noise s between two ends; a family defines the time that the network takes for s."""
 
     least: float
     most: float
 
     def time(self, noise: float) -> float:
-        """What the network is told at a noise level."""
+        """The time that the network takes at a noise level."""
         return noise
 
     def level(self, ratio: float) -> Level:
@@ -230,7 +230,7 @@ class Consistency(_Exploding):
 
 class RectifiedFlow:
     r"""
-    Latents :math:`(1 - s) u + s \epsilon` and networks that tell the velocity :math:`\epsilon - u`.
+    Latents :math:`(1 - s) u + s \epsilon` and networks that predict the velocity :math:`\epsilon - u`.
 
     :param scheduler: ``FlowMatchEulerDiscreteScheduler``, or another with ``prediction_type="flow_prediction"``.
     """

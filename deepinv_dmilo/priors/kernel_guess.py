@@ -16,7 +16,7 @@ from deepinv_dmilo.utils.symmetries import WAYS, turned, turned_back
 
 KERNEL_SIZE, CONTEXT = 33, 40  # of a kernel; of what the second network sees, with the kernel's middle at CONTEXT // 2
 BEFORE = CONTEXT // 2 - KERNEL_SIZE // 2  # rows and columns of the context before the kernel's first
-SMALLEST_TRANSFORM = 64  # height and width of a Fourier transform, at least: kernels must not go round
+SMALLEST_TRANSFORM = 64  # height and width of a Fourier transform, at least: kernels must not wrap around
 
 
 def standardised(images: Tensor, like: Tensor | None = None) -> Tensor:
@@ -33,7 +33,7 @@ class KernelGuess(nn.Module):
     made of it, :math:`b_i`; their kernel has a closed form in the Fourier domain,
     :math:`k = \sum_i \bar s_i b_i / (\sum_i |s_i|^2 + \beta)`, and a second network cleans it. With posterior means
     :math:`s_i` of filtered sharp pictures, and :math:`b_i` the filtered y, the sums' expectations are in the ratio of
-    the true kernel. Each further stage sees the picture deconvolved with the kernel of the stage before.
+    the true kernel. Each further stage gets the picture deconvolved with the kernel of the stage before.
 
     :param list channels: of the network of the picture, one a level, the first at half its size; multiples of 8.
     :param list kernel_channels: of the network of the kernel, likewise, at most four.

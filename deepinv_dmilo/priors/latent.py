@@ -13,7 +13,7 @@ from deepinv_dmilo.priors.wrappers import Wrapper, alone
 
 class LatentPrior(Wrapper):
     r"""
-    A diffusion model of the latents of an autoencoder: the measurements stay those of pixels.
+    A diffusion model of the latents of an autoencoder: the physics acts on pixels.
 
     The decoder is one more layer of the chain, between the last latent and the image. As of every layer, its graph is
     alive alone: that of the denoiser is built again in the backward pass, once the decoder's is gone. The peak is the
@@ -59,7 +59,7 @@ class LatentPrior(Wrapper):
             raise ValueError("latents are not in [-1, 1]: type DiffusionPrior(network, scheduler, clip_sample=False)")
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
-        """The clean latent that the network sees in z."""
+        """The network's estimate of the clean latent from z."""
         return alone(self.prior.denoise, z, level)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def prior_folder(name: str | Path) -> Path:
 
 def held_out_images(name: str | Path = "digits") -> Tensor:
     r"""
-    The images that a prior of ``examples/train_prior.py`` never saw, for evaluation.
+    The images that a prior of ``examples/train_prior.py`` was not trained on, for evaluation.
 
     :param str, pathlib.Path name: bundled prior or folder with ``held_out.npz``.
     :return: images in [0, 1], shape (N, C, H, W), float32.
@@ -81,7 +81,7 @@ def load_pipeline(name: str | Path, scheduler: Any = None) -> tuple[Any, Any, An
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No progress bar of diffusers, for a few files; what is lacking of weights or left over is told here."""
+    """No progress bar of diffusers, for a few files; missing or unused weights are reported here."""
     from diffusers.utils import logging as of_diffusers
 
     bar_was_on, logger = of_diffusers.is_progress_bar_enabled(), logging.getLogger("diffusers.models.modeling_utils")
@@ -179,7 +179,7 @@ def _load(inside: Path, part: str, kind: Any) -> Any:
 
 
 def _check_weights(network: Any, lacking: list[str], unknown: list[str], where: str) -> None:
-    """Refuse weights that are not those of the network, or not finite; tell what is left over."""
+    """Refuse weights that are not those of the network, or not finite; warn of unused ones."""
     kind = type(network).__name__
     if lacking:
         wrapper = next((name.removesuffix(lacking[0]) for name in unknown if name.endswith(f".{lacking[0]}")), None)

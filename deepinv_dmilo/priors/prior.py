@@ -21,7 +21,7 @@ class Level(NamedTuple):
 
     signal: float
     noise: float
-    time: float = 0.0  # what the network is told
+    time: float = 0.0  # that the network takes
 
     @property
     def ratio(self) -> float:
@@ -70,7 +70,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def denoise(self, z: Tensor, level: Level) -> Tensor:
-        """The clean latent u that the network sees in z, shape (n, C, H, W), differentiable."""
+        """The network's estimate of the clean latent u from z, shape (n, C, H, W), differentiable."""
         raise NotImplementedError
 
     def decode(self, u: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Prior(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """Shape (C, H, W) of the images the network was trained on, None where it does not tell."""
+        """Shape (C, H, W) of the images the network was trained on, None if that is not known."""
         return None
 
     @property
@@ -119,7 +119,7 @@ class Prior(nn.Module):
         return x
 
     def energy(self, x: Tensor) -> Tensor:
-        """What the prior adds to -log p(x) beside its network, for images in [0, 1], (n, C, H, W) -> (n,): nothing."""
+        """The term of -log p(x) apart from the network, for images in [0, 1], (n, C, H, W) -> (n,): here 0."""
         return x.new_zeros(len(x))
 
     def starting_noise(self, noise: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class AsDenoiser(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor | float, **kwargs: object) -> Tensor:
         """
-        The clean images that the network sees.
+        The network's estimate of the clean images.
 
         :param torch.Tensor x: noisy images in [0, 1], (B, C, H, W).
         :param torch.Tensor, float sigma: standard deviation of their noise, one for all or of each image,

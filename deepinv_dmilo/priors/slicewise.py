@@ -37,7 +37,7 @@ class Fold:
 
 class Slicewise(Wrapper):
     r"""
-    A prior of images for volumes and films (B, C, D, H, W), each slice by itself; the physics sees the whole volume.
+    A prior of images for volumes and films (B, C, D, H, W), each slice by itself; the physics acts on the whole volume.
 
     A pass of the network is one of all slices; ``micro_batch`` of the model counts slices. It is the outermost wrapper,
     as in ``Slicewise(Channelwise(prior))``.

@@ -1,4 +1,4 @@
-"""A prior whose network sees tiles of a large picture."""
+"""A prior whose network acts on tiles of a large picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAMP = 0.125
 
 class Tiled(Wrapper):
     r"""
-    A prior whose network sees overlapping tiles of the latents, for pictures that it cannot take whole.
+    A prior whose network acts on overlapping tiles of the latents, for pictures that it cannot take whole.
 
     .. math::
 
@@ -26,7 +26,7 @@ class Tiled(Wrapper):
 
     with tiles :math:`z_k` and windows :math:`w_k` that fall off in the middle of an overlap and add to one at every
     pixel, so that there are no seams. A network that sees no farther to either side than seven sixteenths of the
-    overlap gives what it gives for the whole picture. The physics sees the whole picture, and in each pass only one
+    overlap gives what it gives for the whole picture. The physics acts on the whole picture, and in each pass only one
     tile's graph is alive, at the price of a forward pass more.
 
     :param Prior prior: a prior whose latents are images, or latents of an autoencoder: then the sizes are theirs.

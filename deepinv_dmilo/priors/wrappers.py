@@ -14,7 +14,7 @@ from deepinv_dmilo.priors.conditioning import configuration
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.warning import warn
 
-LARGE = 4.0  # times the pixels of the training, from which on the cost of attention is told: ours
+LARGE = 4.0  # times the pixels of the training, above which the cost of attention is a warning: ours
 
 
 def for_images(prior: Prior, height: int, width: int) -> Prior:
@@ -33,7 +33,7 @@ def has_attention(prior: Prior) -> bool:
 
 
 def warn_of_attention(prior: Prior, pixels: int) -> None:
-    """Tell what a network's self-attention costs on images much larger than those of its training."""
+    """Warn of the cost of a network's self-attention on images much larger than those of its training."""
     shape = prior.image_shape
     if shape is None or not has_attention(prior):
         return
@@ -132,7 +132,7 @@ class Padded(Wrapper):
     """
     A prior for images of one size, whose latents are padded to what its network takes.
 
-    Encoding mirrors the image at its right and lower edge, decoding crops it: the physics never sees the padding.
+    Encoding mirrors the image at its right and lower edge, decoding crops it: the physics acts without the padding.
 
     :param Prior prior: the prior.
     :param int height: of the images, as is ``width``.
@@ -200,7 +200,7 @@ class Greyscale(Wrapper):
     """
     A prior of colour images for grey ones, (n, 1, H, W) in [0, 1]: latents keep their channels, decoding is a mean.
 
-    :param Prior prior: of red, green and blue; noise that nobody tells is found half as large, so tell ``noise_level``.
+    :param Prior prior: of red, green and blue; an estimated noise level is half the true one, so give ``noise_level``.
     :raises ValueError: it has another number of channels.
 
     :Examples:

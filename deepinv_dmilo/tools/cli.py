@@ -4,5 +4,5 @@ import sys
 
 
 def main() -> None:
-    """Tell what to type."""
+    """Print what to type."""
     sys.exit("deepinv-dmilo: error: the command line has moved since it was installed; type: pip install -e .")

@@ -1,4 +1,4 @@
-"""The demo: DMILO and DMILO-PGD beside deepinv's own methods, on the same prior and measurements."""
+"""The demo: DMILO and DMILO-PGD next to deepinv's own methods, on the same prior and measurements."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DemoLine:
 
 
 def demo_photographs(prior: DiffusionPrior, *, size: int = SIZE, verbose: bool = True) -> tuple[list[Scene], Methods]:
-    """A held-out photograph for each of four tasks; ours at few passes beside DiffPIR."""
+    """A held-out photograph for each of four tasks; DMILO at few passes next to DiffPIR."""
     x = resize(held_out_images("photos"), [size, size], antialias=True).clamp(0, 1).to(prior.device)
     scenes = [Scene(title, task, x[number : number + 1]) for title, (task, number) in PHOTOGRAPHS.items()]
     methods: Methods = {
@@ -73,7 +73,7 @@ def demo_photographs(prior: DiffusionPrior, *, size: int = SIZE, verbose: bool =
 
 
 def demo_digits(prior: DiffusionPrior, *, count: int = 4, verbose: bool = True) -> tuple[list[Scene], Methods]:
-    """Held-out digits; ours at the default number of passes beside DiffPIR and a tuned DPS."""
+    """Held-out digits; DMILO at its default number of passes next to DiffPIR and a tuned DPS."""
     x = held_out_images("digits")[:count].to(prior.device)
     settings = {"num_steps": DPS_STEPS, "weight": DPS_WEIGHT, "device": prior.device, "dtype": torch.float32}
     methods: Methods = {
@@ -121,7 +121,7 @@ def format_table(rows: list[DemoLine]) -> str:
 
 
 def save_picture(columns: dict[str, Tensor], file: str) -> None:
-    """All columns beside one another, as a PNG, all of it or nothing."""
+    """All columns side by side, as a PNG, written whole or not at all."""
     count, stream = len(columns["ground truth"]), BytesIO()
     plot(columns, save_fn=stream, show=False, rescale_mode="clip", close=True, max_imgs=count, dpi=200)
     write_whole(Path(file), stream.getvalue())

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, which the command line tells in a line; all others keep their traceback."""
+"""Errors of the input, which the command line prints in a line; all others keep their traceback."""
 
 from __future__ import annotations
 

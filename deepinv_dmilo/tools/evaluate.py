@@ -1,4 +1,4 @@
-"""A whole data set, on one or many devices: a record and a picture for each image, kept when the run is cut off."""
+"""A whole data set, on one or many devices: a record and a picture for each image, kept if the run is interrupted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def evaluate(
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of the batches. An image whose record is
     there is not done again, if the record is of this picture (a hash of the file, of what is no folder of pictures of
     the values) and ``images/NAME.png`` is there; a damaged record is moved to ``NAME.json.damaged``. A picture that
-    cannot be read, or whose reconstruction diverges, is told at the end, on stderr and under ``unreadable`` in the
+    cannot be read, or whose reconstruction diverges, is reported at the end, on stderr and under ``unreadable`` in the
     summary, and tried again by the next run. The noise of an image follows from ``seed`` and its name alone, so that
     its result does not depend on order, batch or process but for rounding, and not at all where batches and threads are
     the same.
@@ -92,7 +92,7 @@ def evaluate(
     :param int batch_size: images that are reconstructed together.
     :param str, torch.device device: where model and physics are.
     :param bool halve_on_out_of_memory: halve ``model.micro_batch`` until the reconstruction fits.
-    :param metrics: metrics of colour images beside PSNR and SSIM, by name, on the device.
+    :param metrics: metrics of colour images in addition to PSNR and SSIM, by name, on the device.
     :param bool uncertainty: also write ``std/NAME.png``, the standard deviation over the samples of the model, called
         with ``return_samples=True``; white is ``std_max`` of the record.
     :param bool save_samples: also write these samples, ``sample-1/NAME.png``, ``sample-2/NAME.png``, ...
@@ -249,7 +249,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def _summarise(
     records: list[dict[str, Any]], unreadable: dict[str, str], settings: dict[str, Any], out: Path, device: str
 ) -> None:
-    """Write the records together and what they come to; tell what could not be done."""
+    """Write all records and their summary; report what could not be done."""
     write_whole(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     columns: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(record.items() for record in records):

@@ -1,4 +1,4 @@
-"""The images of a folder of pictures, of a data set of deepinv, or those that a bundled prior never saw."""
+"""The images of a folder of pictures, of a data set of deepinv, or those that a bundled prior was not trained on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def walked(folder: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
 
 
 def picture_files(folder: Path, *, quiet: bool = False) -> list[Path]:
-    """The pictures below a folder, links followed, by name: no hidden files; lines on stderr tell what is left out."""
+    """The pictures below a folder, links followed, by name: no hidden files; lines on stderr say what is left out."""
     files, left = walked(folder)
     found = sorted(itertools.chain.from_iterable(files.values()))
     hidden = {f for f in [*found, *left] if any(part.startswith(".") for part in f.relative_to(folder).parts)}
@@ -73,13 +73,13 @@ def open_images(
     source: str, shape: tuple[int, int, int], root: Path | None = None, *, quiet: bool = False
 ) -> tuple[Any, list[str]]:
     """
-    The images of a folder, of a data set of deepinv, or those that a bundled prior never saw.
+    The images of a folder, of a data set of deepinv, or those that a bundled prior was not trained on.
 
     :param str source: folder of pictures; class of ``deepinv.datasets`` such as ``"Set14HR"``, which is downloaded; or
         bundled prior such as ``"digits"``.
     :param tuple shape: (C, H, W) that pictures are resized and cropped to; made grey where C is 1.
     :param pathlib.Path root: where ``deepinv.datasets`` keeps its files (default: ``datasets/``).
-    :param bool quiet: do not tell what a folder holds that is not taken.
+    :param bool quiet: do not print which files of a folder are left out.
     :return: images in [0, 1] by index, each (C, H, W); their names, unique.
     """
     grey = [transforms.Grayscale()] if shape[0] == 1 else []

@@ -1,4 +1,4 @@
-"""Perceptual metrics, beside deepinv's PSNR and SSIM: networks whose weights may not be there."""
+"""Perceptual metrics, in addition to deepinv's PSNR and SSIM: networks whose weights may be missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALLEST = 64  # pixels, the side of the patches that the authors of ST-LPIPS te
 
 class STLPIPS(Metric):
     r"""
-    ST-LPIPS, a perceptual distance that hardly sees shifts of a pixel; lower is better.
+    ST-LPIPS, a perceptual distance that is almost invariant to shifts of a pixel; lower is better.
 
     It compares the features of an AlexNet with anti-aliased pooling :footcite:p:`ghildyal2022stlpips`. Network and
     trained weights are those of the package ``stlpips-pytorch``; nothing is downloaded. Images are in [0, 1], shape
@@ -51,7 +51,7 @@ PERCEPTUAL = {"lpips": LPIPS, "stlpips": STLPIPS}
 
 def open_metric(name: str, shape: tuple[int, ...], device: str | torch.device) -> Metric:
     """
-    A perceptual metric, once it is seen to take images (C, H, W).
+    A perceptual metric, checked to take images (C, H, W).
 
     :raises ValueError: there is none of this name, its weights cannot be had, or it does not take such images.
     """
@@ -70,7 +70,7 @@ def open_metric(name: str, shape: tuple[int, ...], device: str | torch.device) -
 def perceptual_metrics(
     shape: tuple[int, ...], device: str | torch.device, names: tuple[str, ...] | None = None
 ) -> dict[str, Metric]:
-    """Those (None: all) that can be had for images (C, H, W), by name; tells which are left out."""
+    """Those (None: all) that are available for images (C, H, W), by name; prints which are left out."""
     metrics = {}
     for name in PERCEPTUAL if names is None else names:
         try:

@@ -76,7 +76,7 @@ def add_method(command: argparse._ActionsContainer) -> None:
 
 def open_device(name: str | None) -> str:
     """
-    A device by its name, once it is seen to work; None: a GPU where there is one.
+    A device by its name, checked to work; None: a GPU if there is one.
 
     :raises ValueError: it is not available.
     """

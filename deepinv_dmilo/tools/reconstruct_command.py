@@ -118,7 +118,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
             check_factor(scale)
         kernel = kernel_of(args, tuple(picture.shape[2:]))
         height, width = (round(side * scale) for side in picture.shape[2:])
-        # Blurs that go round show a blind search the seam; so that is simulated as a camera blurs, too.
+        # A periodic boundary shows the kernel to a blind search; so blind problems are simulated with an open one, too.
         is_photograph = args.blind or not args.simulate
         options |= {"mask": mask_of(args, picture), "kernel": kernel, "is_photograph": is_photograph}
         physics = make_physics(args.task, (channels, height, width), device=device, **options)
@@ -188,12 +188,12 @@ def _write(pictures: dict[Path, Tensor]) -> None:
 
 
 def _beside(out: Path, what: str) -> Path:
-    """A file beside the picture: ``kernel``, the blur that was found, or ``search``, the result if there was none."""
+    """A file next to the picture: ``kernel``, the blur that was found, or ``search``, the result if there was none."""
     return out.with_name(f"{out.stem}-{what}.png")
 
 
 def _tell_no_blur(args: argparse.Namespace, why: str, *, is_denoised: bool) -> None:
-    """Tell what was written where a blind search seems to have found no blur."""
+    """Print what was written if a blind search seems to have found no blur."""
     out, picture, search = (shown(str(file)) for file in (args.out, args.image, _beside(args.out, "search")))
     picture = f"the degraded {picture}" if args.simulate else picture
     picture += " without noise" if is_denoised else ""
@@ -201,7 +201,7 @@ def _tell_no_blur(args: argparse.Namespace, why: str, *, is_denoised: bool) -> N
 
 
 def _sample_files(args: argparse.Namespace) -> list[Path]:
-    """Where the samples go, beside the picture."""
+    """Where the samples go, next to the picture."""
     count = args.num_samples or registry.get(args.method).num_samples
     return [args.out.with_name(f"{args.out.stem}-sample-{k + 1}.png") for k in range(count)]
 

@@ -1,4 +1,4 @@
-"""The records of ``evaluate``: an image's scores beside its picture, and whether they are still those of it."""
+"""The records of ``evaluate``: an image's scores next to its picture, and whether they are still valid for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS = ("name", "picture")  # of a record, beside its scores
 def finished_records(
     out: Path, images: Sequence[Any], names: Sequence[str], share: list[int], folders: Sequence[str]
 ) -> dict[int, dict[str, Any]]:
-    """The records of an earlier run by index, of the same pictures and with all results; tells how many are not."""
+    """The records of an earlier run by index, of the same pictures and with all results; prints how many are not."""
     found = {i: record for i in share if (record := _finished(out, names[i])) is not None}
     same = {
         i: record

@@ -24,7 +24,7 @@ class Resampling(LinearPhysics):
     r"""
     A picture made smaller, :math:`A(x) = R_h x R_w^\top`: a new pixel is centred on the old ones that it stands for.
 
-    deepinv's ``Downsampling`` samples a corner of each block of pixels and goes round at the edges: of a picture that
+    deepinv's ``Downsampling`` samples a corner of each block of pixels and has a periodic boundary: of a picture that
     a program, a browser or a camera made small, it is another operator (off by one pixel at 4x).
 
     :param tuple img_size: (C, H, W) of the large images.

@@ -1,4 +1,4 @@
-"""What a reconstruction is worth and what it costs: deepinv's metrics, network passes, seconds, peak memory."""
+"""Quality and cost of a reconstruction: deepinv's metrics, network passes, seconds, peak memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def score(
     metrics: Mapping[str, Metric] | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """
-    Reconstruct a batch, and tell what the images are worth and cost.
+    Reconstruct a batch, and measure quality and cost.
 
     :param model: a reconstructor, called as ``model(y, physics)``; passes are those of the
         :class:`deepinv_dmilo.DiffusionPrior` inside it, or else of the first denoiser of deepinv's that has parameters.
@@ -76,11 +76,11 @@ def _network(model: Any) -> nn.Module | None:
 
 def registered(x_hat: Tensor, x: Tensor) -> Tensor:
     """
-    Images, each moved by what raises its PSNR most: a blur may be shifted against its image.
+    Images, each shifted to its highest PSNR: the shift of an image with an unknown blur is arbitrary.
 
-    :param torch.Tensor x_hat: images (B, C, H, W), which go round at their edges.
-    :param torch.Tensor x: the truth, (B, C, h, w), of all of them, or of their middle, which a camera saw.
-    :return: what is left of the moved images there, (B, C, h, w).
+    :param torch.Tensor x_hat: images (B, C, H, W), shifted with a periodic boundary.
+    :param torch.Tensor x: the truth, (B, C, h, w), of all of them, or of their middle, the field of view of y.
+    :return: the shifted images, cropped to the size of x, (B, C, h, w).
     """
     rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x_hat.shape[2:])
     seen = partial(center_crop, output_size=list(x.shape[2:]))

@@ -1,4 +1,4 @@
-"""The names of the standard tasks; imports nothing, so that the command line can tell them at once."""
+"""The names of the standard tasks; imports nothing, so that the command line can list them at once."""
 
 #: tasks whose measurements are a picture of a known operator
 PICTURE_TASKS = ("super-resolution", "inpainting", "box-inpainting", "deblurring", "nonlinear-deblurring", "denoising")

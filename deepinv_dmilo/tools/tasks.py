@@ -29,7 +29,7 @@ from deepinv_dmilo.tools.resampling import Resampling
 from deepinv_dmilo.tools.task_names import TASKS
 
 FACTOR = 4  # of super-resolution (paper)
-RESAMPLER = "area"  # that made a picture small, where nobody tells; measured in docs/own_pictures.md
+RESAMPLER = "area"  # that made a picture small, if not given; measured in docs/own_pictures.md
 GUESS_STD = 2.0  # standard deviation, in pixels, of the Gaussian kernel that blind deblurring starts from
 DENSE = 10**8  # entries of a random matrix, at most; larger images have structured random operators
 
@@ -151,7 +151,7 @@ def make_physics(
     :param float blur_sigma: deblurring, linear and nonlinear: standard deviation of the Gaussian kernel, in pixels.
         Motion deblurring draws its kernel, of a quarter of the image's side.
     :param torch.Tensor kernel: deblurring and motion deblurring: the kernel itself, (1, 1, h, w), sums to one.
-    :param bool is_photograph: a linear blur does not go round at the edges, as that of a camera: measurements are
+    :param bool is_photograph: a linear blur has an open boundary, as in a camera: measurements are
         smaller than the image by the kernel less one pixel.
     :param bool linear_light: deblurring and motion deblurring: the blur is of light, as a camera's, and the picture in
         sRGB.

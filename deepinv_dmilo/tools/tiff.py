@@ -48,7 +48,7 @@ def white_of(opened: Image.Image) -> int:
     """
     The integer that is white: the largest of so many bits as are used.
 
-    The tag of the highest value tells the bits where it is that of fewer; else it is a statistic, and no white.
+    The tag of the highest value gives the bits if it is that of fewer; otherwise it is a statistic, not white.
     """
     tags = tags_of(opened)
     largest = 2 ** max(tags.get(BITS, (16,))) - 1

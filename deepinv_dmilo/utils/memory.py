@@ -1,4 +1,4 @@
-"""Errors of mismatched shapes, and how to tell them from a lack of memory."""
+"""Errors of mismatched shapes, and how to distinguish them from a lack of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fourier transforms of images that go round at the edges."""
+"""Fourier transforms of images with a periodic boundary."""
 
 import torch
 from torch import Tensor

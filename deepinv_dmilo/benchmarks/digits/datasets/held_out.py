@@ -10,7 +10,7 @@ from deepinv_dmilo.tools.tasks import make_physics
 
 
 class Dataset(BaseDataset):
-    """Pairs (digit, measurements); ``task`` and ``noise`` are told to the samplers that are tuned by them."""
+    """Pairs (digit, measurements); ``task`` and ``noise`` are passed to the samplers that are tuned by them."""
 
     name = "digits"
     parameters = {"task": list(KNOWN_TASKS), "noise": [0.005, 0.05], "images": [8]}
