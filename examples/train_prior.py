@@ -381,7 +381,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hold-out-every", type=int, default=10, help="one in so many images never trains (default: 10)"
     )
-    parser.add_argument("--hours", type=float, default=1, help="wall time to train, over all sittings")
+    parser.add_argument("--hours", type=float, default=1, help="wall time to train, over all runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="threads that make batches ahead (default: 0, none)")
