@@ -45,21 +45,22 @@ QUICK_REPORT = {
     "noises": (0.005,),
     "limit": 1,
 }
-INTRO = """Every method on the same pictures and measurements, and on the same prior but for those with a network of
-their own; the rivals were tuned on other pictures."""
-CAVEAT = """A tuned rival has a weight for each task and noise level, found on other pictures; DMILO and DMILO-PGD at
-a number of passes have one setting for all. "2 x 100 passes" is the mean of two samples. Passes are forward and
-backward passes of the network that an image takes part in, calls are forward passes alone; calls in all count a pass as
-two. Calls of different networks do not compare: take the seconds. "-": not run on so many pictures, or not made for the
-operator."""
-BLIND = f"""`blind-deblurring` has the measurements of `deblurring`, and so has the motion blur, but methods are given a
-Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. Their images are
-moved by up to {SHIFTS.max():.0f} pixels to be compared: y does not tell where image and blur are. These blurs go round,
-and the seam of opposite edges helps to find them; docs/data_terms.md has a camera's."""
-COST = """What an image costs, on average over the tasks that the method was run on (their number in the first column).
-Compare seconds and memory only where nothing else ran on the machine."""
-GAIN = "The gain of the default over each method, image by image: mean PSNR difference in dB, ± its standard error."
-PAPER = "What the paper reports on its own pictures and network (Zheng et al., 2025); not measured here."
+INTRO = """All methods reconstruct the same pictures from the same measurements. All have the same prior, except those
+with a network of their own. The other methods were tuned on other pictures."""
+CAVEAT = """A tuned method has one weight for each task and noise level, found on other pictures. DMILO and DMILO-PGD
+with a number of passes have the same settings for all tasks. "2 x 100 passes" is the mean of two samples. A pass is a
+forward and a backward pass of the network for an image, a call is a forward pass alone; "calls in all" counts a pass as
+two calls. Calls of different networks do not compare: compare their seconds. "-": not run on so many pictures, or the
+method does not support the operator."""
+BLIND = f"""The blind tasks have the measurements of `deblurring` and `motion-deblurring`, but the methods get a
+Gaussian kernel of a standard deviation of {GUESS_STD} pixels in place of the true one. A blind problem does not
+determine the shift between image and kernel, so the images are registered, by up to {SHIFTS.max():.0f} pixels, before
+the PSNR is computed. The blurs are periodic, which makes the kernel easier to find; docs/data_terms.md has open
+boundaries, as a camera has."""
+COST = """Cost per image, averaged over the tasks that the method was run on (their number is in the first column).
+Seconds and memory compare only where nothing else ran on the machine."""
+GAIN = "The gain of the default over each method: mean and standard error of the PSNR differences, in dB."
+PAPER = "As the paper reports them, on its own pictures and network (Zheng et al., 2025); not measured here."
 
 
 def reconstruct(
@@ -198,9 +199,9 @@ def write(
     size = "" if preset.size is None else f", {preset.size} x {preset.size}"
     text = [f"# {preset.title}", "", INTRO, ""]
     text.append(
-        f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, in as many sittings as it"
+        f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, interrupted and resumed."
     )
-    text += [f"took; tables of {sentence(provenance(device))}.", "", CAVEAT]
+    text += [f"Tables written {sentence(provenance(device))}.", "", CAVEAT]
     if any(r.task in BLIND_TASKS for r in rows):
         text += ["", BLIND]
     lacking = {m: why for m, why in (absent or {}).items() if m not in {method_of(r.method) for r in rows}}
