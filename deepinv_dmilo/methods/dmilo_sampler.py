@@ -19,11 +19,15 @@ from deepinv_dmilo.methods.dmilo import one_number
 from deepinv_dmilo.methods.monitor import Monitor
 from deepinv_dmilo.methods.validation import check_misplaced
 from deepinv_dmilo.optim.solvers import LBFGS
-from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, latent_draw
+from deepinv_dmilo.posterior.moments import CALLS_OF_A_LEVEL, EVALUATIONS_OF_A_DRAW, latent_draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.priors.slicewise import Slicewise
 from deepinv_dmilo.schedules.annealing import FEWEST, Annealing
-from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan, Stage
+
+# slice_difference from which draws are those of long chains; at 0.003 means are farther off than without it: measured
+# with the toy of tests/methods/test_sampler.py.
+LEAST_DIFFERENCE = 0.01
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -36,9 +40,10 @@ class DMILOSampler(PriorReconstructor):
     :math:`\sigma^2 J`, with D the denoiser and J its Jacobian (Tweedie; :footcite:t:`rozet2024moment`). With the
     normal distribution of these moments, p(x | z, y) is sampled by randomise-then-optimise
     :footcite:p:`bardsley2014randomize`, and fresh noise of the next level is added :footcite:p:`zhang2025daps`:
-    annealed Gibbs sampling of images and latents :footcite:p:`vono2019split`. For a linear A, Gaussian noise and a
-    Gaussian p(x) each step is exact but for its iterations and a square root (:doc:`/method`). :doc:`/calibration` has
-    what is measured, also on networks.
+    annealed Gibbs sampling of images and latents :footcite:p:`vono2019split`, and of the weights of differences where
+    slices are alike (:class:`deepinv_dmilo.Slicewise`). For a linear A, Gaussian noise and a Gaussian p(x) each step is
+    exact but for its iterations and a square root (:doc:`/method`). :doc:`/calibration` has what is measured, also on
+    networks.
 
     A level costs a forward pass and four products with J, of a backward pass each: five calls. The noise of y must be
     known: Gaussian, Poisson, with a variance of each measurement and others with a standard deviation
@@ -90,10 +95,11 @@ class DMILOSampler(PriorReconstructor):
     def _check(self) -> None:
         if self.noise_level is not None:
             self.noise_level = one_number(self.noise_level)
-        if isinstance(self.prior, Slicewise) and self.prior.slice_difference is not None:
+        difference = self.prior.slice_difference if isinstance(self.prior, Slicewise) else None
+        if difference is not None and difference < LEAST_DIFFERENCE:
             raise ValueError(
-                f"slice_difference={self.prior.slice_difference!r}: the sampler draws slices that are independent in "
-                "the prior; type Slicewise(prior) without it, or DMILO(prior) for one reconstruction"
+                f"slice_difference={difference!r}: draws of slices that are more alike are no draws of the posterior; "
+                f"type {LEAST_DIFFERENCE} at least, or DMILO(prior) for one reconstruction"
             )
         self.sigmas = self.schedule.sigmas
         if self.sigmas is not None and (self.max_calls, self.max_passes) != (None, None):
@@ -120,6 +126,9 @@ class DMILOSampler(PriorReconstructor):
     def solver(self) -> LBFGS:
         """Not used."""
         return LBFGS()
+
+    def _evaluations(self, stage: Stage) -> int:
+        return EVALUATIONS_OF_A_DRAW
 
     def _likelihoods(self, y: Measurements, forward: ForwardModel) -> list[Likelihood]:
         found = observe(y, forward, num_samples=self.num_samples, noise_level=self.noise_level)

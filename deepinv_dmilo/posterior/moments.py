@@ -14,7 +14,7 @@ from deepinv_dmilo.likelihood.likelihoods import Likelihood
 from deepinv_dmilo.likelihood.measurements import Measurements, like_parts, parts, real
 from deepinv_dmilo.likelihood.wiener import octave_spectrum
 from deepinv_dmilo.optim.descent import Potential, correlated_proximal_point, filtered, value_and_gradient
-from deepinv_dmilo.posterior.posterior import Posterior
+from deepinv_dmilo.posterior.posterior import Posterior, WithEnergy
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.rows import column, dot
 
@@ -25,21 +25,23 @@ PRODUCT_STEPS = 2
 #: products with the Jacobian of the denoiser for a draw, each a backward pass
 PRODUCTS = 2 + PRODUCT_STEPS
 CALLS_OF_A_LEVEL = 1 + PRODUCTS
+#: evaluations of A and its adjoint for a draw, at most; a value without a gradient counts as half of one
+EVALUATIONS_OF_A_DRAW = (PRODUCT_STEPS + 1) * EVALUATIONS + PRODUCT_STEPS * (2 + SHORTENINGS // 2)
 
 
 @dataclass(frozen=True)
 class OfLatents:
-    """The negative log-likelihood of clean latents, (n, C, H, W) -> (n,)."""
+    """A potential of images, such as a negative log-likelihood, of clean latents, (n, C, H, W) -> (n,)."""
 
-    likelihood: Likelihood
+    potential: Potential
     prior: Prior
 
     def __call__(self, u: Tensor) -> Tensor:
-        return self.likelihood(self.prior.decode(u))
+        return self.potential(self.prior.decode(u))
 
     def select(self, rows: Tensor) -> OfLatents:
         """That of some of the rows."""
-        return OfLatents(self.likelihood.select(rows), self.prior.select(rows))
+        return OfLatents(self.potential.select(rows), self.prior.select(rows))
 
 
 class Moments:
@@ -120,12 +122,13 @@ def latent_draw(
     """
     Draws of p(u | z, y), ``micro_batch`` rows at a time, (n, C, H, W).
 
-    :param torch.Tensor x: current images in [0, 1], at which the noise of y is drawn.
+    :param torch.Tensor x: current images in [0, 1], at which the noise of y, and of the energy of the prior, is drawn.
     :param torch.Tensor z: latents with the noise of ``level``.
     :param int index: of the stage, for its noise.
     :param before: called before each draw with the rows, their moments and a draw of u less its mean.
     """
-    noisy = likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, index))
+    energy = posterior.prior.perturbed_energy(x, partial(_normal, posterior, "slice difference", index))
+    noisy = WithEnergy(likelihood.tangent_at(x).perturbed(x, partial(_noise, posterior, index)), energy)
     e, u = posterior.noise("sample", index), torch.empty_like(z)
     for rows in torch.arange(len(z), device=z.device).split(posterior.micro_batch or len(z)):
         prior = posterior.prior.select(rows)
@@ -153,11 +156,15 @@ def _length(objective: Potential, u: Tensor, slope: Tensor, dual: Tensor, move: 
 def _noise(posterior: Posterior, index: int, y: Measurements) -> Measurements:
     """Standard normal noise like measurements, for each row."""
     sizes = [real(t[:1]).numel() for t in parts(y)]
-    rows, batch = posterior.rows, posterior.likelihood.forward.batch
-    drawn = posterior.draws("measurements", index, (sum(sizes),), rows // batch, rows)
-    noises = []
+    drawn, noises = _normal(posterior, "measurements", index, (sum(sizes),)), []
     for t, e in zip(parts(y), drawn.split(sizes, 1), strict=True):
         e = e.to(t.device, t.real.dtype)
         e = torch.view_as_complex(e.view(*t.shape, 2)) if t.is_complex() else e.view(t.shape)
         noises.append(e)
     return like_parts(y, noises)
+
+
+def _normal(posterior: Posterior, purpose: str, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of a shape for each row."""
+    rows = posterior.rows
+    return posterior.draws(purpose, index, shape, rows // posterior.likelihood.forward.batch, rows)

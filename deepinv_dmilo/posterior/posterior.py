@@ -13,7 +13,7 @@ from deepinv_dmilo.likelihood.nuisance import Nuisance
 from deepinv_dmilo.likelihood.profile import JointLikelihood, ProfileLikelihood
 from deepinv_dmilo.optim.descent import Potential
 from deepinv_dmilo.posterior.problem import Target
-from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.priors.prior import Energy, Level, Prior
 from deepinv_dmilo.utils.draws import Draws
 
 
@@ -22,7 +22,7 @@ class WithEnergy:
     """The negative log-likelihood of images plus the energy of the prior, what steps without the network descend."""
 
     likelihood: Likelihood
-    prior: Prior
+    prior: Energy
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.likelihood(x) + self.prior.energy(x)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain, pairwise
 from math import hypot
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from deepinv.models import Denoiser
@@ -37,6 +38,16 @@ class Level(NamedTuple):
     def spread(self) -> float:
         """Standard deviation of latents, for u of standard deviation 1."""
         return hypot(self.signal, self.noise)
+
+
+class Energy(Protocol):
+    """What is added to -log p(x) beside the network."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Of images in [0, 1], (n, C, H, W) -> (n,), differentiable."""
+
+    def select(self, rows: Tensor) -> Energy:
+        """That of some of the rows."""
 
 
 class Prior(nn.Module):
@@ -121,6 +132,15 @@ class Prior(nn.Module):
     def energy(self, x: Tensor) -> Tensor:
         """The term of -log p(x) apart from the network, for images in [0, 1], (n, C, H, W) -> (n,): here 0."""
         return x.new_zeros(len(x))
+
+    def perturbed_energy(self, x: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> Energy:
+        """
+        The energy for an exact draw by optimisation, if its terms are mixtures of normal ones: here as it is.
+
+        :param torch.Tensor x: current images, (n, C, H, W), given which the weights of the terms are drawn.
+        :param draw: gives standard normal noise, (n, *shape), of a shape.
+        """
+        return self
 
     def starting_noise(self, noise: Tensor) -> Tensor:
         """The noise that an optimisation starts from, of standard normal noise like latents: the same."""

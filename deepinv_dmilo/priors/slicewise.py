@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepinv_dmilo.priors.prior import Level, Prior
+from deepinv_dmilo.priors.prior import Energy, Level, Prior
 from deepinv_dmilo.priors.wrappers import Wrapper, alone
+from deepinv_dmilo.utils.draws import inverse_gaussian
 from deepinv_dmilo.utils.settings import check_settings
 
 
@@ -34,6 +35,10 @@ class Fold:
         """The volumes of such images."""
         return images.unflatten(-3, (self.slices, -1)).movedim(-4, self.axis).contiguous()  # a physics may view it
 
+    def differences(self, images: Tensor) -> Tensor:
+        """Those of the neighbouring slices of the volumes."""
+        return self.volumes(images).diff(dim=self.axis)
+
 
 class Slicewise(Wrapper):
     r"""
@@ -53,8 +58,9 @@ class Slicewise(Wrapper):
     :param Prior prior: of slices, (n, C, H, W) for the first axis; a condition of a volume is that of all its slices.
     :param int axis: dimension of (B, C, D, H, W) along which slices are stacked, 2, 3 or 4 (or -3, -2, -1); of films
         (B, C, T, H, W) that of time is 2.
-    :param float slice_difference: b: the standard deviation of d, for images in [0, 1], such as 0.1. None: slices are
-        independent. With it, they start with the same noise. Not for :class:`deepinv_dmilo.DMILOSampler`.
+    :param float slice_difference: b: about the standard deviation of d, for images in [0, 1], such as 0.1. None: slices
+        are independent. With it, they start with the same noise, but for those of
+        :class:`deepinv_dmilo.DMILOSampler`, which takes 0.01 or more.
 
     :Examples:
 
@@ -138,6 +144,33 @@ class Slicewise(Wrapper):
         return [length for k, length in enumerate(size) if k - 3 != self.axis]
 
 
+@dataclass(frozen=True)
+class NormalTerms:
+    r"""
+    :math:`\sum (\sqrt w d - \epsilon)^2 / 2` over the differences of slices: the total variation given its weights.
+
+    For d in units of ``slice_difference``, :math:`\exp(-\sqrt{1 + d^2})` is a mixture of :math:`\exp(-w d^2 / 2)`.
+    Given d, w has the inverse Gaussian distribution of mean :math:`1 / \sqrt{1 + d^2}` and shape 1, as in the Bayesian
+    lasso :footcite:p:`park2008bayesian`.
+
+    :param Fold fold: gives the differences of images.
+    :param torch.Tensor roots: of w, like the differences.
+    :param torch.Tensor noise: standard normal, for a draw by optimisation.
+    """
+
+    fold: Fold
+    roots: Tensor
+    noise: Tensor
+
+    def energy(self, x: Tensor) -> Tensor:
+        """That of images, (n, C, H, W) -> (n,)."""
+        return (self.roots * self.fold.differences(x) - self.noise).square().flatten(1).sum(1) / 2
+
+    def select(self, rows: Tensor) -> NormalTerms:
+        """That of some of the rows."""
+        return NormalTerms(self.fold, self.roots[rows], self.noise[rows])
+
+
 class Folded(Wrapper):
     """
     A prior of volumes for their images of many channels, as the solvers see them.
@@ -165,6 +198,15 @@ class Folded(Wrapper):
     def energy(self, x: Tensor) -> Tensor:
         """As the prior of volumes."""
         return self.prior.energy(self.fold.volumes(x))
+
+    def perturbed_energy(self, x: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> Energy:
+        """Weights drawn given the slices of x."""
+        if self.slice_difference is None:
+            return self
+        b, d = float(self.slice_difference), self.fold.differences(x)
+        noise, *others = draw((3, *d.shape[1:])).to(d).unbind(1)
+        weights = inverse_gaussian((1 + (d / b).square()).rsqrt(), *others)
+        return NormalTerms(self.fold, weights.sqrt() / b, noise)
 
     def starting_noise(self, noise: Tensor) -> Tensor:
         """Of slices that are alike that of the first: with noise of their own they end in different images."""

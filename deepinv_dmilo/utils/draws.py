@@ -20,6 +20,7 @@ PURPOSES = {
     "sample": 30_000,
     "measurements": 40_000,
     "kernel": 50_000,
+    "slice difference": 60_000,
 }
 
 
@@ -63,6 +64,13 @@ class Draws:
         seed = np.random.SeedSequence([int(self.rng), number, sample]).generate_state(1, np.uint64)  # type: ignore
         generator = torch.Generator("cpu").manual_seed(int(seed[0] >> np.uint64(1)))
         return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def inverse_gaussian(mean: Tensor, normal: Tensor, other: Tensor) -> Tensor:
+    """Draws of the inverse Gaussian distribution of shape 1 from two normal ones (Michael, Schucany and Haas 1976)."""
+    half = mean * normal.square() / 2
+    small = mean / (1 + half + (2 * half + half.square()).sqrt())
+    return torch.where(torch.special.ndtr(other) * (mean + small) <= mean, small, mean.square() / small)
 
 
 def check_rng(rng: torch.Generator | int) -> None:

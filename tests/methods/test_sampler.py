@@ -5,9 +5,11 @@ import pytest
 import torch
 from toys import GaussianImages, MixtureImages
 
-from deepinv_dmilo import DMILO, DiffusionPrior, DMILOSampler
+from deepinv_dmilo import DMILO, DiffusionPrior, DMILOSampler, Slicewise
+from deepinv_dmilo.benchmarks.closed_form import covariances
 from deepinv_dmilo.schedules.annealing import CALLS_OF_A_LEVEL
 from deepinv_dmilo.tools.tasks import make_physics
+from deepinv_dmilo.utils.draws import inverse_gaussian
 
 SIZE = (12, 16)
 TASKS = ("denoising", "deblurring", "inpainting", "super-resolution", "compressed-sensing")
@@ -108,3 +110,61 @@ def test_the_truth_has_any_rank_among_the_samples():
     counts, expected = ranks.bincount(minlength=num_samples + 1), len(ranks) / (num_samples + 1)
     chi2 = ((counts - expected).square() / expected).sum()
     assert torch.special.gammaincc(torch.tensor(num_samples / 2).double(), chi2.double() / 2) > 0.01
+
+
+# Volumes of slices that are alike
+
+
+class MeanOfTwo(dinv.physics.LinearPhysics):
+    """The means of neighbouring slices, one less than there are."""
+
+    def A(self, x, **kwargs):
+        return (x[:, :, 1:] + x[:, :, :-1]) / 2
+
+    def A_adjoint(self, y, **kwargs):
+        return torch.nn.functional.pad(y, (0, 0, 0, 0, 1, 1)).unfold(2, 2, 1).mean(-1)
+
+
+def gibbs_samples(images, y, physics, noise, size, difference, sweeps=500, chains=8):
+    """Samples of volumes of independent Gaussian slices with a total variation along the axis, by dense matrices."""
+    rng, count = torch.Generator().manual_seed(0), torch.Size(size).numel()
+    units = torch.eye(count).double().view(count, 1, *size)
+    each = torch.linalg.inv(covariances(images.power, dinv.physics.Denoising(), 0.0)[0])
+    of_prior, a = torch.block_diag(*[each] * size[0]), physics.A(units).flatten(1).T
+    d = units.diff(dim=2).flatten(1).T / difference
+    precision = of_prior + a.T @ a / noise**2
+    right = of_prior.sum(1) / 2 + a.T @ y.flatten() / noise**2
+    x, found = torch.full((chains, count), 0.5).double(), []
+    for sweep in range(sweeps):
+        change = x @ d.T
+        normal = torch.randn(2, *change.shape, generator=rng).double()
+        weights = inverse_gaussian((1 + change.square()).rsqrt(), *normal)
+        root = torch.linalg.cholesky(precision + d.T @ (weights[:, :, None] * d))
+        white = torch.randn(chains, count, 1, generator=rng).double()
+        x = torch.cholesky_solve(right.expand(chains, -1)[..., None], root)
+        x = (x + torch.linalg.solve_triangular(root.mT, white, upper=True))[..., 0]
+        found += [x] if sweep >= sweeps // 5 else []
+    return torch.cat(found).view(-1, *size)
+
+
+@pytest.mark.parametrize("make", [dinv.physics.Denoising, MeanOfTwo])
+@pytest.mark.parametrize("difference", [0.02, 0.05])
+def test_samples_of_slices_that_are_alike_are_those_of_long_chains(difference, make):
+    """And nearer to the truth, with less spread, than those of independent slices."""
+    images, size, noise, num_samples = GaussianImages((4, 6)), (3, 4, 6), 0.05, 64
+    x = torch.stack([0.9 * images.draw(2)[:1] + 0.1 * images.draw(2)[1:] * k for k in range(3)], 2)
+    physics = make(noise_model=gaussian(noise)).double()
+    y = physics(x)
+    exact = gibbs_samples(images, y, physics, noise, size, difference)
+    prior = DiffusionPrior.from_denoiser(images, max_noise=40.0)
+    tied, free = (
+        DMILOSampler(one, num_samples=num_samples).solve(y, physics).samples[0, :, 0]
+        for one in (Slicewise(prior, slice_difference=difference), Slicewise(prior))
+    )
+    for own, other in ((tied, exact), (tied.diff(dim=1), exact.diff(dim=1))):
+        variance = other.var(0).mean()
+        assert 0.85 < own.var(0).mean() / variance < 1.2
+        assert (own.mean(0) - other.mean(0)).square().mean() < 2 / num_samples * variance
+    assert tied.std(0).mean() < 0.9 * free.std(0).mean()
+    errors = [(one.mean(0) - x[0, 0]).square().mean() for one in (tied, free)]
+    assert errors[0] < 0.9 * errors[1]

@@ -313,8 +313,8 @@ def test_an_unknown_blur_of_a_volume():
 
 # Slices that are alike
 
-COUPLED = {name: make for name, make in METHODS.items() if name != "sampler"}
-COUPLED["decoupled"] = lambda prior, **s: DMILO(prior, schedule=Levels(decoupled=True), max_passes=12, **s)
+DECOUPLED = {"decoupled": lambda prior, **s: DMILO(prior, schedule=Levels(decoupled=True), max_passes=12, **s)}
+COUPLED = METHODS | DECOUPLED
 
 
 @pytest.mark.parametrize("axis", [*AXES, -2])
@@ -350,6 +350,26 @@ def test_the_energy_is_in_the_objective_of_images_alone():
     torch.testing.assert_close(inner.value(z), replace(inner, energy=0.0).value(z))
 
 
+def test_the_total_variation_is_a_mixture_of_normal_terms():
+    """A draw of weights given differences, and of differences given weights, leaves their density as it is."""
+    grid = torch.linspace(-40, 40, 1_000_000).double()
+    cumulative = (-(1 + grid.square()).sqrt()).exp().cumsum(0)
+    places = torch.linspace(0, 1, 200_001).double()[1:-1]
+    d = 0.1 * grid[torch.searchsorted(cumulative / cumulative[-1], places)]
+    prior, fold = Slicewise(toy_prior(ConvNet(1)), slice_difference=0.1), Fold(-3, 2)
+    rng = torch.Generator().manual_seed(0)
+
+    def images(d):
+        """Of volumes of two slices with these differences."""
+        return fold.images(torch.stack([0 * d, d])[None, None, :, :, None])
+
+    terms = Folded(prior, fold).perturbed_energy(images(d), lambda shape: torch.randn(1, *shape, generator=rng))
+    drawn = (terms.noise / terms.roots).flatten()
+    assert terms.energy(images(drawn)) < 1e-6
+    levels = torch.tensor([0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]).double()
+    torch.testing.assert_close(drawn.quantile(levels), d.quantile(levels), rtol=0.02, atol=0.001)
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("method", COUPLED)
 def test_slices_that_are_alike_stay_alike(method, axis):
@@ -357,14 +377,15 @@ def test_slices_that_are_alike_stay_alike(method, axis):
     x = x.mean(axis, keepdim=True).expand_as(x).contiguous()
     physics, inside = blur(0.1), toy_prior(ConvNet(1))
     y = physics(x)
+    least = 0.01 if method == "sampler" else 1e-3
     free, tied = (
-        roughness(COUPLED[method](Slicewise(inside, axis, slice_difference=b))(y, physics), axis) for b in (None, 1e-3)
+        roughness(COUPLED[method](Slicewise(inside, axis, slice_difference=b))(y, physics), axis) for b in (None, least)
     )
     few_steps = method in ("dmplug", "published")
     assert tied < (free if few_steps else 0.3 * free)
 
 
-@pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd", "dmplug"])
+@pytest.mark.parametrize("method", ["dmilo", "dmilo-pgd", "sampler", "dmplug"])
 def test_volumes_of_alike_slices_in_batches_and_micro_batches(method):
     physics, model = blur(), METHODS[method](Slicewise(toy_prior(ConvNet(1)), slice_difference=0.05))
     y = physics(volumes(2))
@@ -408,7 +429,7 @@ def test_what_does_not_fit_says_what_to_type():
     for wrong in (0, -0.1, float("nan"), "0.1", True):
         with pytest.raises(ValueError, match=r"slice_difference=.*: type a (finite number|number above 0)"):
             Slicewise(inside, slice_difference=wrong)
-    with pytest.raises(ValueError, match=r"slice_difference=0\.1: the sampler draws .*; type .* without it"):
-        DMILOSampler(Slicewise(inside, slice_difference=0.1))
+    with pytest.raises(ValueError, match=r"slice_difference=0\.005: .*; type 0\.01 at least, or DMILO\(prior\)"):
+        DMILOSampler(Slicewise(inside, slice_difference=0.005))
     with pytest.raises(ValueError, match=r"use prior.decode\(prior\(z\)\) with your own z"):
         prior.sample(1)
