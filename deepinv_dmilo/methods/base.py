@@ -23,15 +23,15 @@ from deepinv_dmilo.methods.configured import Configured
 from deepinv_dmilo.methods.monitor import Monitor, chosen_rows, of_samples
 from deepinv_dmilo.methods.scale import check_scale, warn_if_unexplained
 from deepinv_dmilo.methods.solution import CallPlan, Solution
+from deepinv_dmilo.methods.timing import estimated_seconds
 from deepinv_dmilo.methods.validation import check_ground_truth, check_inputs, check_latent, check_misplaced
 from deepinv_dmilo.methods.volumes import as_solved
 from deepinv_dmilo.optim.solvers import SLOWER, Solver
 from deepinv_dmilo.posterior.posterior import Posterior
-from deepinv_dmilo.posterior.problem import Problem
 from deepinv_dmilo.priors.conditioning import unwrapped
 from deepinv_dmilo.priors.denoiser import DenoiserPrior
 from deepinv_dmilo.priors.prior import Prior
-from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Planner
+from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Budget, Plan, Planner, Stage
 from deepinv_dmilo.utils.draws import Draws, check_not_sampled, check_rng
 from deepinv_dmilo.utils.private import frozen, private
 from deepinv_dmilo.utils.settings import check_flags, check_settings
@@ -136,17 +136,22 @@ class PriorReconstructor(Configured):
         """
         The plan of a call, without running it; ``print`` it.
 
-        Computes the first image, estimates the noise level if it is not given, and times one pass of the network. The
-        parameters are those of :meth:`forward`.
+        Computes the first image, estimates the noise level if it is not given, and times this, one pass of the network
+        and one evaluation of A. The parameters are those of :meth:`forward`.
 
         :return: the plan of each group of images, and an estimate of the run time in seconds.
         """
         with self._at_work() as model:
             if isinstance(self.rng, torch.Generator):  # keep its state for the call
                 model.rng = torch.Generator(self.rng.device).set_state(self.rng.get_state())
+            start = time.perf_counter()
             groups = model._groups(model._posteriors(y, physics, init))
-            seconds = sum(model._seconds_of_pass(*group) * group[1].calls / CALLS_OF_A_PASS for group in groups)
-            return replace(CallPlan.of(groups, self.num_samples), seconds=seconds)
+            planning = time.perf_counter() - start
+            most = [sum(map(model._evaluations, plan.stages)) for _, plan in groups]
+            times = [estimated_seconds(*group, count) for group, count in zip(groups, most, strict=True)]
+            network, operator = (sum(of_kind) for of_kind in zip(*times, strict=True))
+            seconds = {"seconds": planning + network + operator, "seconds_in_network": network}
+            return replace(CallPlan.of(groups, self.num_samples), **seconds)
 
     @contextmanager
     def _at_work(self: _Model) -> Iterator[_Model]:
@@ -278,13 +283,9 @@ class PriorReconstructor(Configured):
         """The groups of images with equal plans."""
         return [group for posterior in posteriors for group in self.schedule.plan(posterior, self._budget())]
 
-    def _seconds_of_pass(self, posterior: Posterior, plan: Plan) -> float:
-        """The run time of a forward and backward pass for all rows of a group."""
-        z, levels = posterior.noise("start"), plan.stages[0].levels[-2:]
-        problem = Problem(posterior.prior, levels, posterior.likelihood, penalty=0.0, micro_batch=posterior.micro_batch)
-        start = time.perf_counter()
-        problem.gradients({"latent": z})
-        return time.perf_counter() - start
+    def _evaluations(self, stage: Stage) -> int:
+        """The maximum number of evaluations of A and its adjoint in a stage."""
+        return stage.steps
 
     def reconstruct(self, posterior: Posterior, plan: Plan, monitor: Monitor) -> tuple[Tensor, Tensor]:
         """

@@ -22,11 +22,12 @@ from deepinv_dmilo.optim.descent import correlated_proximal_point
 from deepinv_dmilo.optim.solvers import LBFGS, Adam, Solver
 from deepinv_dmilo.posterior.blur import estimate_kernel, noise_of_kernels
 from deepinv_dmilo.posterior.elbo import negative_elbo
-from deepinv_dmilo.posterior.moments import Moments, latent_draw
+from deepinv_dmilo.posterior.moments import EVALUATIONS_OF_A_DRAW, Moments, latent_draw
 from deepinv_dmilo.posterior.posterior import Posterior
 from deepinv_dmilo.posterior.problem import LatentTerm
 from deepinv_dmilo.priors.prior import Prior
 from deepinv_dmilo.schedules.chain import Chain
+from deepinv_dmilo.schedules.finishing import EVALUATIONS_OF_FINISHING
 from deepinv_dmilo.schedules.levels import Levels
 from deepinv_dmilo.schedules.schedule import Layers, Plan, Schedule, Stage
 from deepinv_dmilo.utils.settings import check_settings
@@ -254,6 +255,11 @@ class DMILO(PriorReconstructor):
         x = posterior.images(latent_draw(posterior, likelihood, x, z, level, stage.index, estimate))
         monitor.called(posterior, 1 + stage.products)
         return x, likelihood(x)
+
+    def _evaluations(self, stage: Stage) -> int:
+        if stage.products:
+            return EVALUATIONS_OF_A_DRAW
+        return (DECOUPLED_STEPS if stage.decoupled else stage.steps) + bool(stage.finishing) * EVALUATIONS_OF_FINISHING
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:
         """

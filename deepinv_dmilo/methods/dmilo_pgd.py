@@ -103,6 +103,9 @@ class DMILOPGD(DMILO):
             monitor.record(posterior, stage, x, cost, likelihood)
         return x, self.score(posterior, plan, x, cost)
 
+    def _evaluations(self, stage: Stage) -> int:
+        return super()._evaluations(stage) + (not stage.decoupled) * self.gradient_steps
+
     def descend(self, posterior: Posterior, stage: Stage, likelihood: Likelihood, x: Tensor) -> Tensor:
         """Gradient steps on the data term, with a proximal term if the stage has an image error."""
         how: dict[str, Any] = {"steps": self.gradient_steps, "limits": posterior.prior.limits}

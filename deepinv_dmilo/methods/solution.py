@@ -35,13 +35,16 @@ class CallPlan:
     :param tuple passes: maximum number of forward and backward passes of the network per image, for all samples, of
         each group.
     :param tuple calls: maximum number of forward passes; a forward and backward pass counts as two.
-    :param float seconds: estimate of the run time of the call from the time of one pass; None: not timed.
+    :param float seconds: estimate of the run time of the call, at most, from the times of its first image, one pass of
+        the network and one evaluation of A; None: not timed.
+    :param float seconds_in_network: that of the passes alone.
     """
 
     groups: tuple[tuple[tuple[int, ...], Plan], ...]
     passes: tuple[int, ...]
     calls: tuple[int, ...]
     seconds: float | None = None
+    seconds_in_network: float = 0.0
 
     @classmethod
     def of(cls, groups: list[tuple[Posterior, Plan]], num_samples: int) -> CallPlan:
@@ -76,7 +79,12 @@ class CallPlan:
                     else f"{calls} calls of the network for an image"
                 ),
             ]
-        return "\n".join(lines if self.seconds is None else [*lines, f"about {self.seconds:.2g} s in all"])
+        if self.seconds is not None:
+            rest = self.seconds - self.seconds_in_network
+            lines.append(
+                f"about {self.seconds:.2g} s in all: {self.seconds_in_network:.2g} in the network, {rest:.2g} in A"
+            )
+        return "\n".join(lines)
 
 
 def _described(stages: tuple[Stage, ...]) -> list[str]:

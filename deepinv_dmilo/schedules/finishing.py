@@ -18,6 +18,8 @@ from deepinv_dmilo.posterior.posterior import Posterior
 # error are: ours.
 IMAGE_ERROR = 0.1
 LAST_STEPS = 15  # L-BFGS steps of the proximal step: ours
+#: evaluations of A of the posterior mean; a sparse deviation mostly takes few
+EVALUATIONS_OF_FINISHING = 2 * LAST_STEPS
 STEPS_PER_OCTAVE = 32  # grid of the noise levels given to the network; measured in docs/lab-book/levels.md
 
 

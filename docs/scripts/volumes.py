@@ -11,7 +11,7 @@ pixel along all three axes; of the Fourier coefficients in 3D a fifth and the lo
 from __future__ import annotations
 
 import argparse
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 from deepinv.loss.metric import PSNR
@@ -105,6 +105,11 @@ def psnr(prior: DiffusionPrior, x: Tensor, physics: Physics, told: float | None,
     return PSNR()(model(y, physics), x).item()
 
 
+def summary(values: list[float]) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    return f"{mean(values):.2f}" + (f" ({stdev(values):.2f})" if len(values) > 1 else "")
+
+
 def table(passes: int, seeds: int) -> list[str]:
     """A row for each volume and problem."""
     titles = ["volume", "difference", "problem", *(str(d or "independent slices") for d in _DIFFERENCES)]
@@ -112,8 +117,8 @@ def table(passes: int, seeds: int) -> list[str]:
     for name, (prior_name, x) in tqdm(volumes().items()):
         prior = DiffusionPrior.from_pretrained(prior_name)
         for problem, physics in problems(tuple(x.shape[2:])).items():
-            means = [mean(psnr(prior, x, physics, d, passes, seed) for seed in range(seeds)) for d in _DIFFERENCES]
-            cells = [name, f"{difference(x):.3f}", problem, *(f"{value:.2f}" for value in means)]
+            found = [[psnr(prior, x, physics, d, passes, seed) for seed in range(seeds)] for d in _DIFFERENCES]
+            cells = [name, f"{difference(x):.3f}", problem, *map(summary, found)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -122,9 +127,13 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python docs/scripts/volumes.py")
     parser.add_argument("--passes", type=int, default=25, help="budget, max_passes")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of the noise, from 0")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the noise, from 0")
     args = parser.parse_args(argv)
-    print(f"{sentence(provenance())}. Mean PSNR in dB.", *table(args.passes, args.seeds), sep="\n")
+    print(
+        f"{sentence(provenance())}. PSNR in dB, mean and standard deviation over seeds.",
+        *table(args.passes, args.seeds),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":
