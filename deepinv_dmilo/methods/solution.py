@@ -80,9 +80,9 @@ class CallPlan:
                 ),
             ]
         if self.seconds is not None:
-            rest = self.seconds - self.seconds_in_network
+            network, rest = self.seconds_in_network, self.seconds - self.seconds_in_network
             lines.append(
-                f"about {self.seconds:.2g} s in all: {self.seconds_in_network:.2g} in the network, {rest:.2g} in A"
+                f"about {self.seconds:.2g} s in all: {network:.2g} in the network, {rest:.2g} in A and the first image"
             )
         return "\n".join(lines)
 

@@ -48,7 +48,7 @@ def test_a_plan_names_what_would_be_done(masked):
     assert "2 stages of noise 1, 0.3, 10 steps a layer at most\n" in text
     assert "finishing: PosteriorMean, SparseDeviation\n" in text
     assert "at most 20 passes of the network for an image, 40 calls in all\n" in text
-    assert re.search(r"about \S+ s in all: \S+ in the network, \S+ in A$", text)
+    assert re.search(r"about \S+ s in all: \S+ in the network, \S+ in A and the first image$", text)
     assert plan.seconds > plan.seconds_in_network > 0
 
 
