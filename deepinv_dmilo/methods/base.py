@@ -262,8 +262,7 @@ class PriorReconstructor(Configured):
         monitor = Monitor(name, batch, self.num_samples, self.verbose, compute_metrics, truth)
         images = torch.empty_like(forward.like)
         samples = images.new_empty(batch, self.num_samples, *images.shape[1:])
-        chosen, scores = torch.empty(batch, dtype=torch.long, device=images.device), images.new_empty(batch)
-        explained = []
+        chosen, explained = torch.empty(batch, dtype=torch.long, device=images.device), []
         with monitor.showing(sum(plan.calls for _, plan in groups)):
             for posterior, plan in groups:
                 x, score = self.reconstruct(posterior, plan, monitor)
@@ -272,13 +271,13 @@ class PriorReconstructor(Configured):
                 numbers, places = posterior.image_numbers, chosen_rows(posterior, score)
                 images[numbers] = of_samples(posterior, x, places).to(images)
                 samples[numbers] = x.view(self.num_samples, -1, *x.shape[1:]).transpose(0, 1).to(images)
-                chosen[numbers], scores[numbers] = posterior.rows[places], score[places].to(images)
+                chosen[numbers] = posterior.rows[places]
                 explained.append((posterior.likelihood.select(places), images[numbers]))
         warn_if_unexplained(explained)
         found = {} if forward.nuisance is None else forward.nuisance.values(chosen)
         parameters = {name: t.detach() for name, t in found.items()}
         images, samples, plans = prior.given(images), prior.given(samples), CallPlan.of(groups, self.num_samples)
-        return Solution(images, samples, parameters, monitor.metrics, plans, monitor.ended, scores)
+        return Solution(images, samples, parameters, monitor.metrics, plans, monitor.ended)
 
     def _groups(self, posteriors: list[Posterior]) -> list[tuple[Posterior, Plan]]:
         """The groups of images with equal plans."""

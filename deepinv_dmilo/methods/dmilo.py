@@ -263,12 +263,12 @@ class DMILO(PriorReconstructor):
 
     def score(self, posterior: Posterior, plan: Plan, x: Tensor, cost: Tensor) -> Tensor:
         """
-        The score of a blind problem, (n,), lowest for the best sample: the negative log posterior up to a constant.
+        The score by which the best sample of a blind problem is chosen, (n,): the negative log posterior.
 
         With mean squares it is the objective. A Gaussian negative log-likelihood is clamped at its mean: fitting the
         noise does not make a sample more probable.
         """
-        if posterior.nuisance is None or not self.schedule.uses_likelihood:
+        if posterior.nuisance is None or posterior.num_samples == 1 or not self.schedule.uses_likelihood:
             return cost
         likelihood, n = self.schedule.likelihood(posterior, plan, plan.stages[-1], x), posterior.num_samples
         if isinstance(likelihood, Gaussian):

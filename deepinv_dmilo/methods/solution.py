@@ -117,9 +117,6 @@ class Solution(NamedTuple):
     :param dict metrics: by name, for each image a value per stage; empty: not asked for.
     :param CallPlan plan: the plan of the call.
     :param list ended: for each image, how each of its layer problems ended, in order.
-    :param torch.Tensor scores: in blind problems solved by levels, the negative log posterior of each image, (B,), up
-        to a constant: an ELBO (:doc:`/method`). Solutions for the same y, noise level and ``rng`` compare: the lower
-        is the more probable. Otherwise the final objective of one sample.
     """
 
     images: Tensor
@@ -128,4 +125,3 @@ class Solution(NamedTuple):
     metrics: dict[str, list[list[float]]]
     plan: CallPlan
     ended: list[list[Ended]]
-    scores: Tensor
