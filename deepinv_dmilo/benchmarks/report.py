@@ -198,9 +198,7 @@ def write(
     """
     size = "" if preset.size is None else f", {preset.size} x {preset.size}"
     text = [f"# {preset.title}", "", INTRO, ""]
-    text.append(
-        f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`, interrupted and resumed."
-    )
+    text.append(f"Prior `{preset.prior}`, pictures `{preset.images}`{size}. Run by `{command}`.")
     text += [f"Tables written {sentence(provenance(device))}.", "", CAVEAT]
     if any(r.task in BLIND_TASKS for r in rows):
         text += ["", BLIND]

@@ -99,8 +99,8 @@ class SITCOM(Rival):
     Step-wise triple-consistent sampling (Alkhouri et al., ICML 2025).
 
     At each of N noise levels one latent is optimised through the network until its image fits the measurements to the
-    noise; fresh noise takes the image to the next level. The weight is Adam's rate. The levels are those of the authors'
-    code, from T - T / N down to 0: at low noise they gain up to 8 dB over the paper's, from T down to T / N.
+    noise; fresh noise takes the image to the next level. The weight is Adam's rate. The levels are those of the
+    authors' code, from T - T / N down to 0 (paper: from T down to T / N).
 
     :param int steps: N (paper: 20).
     :param int inner: K, steps of Adam at each (paper: 20 to 40).

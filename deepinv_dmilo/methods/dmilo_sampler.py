@@ -25,8 +25,8 @@ from deepinv_dmilo.priors.slicewise import Slicewise
 from deepinv_dmilo.schedules.annealing import FEWEST, Annealing
 from deepinv_dmilo.schedules.schedule import CALLS_OF_A_PASS, Plan, Stage
 
-# slice_difference from which draws are those of long chains; at 0.003 means are farther off than without it: measured
-# with the toy of tests/methods/test_sampler.py.
+# Smallest slice_difference at which samples agree with long Gibbs chains; at 0.003 their means are worse than without
+# it: measured with the toy of tests/methods/test_sampler.py.
 LEAST_DIFFERENCE = 0.01
 
 
@@ -98,8 +98,8 @@ class DMILOSampler(PriorReconstructor):
         difference = self.prior.slice_difference if isinstance(self.prior, Slicewise) else None
         if difference is not None and difference < LEAST_DIFFERENCE:
             raise ValueError(
-                f"slice_difference={difference!r}: draws of slices that are more alike are no draws of the posterior; "
-                f"type {LEAST_DIFFERENCE} at least, or DMILO(prior) for one reconstruction"
+                f"slice_difference={difference!r}: below {LEAST_DIFFERENCE} the samples are not those of the "
+                f"posterior; type {LEAST_DIFFERENCE} at least, or DMILO(prior) for one reconstruction"
             )
         self.sigmas = self.schedule.sigmas
         if self.sigmas is not None and (self.max_calls, self.max_passes) != (None, None):

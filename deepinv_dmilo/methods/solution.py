@@ -35,16 +35,16 @@ class CallPlan:
     :param tuple passes: maximum number of forward and backward passes of the network per image, for all samples, of
         each group.
     :param tuple calls: maximum number of forward passes; a forward and backward pass counts as two.
-    :param float seconds: estimate of the run time of the call, at most, from the times of its first image, one pass of
-        the network and one evaluation of A; None: not timed.
-    :param float seconds_in_network: that of the passes alone.
+    :param float seconds: upper estimate of the run time of the call, from the times of its first image, of one pass of
+        the network and of one evaluation of A; None: not timed.
+    :param float seconds_in_network: the part of it in the network.
     """
 
     groups: tuple[tuple[tuple[int, ...], Plan], ...]
     passes: tuple[int, ...]
     calls: tuple[int, ...]
     seconds: float | None = None
-    seconds_in_network: float = 0.0
+    seconds_in_network: float | None = None
 
     @classmethod
     def of(cls, groups: list[tuple[Posterior, Plan]], num_samples: int) -> CallPlan:
@@ -79,10 +79,11 @@ class CallPlan:
                     else f"{calls} calls of the network for an image"
                 ),
             ]
-        if self.seconds is not None:
+        if self.seconds is not None and self.seconds_in_network is not None:
             network, rest = self.seconds_in_network, self.seconds - self.seconds_in_network
             lines.append(
-                f"about {self.seconds:.2g} s in all: {network:.2g} in the network, {rest:.2g} in A and the first image"
+                f"at most about {self.seconds:.2g} s in all: {network:.2g} in the network, {rest:.2g} in A and the "
+                "first image"
             )
         return "\n".join(lines)
 

@@ -31,7 +31,7 @@ EVALUATIONS_OF_A_DRAW = (PRODUCT_STEPS + 1) * EVALUATIONS + PRODUCT_STEPS * (2 +
 
 @dataclass(frozen=True)
 class OfLatents:
-    """A potential of images, such as a negative log-likelihood, of clean latents, (n, C, H, W) -> (n,)."""
+    """A potential of images, such as a negative log-likelihood, as one of clean latents, (n, C, H, W) -> (n,)."""
 
     potential: Potential
     prior: Prior

@@ -22,13 +22,13 @@ class WithEnergy:
     """The negative log-likelihood of images plus the energy of the prior, what steps without the network descend."""
 
     likelihood: Likelihood
-    prior: Energy
+    term: Energy
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.likelihood(x) + self.prior.energy(x)
+        return self.likelihood(x) + self.term.energy(x)
 
     def select(self, rows: Tensor) -> WithEnergy:
-        return WithEnergy(self.likelihood.select(rows), self.prior.select(rows))
+        return WithEnergy(self.likelihood.select(rows), self.term.select(rows))
 
 
 @dataclass(frozen=True)

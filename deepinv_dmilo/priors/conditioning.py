@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Conditioning = Mapping[str, Any]  # tensors by name, or mappings of these
 #: what to do about a network that does not take what it is given
 REMEDY = "give a prior, a physics and conditioning that go together in channels, size and type"
-#: transformers of diffusers that take the time as their scheduler counts it; others take it in another form
+#: transformers of diffusers whose time argument is that of their scheduler
 TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 
@@ -74,7 +74,7 @@ def names_timestep(network: nn.Module) -> bool:
 
 
 def check_time(network: nn.Module) -> None:
-    """Refuse transformers of diffusers that take the time in another form."""
+    """Refuse transformers of diffusers whose time argument has another form."""
     kind = type(unwrapped(network))
     is_transformer = kind.__module__.startswith("diffusers.") and "Transformer" in kind.__name__
     if is_transformer and kind.__name__ not in TRANSFORMERS:

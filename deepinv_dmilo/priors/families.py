@@ -18,7 +18,7 @@ PURE = 1e-4  # the least signal that a flow's latents keep, next to pure noise
 
 
 class Family(Protocol):
-    """The time that a network takes, and the meaning of its output, at a noise level."""
+    """The time argument of a network, and the meaning of its output, at a noise level."""
 
     def level(self, ratio: float) -> Level:
         """The level whose noise, relative to the image, is nearest to ``ratio``."""
@@ -139,13 +139,13 @@ def _rescaled(alphas_cumprod: list[float]) -> list[float]:
 
 
 class _Exploding:
-    """Latents ``u + s eps`` at any noise s between two ends; a family defines the time that the network takes for s."""
+    """Latents ``u + s eps`` at any noise s between two ends; a family defines the network's time argument for s."""
 
     least: float
     most: float
 
     def time(self, noise: float) -> float:
-        """The time that the network takes at a noise level."""
+        """The time argument of the network at a noise level."""
         return noise
 
     def level(self, ratio: float) -> Level:

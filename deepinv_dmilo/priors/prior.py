@@ -22,7 +22,7 @@ class Level(NamedTuple):
 
     signal: float
     noise: float
-    time: float = 0.0  # that the network takes
+    time: float = 0.0  # the network's time argument
 
     @property
     def ratio(self) -> float:
@@ -41,7 +41,7 @@ class Level(NamedTuple):
 
 
 class Energy(Protocol):
-    """What is added to -log p(x) beside the network."""
+    """A term of -log p(x) apart from the network."""
 
     def energy(self, x: Tensor) -> Tensor:
         """Of images in [0, 1], (n, C, H, W) -> (n,), differentiable."""
@@ -135,7 +135,7 @@ class Prior(nn.Module):
 
     def perturbed_energy(self, x: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> Energy:
         """
-        The energy for an exact draw by optimisation, if its terms are mixtures of normal ones: here as it is.
+        The energy whose minimiser is an exact draw, if its terms are mixtures of normal ones; here the energy itself.
 
         :param torch.Tensor x: current images, (n, C, H, W), given which the weights of the terms are drawn.
         :param draw: gives standard normal noise, (n, *shape), of a shape.

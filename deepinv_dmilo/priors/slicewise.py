@@ -58,9 +58,9 @@ class Slicewise(Wrapper):
     :param Prior prior: of slices, (n, C, H, W) for the first axis; a condition of a volume is that of all its slices.
     :param int axis: dimension of (B, C, D, H, W) along which slices are stacked, 2, 3 or 4 (or -3, -2, -1); of films
         (B, C, T, H, W) that of time is 2.
-    :param float slice_difference: b: about the standard deviation of d, for images in [0, 1], such as 0.1. None: slices
-        are independent. With it, they start with the same noise, but for those of
-        :class:`deepinv_dmilo.DMILOSampler`, which takes 0.01 or more.
+    :param float slice_difference: b: the scale of d, for images in [0, 1], such as 0.1; about the root mean square of
+        the differences of neighbouring slices. None: slices are independent. With it, all slices start with the same
+        noise; in :class:`deepinv_dmilo.DMILOSampler`, which takes 0.01 or more, each has its own.
 
     :Examples:
 

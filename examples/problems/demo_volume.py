@@ -42,8 +42,8 @@ print(f"volume {tuple(x.shape)}, kernel {tuple(kernel.shape)}")
 # --------------------
 #
 # A pass of the network takes all slices at once. ``micro_batch=2``, for example, takes two at a time, with less memory
-# and the same result. ``slice_difference`` is the standard deviation of the difference of neighbouring slices. For
-# comparison, each slice is also reconstructed alone, as if it were blurred in its plane only.
+# and the same result. ``slice_difference`` is the scale of the differences of neighbouring slices, about their root
+# mean square. For comparison, each slice is also reconstructed alone, as if it were blurred in its plane only.
 
 prior = DiffusionPrior.from_pretrained("digits")
 difference = x.diff(dim=2).square().mean().sqrt().item()
