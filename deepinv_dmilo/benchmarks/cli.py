@@ -53,7 +53,8 @@ def add_benchmark(commands: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME=FILE",
-        help="report, deepinv: weights of RAM or DRUNet, as RAM=ram.pth.tar, where deepinv cannot download them",
+        help="report, deepinv: weights of RAM, DRUNet, KernelIdentificationNetwork or MPRNet, as RAM=ram.pth.tar, "
+        "where deepinv cannot download them",
     )
     report.add_argument("--batch-size", type=int, help="pictures reconstructed together")
     report.add_argument("--samples", type=int, help="of the calibration, for each picture (default: 8)")

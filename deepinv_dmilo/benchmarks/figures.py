@@ -26,6 +26,7 @@ LEGEND |= {"columnspacing": 1.0, "handlelength": 1.5}
 OUR_LOOKS: dict[str, dict[str, Any]] = {
     "dmilo": {"color": "#d62728", "marker": "o", "linewidth": 4.5, "markersize": 9, "zorder": 4},
     "dmilo-pgd": {"color": "#1f4ed8", "marker": "s", "linewidth": 2.0, "markersize": 5, "zorder": 5},
+    "dmilo, blurkernel, 200 calls": {"color": "#e8590c", "marker": "D", "linewidth": 2.0, "markersize": 5, "zorder": 5},
     "dmilosampler, 8 x 100 calls": {"color": "#a50f15", "marker": "D", "linewidth": 2.0, "markersize": 5, "zorder": 5},
 }
 #: the others': no two share a colour before there are sixteen, nor a colour and a marker before there are 166

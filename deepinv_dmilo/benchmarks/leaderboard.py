@@ -48,8 +48,10 @@ def run_leaderboard(args: argparse.Namespace, device: str) -> None:
     case = Case(prior, (3, args.size or PICTURE_SIDE, args.size or PICTURE_SIDE), "", 0.0, WEIGHT, weights=files)
     text = ["# deepinv's benchmarks", "", f"Prior `{preset.prior}`; {sentence(provenance(device))}."]
     absent: dict[str, str] = {}
+    networks: dict[str, None] = {}
     for name in names:
         makers = _chosen(solvers(PROBLEMS[name], preset.prior), args.methods)
+        networks |= {own: None for _, own in makers.values() if own}
         new = unreachable([own for _, own in makers.values() if own and own not in absent], 3, files)
         absent |= new
         print(*new.values(), sep="\n", end="\n" * bool(new))
@@ -57,7 +59,7 @@ def run_leaderboard(args: argparse.Namespace, device: str) -> None:
         rows = _run(name, having, case, images[name], _facts(name, args, limit), args.out / f"{name}.csv")
         count = len(images[name])
         text += ["", f"## {name}, {count} picture{'s' * (count > 1)}", "", _table(rows, list(makers))]
-    text += ["", *absent.values(), "", *(f"{own} has {network.about}." for own, network in OWN_NETWORKS.items())]
+    text += ["", *absent.values(), "", *(f"{own} has {OWN_NETWORKS[own].about}." for own in networks)]
     (args.out / "results.md").write_text("\n".join(text) + "\n")
     print("\n".join(text), f"wrote {args.out}", sep="\n")
 

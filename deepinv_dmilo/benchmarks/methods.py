@@ -23,15 +23,17 @@ from deepinv.sampling import (
 from deepinv.sampling import VariancePreservingDiffusion as VPDiffusion
 from torch import Tensor, nn
 
-from deepinv_dmilo.benchmarks.own_networks import PlugAndPlay, dpir, drunet_as_prior, ram
+from deepinv_dmilo.benchmarks.blind_rivals import BlindDPS, FastDiffusionEM
+from deepinv_dmilo.benchmarks.own_networks import EstimatedBlur, PlugAndPlay, dpir, drunet_as_prior, mprnet, ram
 from deepinv_dmilo.benchmarks.records import Trial, read_lines
 from deepinv_dmilo.benchmarks.rivals import DAPS, FASTDIPS, SITCOM, TotalVariation
 from deepinv_dmilo.benchmarks.studies import BLIND_TASKS, KNOWN_TASKS, REPORT_TASKS, Case
-from deepinv_dmilo.likelihood.constraints import Simplex
+from deepinv_dmilo.likelihood.constraints import BlurKernel, Simplex
 from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.methods.dmilo_pgd import DMILOPGD
 from deepinv_dmilo.methods.dmilo_sampler import DMILOSampler
 from deepinv_dmilo.methods.dmplug import DMPlug
+from deepinv_dmilo.priors.blur_kernels import middle
 from deepinv_dmilo.tools.demo import DPS_STEPS
 from deepinv_dmilo.tools.task_names import TASK_PRESETS
 
@@ -169,6 +171,11 @@ def _ours(case: Case, *, method: type[DMILO], passes: int, samples: int) -> nn.M
     return method(case.prior, max_passes=passes, num_samples=samples, unknown=unknown)
 
 
+def _blur_kernel(case: Case) -> nn.Module:
+    assert case.guess is not None  # of blind tasks alone
+    return DMILO(case.prior, max_calls=200, unknown={"filter": BlurKernel(middle(case.guess))})
+
+
 def _published(case: Case, *, method: type[DMILO]) -> nn.Module:
     # The authors' step sizes fit their operators; those of theirs that they have none for take 1 / ||A||^2.
     own = method is DMILOPGD and case.task in ("compressed-sensing", "phase-retrieval")
@@ -212,6 +219,12 @@ METHODS = {
     "BlindRL": Method(
         lambda case: RichardsonLucy(round(case.weight)), tasks=tuple(BLIND_TASKS), grid=(5.0, 10.0, 20.0)
     ),
+    "Fast Diffusion EM, 50 passes": Method(
+        partial(_rival, kind=FastDiffusionEM, steps=50), tasks=tuple(BLIND_TASKS), grid=(1.0, 2.0, 4.0)
+    ),
+    "BlindDPS, 100 passes": Method(
+        partial(_rival, kind=BlindDPS, steps=100), tasks=tuple(BLIND_TASKS), grid=(3.0, 6.0, 12.0)
+    ),
     "denoiser, one call": Method(OneCall, Denoising),
     **_budgets(DMILO),
     **_budgets(DMILOPGD),
@@ -219,6 +232,7 @@ METHODS = {
     # The default there, and four such searches, of which the most probable is returned.
     "DMILO, 200 passes": Method(partial(_ours, method=DMILO, passes=200, samples=1), tasks=tuple(BLIND_TASKS)),
     "DMILO, 4 x 200 passes": Method(partial(_ours, method=DMILO, passes=800, samples=4), tasks=tuple(BLIND_TASKS)),
+    "DMILO, BlurKernel, 200 calls": Method(_blur_kernel, tasks=tuple(BLIND_TASKS)),
     **RIVALS,
     "DPS, 1000 steps": Method(partial(_dps, steps=1000), recommended=1.0, first_only=True),
     "DMPlug, 900 passes": Method(lambda case: DMPlug(case.prior), first_only=True),
@@ -228,6 +242,8 @@ METHODS = {
     "DPIR": Method(dpir, LinearPhysics, own_network="DRUNet"),
     "DRUNet, PnP-PGD": Method(PlugAndPlay, LinearPhysics, grid=(0.01, 0.03, 0.1), scale=3.0, own_network="DRUNet"),
     "DRUNet as our prior": Method(drunet_as_prior, own_network="DRUNet"),
+    "kernel network, DMILO": Method(EstimatedBlur, tasks=tuple(BLIND_TASKS), own_network="KernelIdentificationNetwork"),
+    "MPRNet": Method(mprnet, tasks=tuple(BLIND_TASKS), own_network="MPRNet"),
 }
 
 

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from deepinv.models import RAM, DRUNet
+from deepinv.models import RAM, DRUNet, KernelIdentificationNetwork, MPRNet
 from deepinv.optim import DPIR, L2, PGD, PnP
-from deepinv.physics import LinearPhysics
+from deepinv.physics import GaussianNoise, LinearPhysics, SpaceVaryingBlur
 from torch import Tensor, nn
 
 from deepinv_dmilo.benchmarks.studies import Case
@@ -21,7 +21,16 @@ from deepinv_dmilo.methods.dmilo import DMILO
 from deepinv_dmilo.tools.errors import InputError
 
 #: what a failed download, or a file of something else, comes with
-UNREACHABLE = (OSError, RuntimeError, TypeError, ValueError, LookupError, EOFError, pickle.UnpicklingError)
+UNREACHABLE = (
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,14 @@ OWN_NETWORKS = {
         lambda channels, trained: DRUNet(channels, channels, pretrained="download" if trained else None),
         "33 million parameters, trained by its authors to remove white Gaussian noise from photographs",
     ),
+    "KernelIdentificationNetwork": Network(
+        lambda channels, trained: KernelIdentificationNetwork(pretrained="download" if trained else None),
+        "80 million parameters, trained by its authors to find the blur kernels of photographs",
+    ),
+    "MPRNet": Network(
+        lambda channels, trained: MPRNet(channels, channels, n_feat=96, pretrained="deblurring" if trained else None),
+        "20 million parameters, trained by its authors to deblur photographs of moving scenes",
+    ),
 }
 
 
@@ -63,6 +80,7 @@ def open_network(name: str, channels: int, file: Path | None) -> nn.Module:
         made = network.make(channels, file is None)
         if file is not None:
             weights = torch.load(file, map_location="cpu", weights_only=True)
+            weights = weights.get("state_dict", weights)  # in the file of MPRNet
             missing = made.load_state_dict(weights, strict=network.strict).missing_keys
             if 2 * len(missing) > len(made.state_dict()):
                 raise ValueError(f"{file} has no {missing[0]}")
@@ -111,6 +129,27 @@ def dpir(case: Case) -> nn.Module:
 def drunet_as_prior(case: Case) -> nn.Module:
     """DMILO with DRUNet in the place of the prior."""
     return DMILO(_network(case, "DRUNet"))
+
+
+def mprnet(case: Case) -> nn.Module:
+    """deepinv's MPRNet, one call, which reads neither the blur nor the noise."""
+    return _network(case, "MPRNet")
+
+
+class EstimatedBlur(nn.Module):
+    """DMILO with the blur that deepinv's network of kernels finds in y: kernels and where each counts."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.solver: nn.Module = DMILO(case.prior)
+        self.network: nn.Module = _network(case, "KernelIdentificationNetwork")
+        self.noise = case.noise
+
+    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
+        """Images, (B, C, H, W)."""
+        options = {"padding": "circular", "mask_first": False, "use_fft": True}  # as deepinv documents the network
+        blur = SpaceVaryingBlur(**self.network(y), **options, device=y.device, noise_model=GaussianNoise(self.noise))
+        return self.solver(y, blur)
 
 
 class PlugAndPlay(nn.Module):

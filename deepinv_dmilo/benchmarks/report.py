@@ -212,7 +212,7 @@ def write(
         for blind in (False, True):
             level = [r for r in rows if r.noise == noise and (r.task in BLIND_TASKS) == blind]
             title = f"Blind, noise {noise}" if blind else f"Noise {noise}"
-            text += _sections(level, title, out, [] if blind else list(lacking))
+            text += _sections(level, title, out, [m for m in lacking if (METHODS[m].tasks[0] in BLIND_TASKS) == blind])
     if preset.paper:
         text += ["", "## The paper", "", PAPER, "", "| method | task | PSNR (dB) | SSIM |", "|---|---|---|---|"]
         text += [

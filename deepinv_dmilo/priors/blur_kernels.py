@@ -27,3 +27,19 @@ def as_images(kernels: Tensor) -> Tensor:
     top, left = (KERNEL_SIDE // 2 - side // 2 for side in (height, width))
     roots = (kernels / kernels.amax((-2, -1), keepdim=True)).clamp(min=_LEAST).sqrt()
     return pad(roots, [left, IMAGE_SIDE - width - left, top, IMAGE_SIDE - height - top])
+
+
+def as_kernels(images: Tensor, height: int, width: int) -> Tensor:
+    """Kernels (n, 1, h, w) that sum to one, of images of the prior with values of at least 0."""
+    top, left = (KERNEL_SIDE // 2 - side // 2 for side in (height, width))
+    squares = images[..., top : top + height, left : left + width].square() + _LEAST
+    return squares / squares.sum((-2, -1), keepdim=True)
+
+
+def middle(kernels: Tensor) -> Tensor:
+    """The middle 33 x 33 of kernels, (..., h, w), at most."""
+    for dim in (-2, -1):
+        centre, half = kernels.shape[dim] // 2, KERNEL_SIDE // 2
+        start = max(0, centre - half)
+        kernels = kernels.narrow(dim, start, min(kernels.shape[dim], centre + half + 1) - start)
+    return kernels
