@@ -87,7 +87,7 @@ def test_tables_have_a_part_for_methods_with_a_network_of_their_own():
 def test_each_method_of_a_figure_has_a_look_of_its_own_and_ours_are_in_front():
     labels = [label for name, method in METHODS.items() for label, _ in report._settings(name, method)]
     looks = figures.styles(figures._families(labels))
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 37
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks) == 36
     many = figures.styles([*looks, *(f"method {i}" for i in range(100))])
     assert len({(look["color"], look["marker"]) for look in many.values()}) == len(many)
     names = ("DMILO", "DMILO-PGD", "DMILOSampler, 8 x 100 calls", "DMILO, BlurKernel, 200 calls")
