@@ -20,7 +20,7 @@ from deepinv_dmilo.priors.blur_kernels import IMAGE_SIDE, as_images, as_kernels,
 from deepinv_dmilo.priors.prior import Level, Prior
 from deepinv_dmilo.utils.spectra import transfer_function
 
-LEAST_NOISE = 1e-4  # of images in [-1, 1], in divisions by noise
+LEAST_NOISE_TOLD = 1e-4  # of images in [-1, 1], in divisions by noise
 TINY = 1e-12  # that is added to a kernel, which may be zero everywhere
 
 
@@ -135,7 +135,7 @@ class FastDiffusionEM(BlindRival):
         """The gradient of log p(y | u) with u of a variance, for images in [-1, 1]."""
         transfer = transfer_function(kernels, (u.shape[-2], u.shape[-1]))
         residual = torch.fft.rfft2(y) - transfer * torch.fft.rfft2(u)
-        told = max(self.weight * self.noise, LEAST_NOISE) ** 2
+        told = max(self.weight * self.noise, LEAST_NOISE_TOLD) ** 2
         weighted = transfer.conj() * residual / (variance * transfer.abs() ** 2 + told)
         return torch.fft.irfft2(weighted, s=u.shape[-2:])
 
@@ -145,7 +145,7 @@ class FastDiffusionEM(BlindRival):
         height, width = kernels.shape[-2:]
         of_x, of_y, size = torch.fft.rfft2(x), torch.fft.rfft2(y), (x.shape[-2], x.shape[-1])
         cross, power = (of_x.conj() * of_y).sum(1, True), of_x.abs().square().sum(1, True)
-        alpha = self.penalty * (max(self.noise, LEAST_NOISE) / 2) ** 2
+        alpha = self.penalty * (max(self.noise, LEAST_NOISE_TOLD) / 2) ** 2
         for _ in range(self.splits):
             transfer = (cross + alpha * transfer_function(kernels, size)) / (power + alpha)
             whole = torch.fft.irfft2(transfer, s=size).roll((height // 2, width // 2), (-2, -1))

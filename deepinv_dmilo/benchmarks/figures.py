@@ -20,7 +20,7 @@ from deepinv_dmilo.tools.metrics import PERCEPTUAL
 
 WIDTH, DPI = 8.0, 110  # inches, and dots to each: a page's width, where letters keep their size
 #: as narrow as all methods need to fit in the width
-LEGEND: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "fontsize": 8}
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "fontsize": 7.5}
 LEGEND |= {"columnspacing": 1.0, "handlelength": 1.5}
 #: our methods, by their names in small letters; where they agree, the second shows inside the first
 OUR_LOOKS: dict[str, dict[str, Any]] = {

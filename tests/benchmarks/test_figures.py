@@ -106,7 +106,7 @@ def test_the_legend_covers_nothing(draw):
     figure = draw(rows, tasks, methods)
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
-    assert len(figure.legends[0].get_texts()) == 31
+    assert len(figure.legends[0].get_texts()) == 36
     assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
     others = [ax for ax in figure.axes if ax.get_visible()] + list(figure.texts)
     assert not any(legend.overlaps(other.get_tightbbox()) for other in others)
