@@ -138,7 +138,7 @@ class Prior(nn.Module):
         The energy whose minimiser is an exact draw, if its terms are mixtures of normal ones; here the energy itself.
 
         :param torch.Tensor x: current images, (n, C, H, W), given which the weights of the terms are drawn.
-        :param draw: gives standard normal noise, (n, *shape), of a shape.
+        :param draw: gives standard normal noise for each row, (n, ...), of a shape without n.
         """
         return self
 
