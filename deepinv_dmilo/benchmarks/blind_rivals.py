@@ -99,8 +99,8 @@ class FastDiffusionEM(BlindRival):
     Fast Diffusion EM (Laroche, Almansa and Coupete, WACV 2024), with the guidance of PiGDM.
 
     At each level the predicted clean image gives the kernel, by half-quadratic splitting with a denoiser of kernels,
-    and that kernel guides the image. The weight is the noise level that the guidance is told, relative to that of y:
-    room for the errors of the kernel.
+    and that kernel guides the image. The weight is the noise level of the guidance, relative to that of y: it allows
+    for errors of the kernel.
 
     :param int steps: noise levels (authors' code: 100).
     """
@@ -110,8 +110,8 @@ class FastDiffusionEM(BlindRival):
     # (authors' code) to 1e8; M-steps at all levels, below 10, 3 and 1; eq. D.9; the authors' guidance, a quarter as
     # strong; the variance 1 - alpha_bar. These are the best.
     penalty = 1e7  # of a kernel that sums to one, to the denoised one (authors' code: beta)
-    kernel_noise = 0.03  # that the denoiser is told, for images of kernels in [0, 1]
-    first = 3.0  # noise level that M-steps begin below; before, the image tells nothing of the kernel
+    kernel_noise = 0.03  # noise level given to the denoiser, for images of kernels in [0, 1]
+    first = 3.0  # noise level below which M-steps begin
 
     def forward(self, y: Tensor, physics: Physics) -> Tensor:
         """Images in [0, 1], (B, C, H, W)."""
@@ -161,7 +161,7 @@ class FastDiffusionEM(BlindRival):
 
 
 def blurred(x: Tensor, kernels: Tensor) -> Tensor:
-    """Images that go round, convolved with kernels."""
+    """Images convolved with kernels, with a periodic boundary."""
     size = (x.shape[-2], x.shape[-1])
     return torch.fft.irfft2(transfer_function(kernels, size) * torch.fft.rfft2(x), s=size)
 
